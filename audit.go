@@ -1,0 +1,154 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/store"
+)
+
+// Client is the handle on one source and its history: it captures, and it
+// answers. All its methods are safe for concurrent use.
+//
+// A Client need not be started to ask for history, so a separate program can
+// serve it.
+type Client struct {
+	cfg     resolved
+	source  *pgxpool.Pool
+	store   *pgxpool.Pool
+	history *store.Store
+	setup   *capture.Setup
+	metrics *instruments
+
+	starting sync.Mutex // held by Start throughout, so that two calls are one
+
+	mu   sync.Mutex
+	run  *run // guarded by mu: the capture in progress, nil before Start and after Stop
+	last view // guarded by mu: what Status shows
+
+	stored *broadcast // told whenever something was stored
+	poke   chan struct{}
+}
+
+// Open checks cfg and returns a Client. It does not connect: a server that is
+// away is no reason for the program not to start. Close it when done.
+//
+// The error joins a *ConfigError for every problem of cfg.
+func Open(ctx context.Context, cfg Config) (*Client, error) {
+	r, err := cfg.resolve()
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{cfg: r, stored: newBroadcast(), poke: make(chan struct{}, 1)}
+	c.last.state = capture.Stopped
+	if c.metrics, err = newInstruments(r.MeterProvider, c); err != nil {
+		return nil, err
+	}
+	// Sessions of our own, so that the settings they need disturb nobody.
+	for _, pool := range []*pgxpool.Config{r.source, r.store} {
+		pool.ConnConfig.RuntimeParams["application_name"] = "audit"
+		pool.ConnConfig.RuntimeParams["timezone"] = "UTC"
+	}
+	r.source.MaxConns = 4
+	if c.source, err = pgxpool.NewWithConfig(ctx, r.source); err != nil {
+		return nil, fmt.Errorf("audit: open source: %w", err)
+	}
+	if c.store, err = pgxpool.NewWithConfig(ctx, r.store); err != nil {
+		c.source.Close()
+		return nil, fmt.Errorf("audit: open store: %w", err)
+	}
+	c.history = store.New(c.store, r.Schema)
+	c.setup = &capture.Setup{
+		DB: c.source, Slot: r.Slot, Publication: r.Publication, Patterns: r.patterns,
+		StoreSchema: r.Schema, Logger: r.Logger,
+	}
+	return c, nil
+}
+
+// Close stops capture at once if it runs, and closes all connections. Stop first
+// for an orderly end.
+func (c *Client) Close() {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel() // at once
+	// What Stop reports here is that it was not given time.
+	_ = c.Stop(ctx)
+	c.metrics.close()
+	c.source.Close()
+	c.store.Close()
+}
+
+var defaultClient atomic.Pointer[Client]
+
+// SetDefault makes client the one that the package-level functions work on.
+func SetDefault(client *Client) { defaultClient.Store(client) }
+
+// Default returns the client that SetDefault set, or nil.
+func Default() *Client { return defaultClient.Load() }
+
+func withDefault(do func(*Client) error) error {
+	c := Default()
+	if c == nil {
+		return ErrNoDefaultClient
+	}
+	return do(c)
+}
+
+// Start is Client.Start on the default client.
+func Start(ctx context.Context) error {
+	return withDefault(func(c *Client) error { return c.Start(ctx) })
+}
+
+// Stop is Client.Stop on the default client.
+func Stop(ctx context.Context) error {
+	return withDefault(func(c *Client) error { return c.Stop(ctx) })
+}
+
+// Sync is Client.Sync on the default client.
+func Sync(ctx context.Context) error {
+	return withDefault(func(c *Client) error { return c.Sync(ctx) })
+}
+
+// Refresh is Client.Refresh on the default client.
+func Refresh(ctx context.Context) error {
+	return withDefault(func(c *Client) error { return c.Refresh(ctx) })
+}
+
+// CurrentStatus is Client.Status on the default client.
+func CurrentStatus(ctx context.Context) (Status, error) {
+	var s Status
+	err := withDefault(func(c *Client) (err error) {
+		s, err = c.Status(ctx)
+		return err
+	})
+	return s, err
+}
+
+// broadcast wakes everybody who waits for the next of a series of events.
+type broadcast struct {
+	mu sync.Mutex
+	ch chan struct{} // guarded by mu: closed and replaced at every event
+}
+
+func newBroadcast() *broadcast { return &broadcast{ch: make(chan struct{})} }
+
+// next returns a channel that is closed at the next event.
+func (b *broadcast) next() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.ch
+}
+
+func (b *broadcast) send() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	close(b.ch)
+	b.ch = make(chan struct{})
+}
+
+var errStopped = errors.New("audit: capture is not running")

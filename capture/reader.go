@@ -1,0 +1,290 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hindsight-go/audit/internal/wal"
+)
+
+const (
+	// bemiPrefix is the prefix of the context messages of Bemi's published
+	// clients, so that services in other languages feed the same history.
+	bemiPrefix = "_bemi"
+
+	// SyncSuffix and RefreshSuffix, behind the context prefix, make the prefixes
+	// of two messages to capture itself: a transactional one that asks for the
+	// checkpoint to be stored, and a non-transactional one that asks to look for
+	// new tables at once.
+	SyncSuffix    = "_sync"
+	RefreshSuffix = "_refresh"
+)
+
+const (
+	// leaseRetry is how often a waiting instance asks for the slot.
+	leaseRetry = 500 * time.Millisecond
+	retryMin   = 200 * time.Millisecond
+	retryMax   = 15 * time.Second
+)
+
+// Querier is what capture needs of a connection to the source's catalog.
+type Querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// State is what a Reader is doing.
+type State string
+
+// The states of a Reader.
+const (
+	Stopped   State = "stopped"
+	Starting  State = "starting"
+	Waiting   State = "waiting"   // another instance holds the slot
+	Streaming State = "streaming" // this instance holds the slot
+	Retrying  State = "retrying"  // something failed; it will be tried again
+	Failed    State = "failed"    // something failed for good
+)
+
+// Config configures a Reader. All fields without a note are required.
+type Config struct {
+	// Connect holds the settings of a connection to the source; replication is
+	// asked for by the Reader.
+	Connect *pgconn.Config
+	// Catalog answers questions about the source's tables.
+	Catalog     Querier
+	Slot        string
+	Publication string
+	// Prefix is that of the context messages, "audit" by default.
+	Prefix string
+	// Prepare is called before every attempt to stream. It makes sure that there
+	// is a slot to stream from and returns the checkpoint, with the system
+	// identifier it belongs to.
+	Prepare func(ctx context.Context) (Resume, error)
+	// Open is called once the slot is held. It takes the store over and returns
+	// the sink and the position up to which it holds everything. progress is to
+	// be called after each piece of work the sink has done.
+	Open func(ctx context.Context, progress func()) (Sink, LSN, error)
+	// Recover, optional, is told the error that ended a session. It may return
+	// another error, or wrap this one with Permanent.
+	Recover func(ctx context.Context, err error) error
+	// OnState, optional, is told of every change of state.
+	OnState func(State, error)
+	// OnRefresh, optional, is called when the stream carries a refresh message.
+	OnRefresh func()
+	// Logger is slog.Default() if nil.
+	Logger *slog.Logger
+}
+
+// Resume is where streaming goes on.
+type Resume struct {
+	Position         LSN
+	SystemIdentifier string
+}
+
+// ErrSlotInUse is returned by an attempt to stream while another session, as a
+// rule another instance of the program, holds the slot.
+var ErrSlotInUse = errors.New("capture: slot is in use")
+
+// SourceMismatchError is returned when the server is not the one that the
+// checkpoint was made on: another cluster, or one restored to an earlier state.
+// Going on would mix two histories, so capture stops.
+type SourceMismatchError struct {
+	Reason string
+	Fix    string
+}
+
+func (e *SourceMismatchError) Error() string { return "capture: " + e.Reason + ": " + e.Fix }
+
+// permanentError marks an error that trying again will not mend.
+type permanentError struct{ err error }
+
+func (e *permanentError) Error() string { return e.err.Error() }
+func (e *permanentError) Unwrap() error { return e.err }
+
+// Permanent marks an error that ends Run instead of being retried.
+func Permanent(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &permanentError{err}
+}
+
+// Reader keeps a stream from the source flowing into a sink: it takes the slot
+// when it is free, streams, and starts over after a failure. It is used once.
+type Reader struct {
+	cfg      Config
+	stopping chan struct{}
+	stopOnce sync.Once
+	through  atomic.Uint64
+}
+
+// New returns a Reader. Run starts it.
+func New(cfg Config) *Reader {
+	if cfg.Prefix == "" {
+		cfg.Prefix = "audit"
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	return &Reader{cfg: cfg, stopping: make(chan struct{})}
+}
+
+// Stop asks Run to end in order: nothing more is read but the rest of the open
+// transaction, what was read is stored and confirmed. It does not wait.
+func (r *Reader) Stop() { r.stopOnce.Do(func() { close(r.stopping) }) }
+
+// Run captures until Stop is called or ctx ends. It returns nil after an orderly
+// end, and an error only where trying again is of no use.
+func (r *Reader) Run(ctx context.Context) error {
+	backoff := retryMin
+	for {
+		r.state(Starting, nil)
+		began := time.Now()
+		err := r.session(ctx)
+		if err == nil || ctx.Err() != nil {
+			r.state(Stopped, nil)
+			return nil
+		}
+		if r.cfg.Recover != nil {
+			err = r.cfg.Recover(ctx, err)
+		}
+		var permanent *permanentError
+		if errors.As(err, &permanent) {
+			r.state(Failed, permanent.err)
+			return permanent.err
+		}
+		wait := leaseRetry
+		switch {
+		case errors.Is(err, ErrSlotInUse):
+			r.state(Waiting, nil)
+		default:
+			if time.Since(began) > time.Minute {
+				backoff = retryMin
+			}
+			wait, backoff = backoff, min(backoff*2, retryMax)
+			r.state(Retrying, err)
+		}
+		// Jitter keeps many instances from asking in step.
+		wait = wait/2 + rand.N(wait)
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-r.stopping:
+			timer.Stop()
+			r.state(Stopped, nil)
+			return nil
+		case <-ctx.Done():
+			timer.Stop()
+			r.state(Stopped, nil)
+			return nil
+		}
+	}
+}
+
+func (r *Reader) state(s State, err error) {
+	if r.cfg.OnState != nil {
+		r.cfg.OnState(s, err)
+	}
+}
+
+// session holds the slot once, for as long as it goes well.
+func (r *Reader) session(ctx context.Context) error {
+	resume, err := r.cfg.Prepare(ctx)
+	if err != nil {
+		return err
+	}
+	stream, err := r.connect(ctx, resume)
+	if err != nil {
+		return err
+	}
+	defer stream.close()
+
+	s := &session{
+		cfg: &r.cfg, stream: stream,
+		progress: make(chan struct{}, 1), stopping: r.stopping,
+		relations: make(map[uint32]*relationState), types: make(map[uint32]wal.Kind),
+	}
+	if err := r.cfg.Catalog.QueryRow(ctx, "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::bigint").Scan(&s.xid); err != nil {
+		return fmt.Errorf("read the current transaction id: %w", err)
+	}
+	s.sink, s.start, err = r.cfg.Open(ctx, func() {
+		select {
+		case s.progress <- struct{}{}:
+		default:
+		}
+		stream.wake()
+	})
+	if err != nil {
+		return err
+	}
+	defer s.sink.Close()
+	s.confirmed = s.start
+	r.state(Streaming, nil)
+	return s.run(ctx)
+}
+
+// connect starts streaming from the slot, which is what holding it means.
+func (r *Reader) connect(ctx context.Context, resume Resume) (*stream, error) {
+	pg, err := pgconn.ConnectConfig(ctx, replicationConfig(r.cfg.Connect))
+	if err != nil {
+		return nil, fmt.Errorf("connect for replication: %w", err)
+	}
+	system, err := pglogrepl.IdentifySystem(ctx, pg)
+	if err != nil {
+		_ = pg.Close(context.WithoutCancel(ctx))
+		return nil, fmt.Errorf("identify system: %w", err)
+	}
+	if err := CheckSource(system.SystemID, system.XLogPos, resume); err != nil {
+		_ = pg.Close(context.WithoutCancel(ctx))
+		return nil, Permanent(err)
+	}
+	stream, err := startStream(ctx, pg, r.cfg.Slot, r.cfg.Publication, resume.Position)
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) && pgErr.Code == "55006" {
+		return nil, fmt.Errorf("%w: %w", ErrSlotInUse, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("start replication from slot %q: %w", r.cfg.Slot, err)
+	}
+	return stream, nil
+}
+
+// CheckSource returns a *SourceMismatchError unless a server with the given
+// system identifier, whose WAL ends at end, is one on which to go on.
+func CheckSource(systemIdentifier string, end LSN, resume Resume) error {
+	switch {
+	case resume.SystemIdentifier != systemIdentifier:
+		return &SourceMismatchError{
+			Reason: fmt.Sprintf("the history was captured from the cluster with system identifier %s, this server is %s", resume.SystemIdentifier, systemIdentifier),
+			Fix:    "point SourceURL at the cluster that the history belongs to, or keep this cluster's history in a schema of its own (Config.Schema)",
+		}
+	case resume.Position > end:
+		// The server accepts such a position silently and then skips whatever it
+		// writes up to there.
+		return &SourceMismatchError{
+			Reason: fmt.Sprintf("the history reaches to %s, the server's WAL only to %s: it was restored to an earlier state", resume.Position, end),
+			Fix:    "keep what follows in a schema of its own (Config.Schema); what the old history says after the restored moment did not happen here",
+		}
+	}
+	return nil
+}
+
+// IsPublicationLost tells that the server could not decode because the
+// publication did not exist when the change was made: it was dropped, or
+// recreated, under the slot.
+func IsPublicationLost(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == "42704" && strings.HasPrefix(pgErr.Message, "publication ")
+}

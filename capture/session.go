@@ -1,0 +1,427 @@
+package capture
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/hindsight-go/audit/internal/wal"
+)
+
+const (
+	// behindBy tells a backlog from the tail of the log: so far in the past, by
+	// the server's own clock, a transaction was committed when it was sent.
+	behindBy = int64(250 * time.Millisecond / time.Microsecond)
+	// Under a backlog, small reads are let gather, and a dry moment is no reason
+	// to store yet.
+	gather  = 500 * time.Microsecond
+	dryFor  = 5 * time.Millisecond
+	smallIn = 64 << 10
+)
+
+// session reads one stream into one sink, from START_REPLICATION until either
+// fails. It runs on one goroutine.
+type session struct {
+	cfg    *Config
+	stream *stream
+	sink   Sink
+	start  LSN // transactions that committed before it are stored already
+
+	progress chan struct{}
+	stopping <-chan struct{}
+
+	relations map[uint32]*relationState
+	types     map[uint32]wal.Kind
+	rows      rowDecoder
+	lastOID   uint32
+	lastState *relationState
+
+	inTx      bool
+	skip      bool
+	xid       uint64 // the newest 64-bit transaction id seen
+	readTime  int64
+	sent      int64 // the server's clock when it sent the message at hand
+	committed int64 // commit time of the transaction at hand
+	through   LSN   // everything before it was read
+
+	confirmed  LSN
+	statusSent time.Time
+	pending    []byte // reply owed
+	reply      bool
+}
+
+type relationState struct {
+	relation  *wal.Relation
+	announced bool
+}
+
+// run reads until the stream or the sink fails, stopping is closed, or ctx ends.
+// It returns nil only after an orderly stop.
+func (s *session) run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, s.stream.wake)
+	defer stop()
+	wakeOnStop := make(chan struct{})
+	defer close(wakeOnStop)
+	go func() {
+		select {
+		case <-s.stopping:
+			s.stream.wake()
+		case <-wakeOnStop:
+		}
+	}()
+	for {
+		if err := s.drain(ctx); err != nil {
+			return err
+		}
+		select {
+		case <-s.stopping:
+			if !s.inTx {
+				return s.finish(ctx)
+			}
+			// In the midst of a transaction: its rows may be on their way together
+			// with whole transactions before it, so it is read to its end.
+		default:
+		}
+		deadline := s.statusSent.Add(statusInterval)
+		if s.behind() {
+			if s.stream.lastRead < smallIn {
+				s.pause(ctx, gather)
+			}
+			deadline = time.Now().Add(dryFor)
+		} else {
+			s.sink.Flush()
+		}
+		if err := s.keepAlive(); err != nil {
+			return err
+		}
+		s.stream.lastRead = 0
+		if err := s.stream.fill(deadline); err != nil {
+			return streamEnded(err)
+		}
+		switch {
+		case s.stream.lastRead > 0:
+			s.stream.heard = time.Now()
+		case s.behind():
+			s.sink.Flush() // dry in earnest
+			s.committed = s.sent
+		}
+		if time.Since(s.stream.heard) > silence {
+			return fmt.Errorf("read replication stream: the server has said nothing for %s", silence)
+		}
+	}
+}
+
+func streamEnded(err error) error {
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("read replication stream: the server closed the connection: %w", io.ErrUnexpectedEOF)
+	}
+	return fmt.Errorf("read replication stream: %w", err)
+}
+
+// behind tells whether what is being read is a backlog.
+func (s *session) behind() bool { return s.sent-s.committed > behindBy && s.committed != 0 }
+
+// drain handles every whole message in the buffer, waiting for the sink where it
+// is full. The server is held back by TCP meanwhile, and kept informed.
+func (s *session) drain(ctx context.Context) error {
+	s.readTime = wal.Microseconds(time.Now())
+	for {
+		if err := s.sink.Err(); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		for s.sink.Full() {
+			if err := s.waitForSink(ctx); err != nil {
+				return err
+			}
+		}
+		kind, body, ok, err := s.stream.next()
+		if err != nil || !ok {
+			return err
+		}
+		if err := s.message(ctx, kind, body); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *session) waitForSink(ctx context.Context) error {
+	timer := time.NewTimer(time.Second)
+	defer timer.Stop()
+	select {
+	case <-s.progress:
+	case <-timer.C:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	// The server cannot get through to ask for a reply while we do not read.
+	s.stream.heard = time.Now()
+	if err := s.keepAlive(); err != nil {
+		return err
+	}
+	return s.sink.Err()
+}
+
+// pause waits a moment for input to gather.
+func (s *session) pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// keepAlive confirms what is durable when that is news, asked for, or due.
+func (s *session) keepAlive() error {
+	durable := s.sink.Durable()
+	since := time.Since(s.statusSent)
+	news := durable > s.confirmed && since > 100*time.Millisecond
+	if !news && !s.reply && since < statusInterval {
+		return nil
+	}
+	if err := s.stream.confirm(durable); err != nil {
+		return fmt.Errorf("confirm position: %w", err)
+	}
+	s.confirmed, s.reply, s.statusSent = durable, false, time.Now()
+	return nil
+}
+
+func (s *session) message(ctx context.Context, kind byte, body []byte) error {
+	switch kind {
+	case 'd':
+		if len(body) == 0 {
+			return &DecodeError{Message: kind, Reason: errShort}
+		}
+		return s.copyData(ctx, body[0], body[1:])
+	case 'E':
+		return serverError(body)
+	case 'N', 'S': // a notice, a parameter status
+		return nil
+	case 'c', 'C', 'Z':
+		return errors.New("read replication stream: the server ended it")
+	}
+	return &DecodeError{Message: kind, Reason: errors.New("not part of the replication protocol")}
+}
+
+func (s *session) copyData(ctx context.Context, kind byte, body []byte) error {
+	switch kind {
+	case 'w': // XLogData: start, end of WAL, clock, payload
+		if len(body) < 25 {
+			return &DecodeError{Message: kind, Reason: errShort}
+		}
+		s.sent = int64(binary.BigEndian.Uint64(body[16:]))
+		if err := s.change(ctx, body[24], body[25:]); err != nil {
+			return err
+		}
+		return nil
+	case 'k': // keepalive: end of WAL, clock, whether a reply is asked for
+		if len(body) < 17 {
+			return &DecodeError{Message: kind, Reason: errShort}
+		}
+		if lsn := LSN(binary.BigEndian.Uint64(body)); !s.inTx {
+			s.through = max(s.through, lsn)
+			s.sink.Advance(lsn)
+		}
+		s.reply = s.reply || body[16] != 0
+		return nil
+	}
+	return &DecodeError{Message: kind, Reason: errors.New("unknown replication message")}
+}
+
+// change handles one pgoutput message.
+func (s *session) change(ctx context.Context, kind byte, body []byte) error {
+	var err error
+	switch kind {
+	case msgInsert, msgUpdate, msgDelete:
+		err = s.row(kind, body)
+	case msgBegin:
+		err = s.begin(body)
+	case msgCommit:
+		err = s.commit(body)
+	case msgMessage:
+		err = s.logicalMessage(body)
+	case msgRelation:
+		err = s.relation(ctx, body)
+	case msgTruncate:
+		err = s.truncate(body)
+	case msgOrigin, msgType, msgStreamAbort:
+		return nil
+	default:
+		err = errors.New("unknown message type")
+	}
+	if err == nil {
+		return nil
+	}
+	var lookup *lookupError
+	if errors.As(err, &lookup) {
+		return err
+	}
+	return &DecodeError{Message: kind, Reason: err}
+}
+
+func (s *session) begin(body []byte) error {
+	m, err := decodeBegin(body)
+	if err != nil {
+		return err
+	}
+	if s.inTx {
+		return errors.New("transaction inside a transaction")
+	}
+	s.inTx, s.committed = true, m.CommitTime
+	// What committed before the checkpoint is stored. The server skips it by
+	// itself unless the checkpoint moved between reading it and starting.
+	if s.skip = m.FinalLSN < s.start; s.skip {
+		return nil
+	}
+	s.sink.Begin(wal.Transaction{XID: s.widen(m.XID), CommitLSN: m.FinalLSN, CommitTime: m.CommitTime, ReadTime: s.readTime})
+	return nil
+}
+
+// widen makes a 64-bit transaction id of the 32 bits on the wire: of all ids
+// that end in them, the one nearest to the newest known.
+func (s *session) widen(xid uint32) uint64 {
+	const epoch = 1 << 32
+	wide := s.xid&^(epoch-1) | uint64(xid)
+	switch {
+	case wide > s.xid+epoch/2 && wide >= epoch:
+		wide -= epoch
+	case wide+epoch/2 < s.xid:
+		wide += epoch
+	}
+	s.xid = max(s.xid, wide)
+	return wide
+}
+
+func (s *session) commit(body []byte) error {
+	m, err := decodeCommit(body)
+	if err != nil {
+		return err
+	}
+	if !s.inTx {
+		return errors.New("commit outside a transaction")
+	}
+	s.inTx = false
+	s.through = max(s.through, m.EndLSN)
+	if !s.skip {
+		s.sink.Commit(m.EndLSN)
+	}
+	s.skip = false
+	return nil
+}
+
+func (s *session) row(kind byte, body []byte) error {
+	oid, err := relationOID(body)
+	if err != nil {
+		return err
+	}
+	state, err := s.state(oid)
+	if err != nil {
+		return err
+	}
+	row, err := s.rows.decode(kind, body, state.relation)
+	if err != nil {
+		return err
+	}
+	return s.pass(state, row)
+}
+
+func (s *session) state(oid uint32) (*relationState, error) {
+	if oid == s.lastOID && s.lastState != nil {
+		return s.lastState, nil
+	}
+	state := s.relations[oid]
+	if state == nil {
+		return nil, fmt.Errorf("relation %d was never described", oid)
+	}
+	s.lastOID, s.lastState = oid, state
+	return state, nil
+}
+
+func (s *session) pass(state *relationState, row *wal.Row) error {
+	if !s.inTx {
+		return errors.New("change outside a transaction")
+	}
+	if s.skip {
+		return nil
+	}
+	if !state.announced {
+		s.sink.Relation(state.relation)
+		state.announced = true
+	}
+	s.sink.Row(row)
+	return nil
+}
+
+func (s *session) truncate(body []byte) error {
+	return decodeTruncate(body, func(oid uint32) error {
+		state, err := s.state(oid)
+		if err != nil {
+			return err
+		}
+		return s.pass(state, &wal.Row{Operation: wal.Truncate, Relation: state.relation})
+	})
+}
+
+func (s *session) logicalMessage(body []byte) error {
+	m, err := decodeMessage(body)
+	if err != nil {
+		return err
+	}
+	prefix := string(m.Prefix)
+	if !m.Transactional {
+		// Such a message belongs to no transaction and comes from rolled back
+		// ones, too: it is nobody's context.
+		if prefix == s.cfg.Prefix+RefreshSuffix && s.cfg.OnRefresh != nil {
+			s.cfg.OnRefresh()
+		}
+		return nil
+	}
+	switch {
+	case !s.inTx:
+		return errors.New("transactional message outside a transaction")
+	case s.skip:
+	case prefix == s.cfg.Prefix, prefix == bemiPrefix:
+		s.sink.Stamp(m.Content)
+	case prefix == s.cfg.Prefix+SyncSuffix:
+		s.sink.Barrier()
+	}
+	return nil
+}
+
+func (s *session) relation(ctx context.Context, body []byte) error {
+	m, err := decodeRelation(body)
+	if err != nil {
+		return err
+	}
+	rel, err := s.describe(ctx, m)
+	if err != nil {
+		return err
+	}
+	s.relations[m.OID] = &relationState{relation: rel}
+	s.lastState = nil
+	return nil
+}
+
+// finish stores what was read, confirms it, and ends the stream.
+func (s *session) finish(ctx context.Context) error {
+	s.sink.Finish()
+	for !s.sink.Idle() {
+		if err := s.waitForSink(ctx); err != nil {
+			return err
+		}
+	}
+	if err := s.sink.Err(); err != nil {
+		return err
+	}
+	if err := s.stream.confirm(s.sink.Durable()); err != nil {
+		return fmt.Errorf("confirm position: %w", err)
+	}
+	s.stream.finish()
+	return nil
+}

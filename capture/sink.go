@@ -1,0 +1,53 @@
+package capture
+
+import (
+	"github.com/hindsight-go/audit/internal/wal"
+)
+
+// The record that a Sink receives. See the fields of each for what they hold
+// and how long.
+type (
+	// LSN is a position in the write-ahead log.
+	LSN = wal.LSN
+	// Transaction is the head of a source transaction.
+	Transaction = wal.Transaction
+	// Relation is one version of a tracked table.
+	Relation = wal.Relation
+	// Row is one change of one row; its bytes are valid only during the call.
+	Row = wal.Row
+)
+
+// Sink takes what a Reader reads. Its methods are called by one goroutine, the
+// one that owns the replication connection, and must not wait: what takes time
+// is done elsewhere, and Full holds the reader back meanwhile.
+type Sink interface {
+	// Begin opens a transaction; Commit ends it. end is where the stream goes on
+	// after it. Transactions come in commit order and do not overlap.
+	Begin(Transaction)
+	Commit(end LSN)
+	// Relation announces a version of a table before its first row.
+	Relation(*Relation)
+	// Stamp is a context message at its place among the rows.
+	Stamp(content []byte)
+	// Row is one change.
+	Row(*Row)
+	// Barrier asks for the end of the open transaction to become durable even
+	// if the transaction has no rows.
+	Barrier()
+	// Advance says that the source has nothing for us before lsn.
+	Advance(lsn LSN)
+	// Flush says that no more input is at hand.
+	Flush()
+	// Finish asks for everything so far to be stored; Idle then becomes true.
+	Finish()
+	// Full tells that nothing more should be passed for now.
+	Full() bool
+	// Idle tells that everything handed over is stored.
+	Idle() bool
+	// Durable is the position up to which everything is stored for good.
+	Durable() LSN
+	// Err is why the sink stopped working, or nil.
+	Err() error
+	// Close ends the sink's work at once.
+	Close()
+}

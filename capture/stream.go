@@ -1,0 +1,216 @@
+package capture
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/hindsight-go/audit/internal/wal"
+)
+
+const (
+	readBuffer = 1 << 20
+	// senderTimeout is the server's wal_sender_timeout for our session. It is how
+	// long a holder that vanished without closing its connection keeps the slot.
+	senderTimeout = 20 * time.Second
+	// statusInterval keeps well inside the server's timeout.
+	statusInterval = 5 * time.Second
+	// silence is how long the server may say nothing: it does while it decodes a
+	// huge transaction that does not concern us, so this is minutes. A peer that
+	// is dead is found by TCP keepalive long before.
+	silence      = 5 * time.Minute
+	writeTimeout = 30 * time.Second
+)
+
+// stream is a connection in copy-both mode. One goroutine owns it; only wake may
+// be called from others.
+type stream struct {
+	conn     net.Conn
+	buf      []byte
+	from, to int // the unread part of buf
+	woken    atomic.Bool
+	lastRead int
+	heard    time.Time
+	status   [1 + 4 + 1 + 8 + 8 + 8 + 8 + 1]byte
+}
+
+// replicationConfig returns the settings of a replication connection. Everything
+// that changes the text of a value is pinned: the same row must give the same
+// bytes whatever the role, the database or the server have as their defaults.
+func replicationConfig(base *pgconn.Config) *pgconn.Config {
+	config := base.Copy()
+	for name, value := range map[string]string{
+		"replication":        "database",
+		"application_name":   "audit capture",
+		"client_encoding":    "UTF8",
+		"datestyle":          "ISO",
+		"intervalstyle":      "postgres",
+		"timezone":           "UTC",
+		"extra_float_digits": "3",
+		"bytea_output":       "hex",
+		"statement_timeout":  "0",
+		"lock_timeout":       "0",
+		"wal_sender_timeout": fmt.Sprintf("%dms", senderTimeout.Milliseconds()),
+	} {
+		config.RuntimeParams[name] = value
+	}
+	return config
+}
+
+// startStream takes the connection over and starts replication on it. It does so
+// before START_REPLICATION: what the driver reads ahead after it would be lost.
+func startStream(ctx context.Context, pg *pgconn.PgConn, slot, publication string, start LSN) (*stream, error) {
+	h, err := pg.Hijack()
+	if err != nil {
+		return nil, err
+	}
+	s := &stream{conn: h.Conn, buf: make([]byte, readBuffer), heard: time.Now()}
+	stop := context.AfterFunc(ctx, func() { _ = s.conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	sql := fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL %s (proto_version '1', publication_names %s, messages 'true')",
+		pgx.Identifier{slot}.Sanitize(), start, quoteLiteral(pgx.Identifier{publication}.Sanitize()))
+	message := binary.BigEndian.AppendUint32([]byte{'Q'}, uint32(len(sql)+5))
+	message = append(append(message, sql...), 0)
+	if _, err := s.conn.Write(message); err != nil {
+		s.close()
+		return nil, err
+	}
+	for {
+		kind, body, ok, err := s.next()
+		if err == nil && !ok {
+			if err = s.fill(time.Time{}); err == nil {
+				continue
+			}
+		}
+		switch {
+		case err != nil:
+			s.close()
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			return nil, err
+		case kind == 'W':
+			return s, nil
+		case kind == 'E':
+			err := serverError(body)
+			s.close()
+			return nil, err
+		}
+	}
+}
+
+func (s *stream) close() { _ = s.conn.Close() }
+
+// wake makes a read in progress, or the next one, return at once.
+func (s *stream) wake() {
+	s.woken.Store(true)
+	_ = s.conn.SetReadDeadline(time.Unix(1, 0))
+}
+
+// next returns the next whole message in the buffer.
+func (s *stream) next() (kind byte, body []byte, ok bool, err error) {
+	if s.to-s.from < 5 {
+		return 0, nil, false, nil
+	}
+	size := int(binary.BigEndian.Uint32(s.buf[s.from+1:]))
+	if size < 4 {
+		return 0, nil, false, &DecodeError{Message: s.buf[s.from], Reason: errShort}
+	}
+	if s.to-s.from < size+1 {
+		if size+1 > len(s.buf) {
+			s.grow(size + 1)
+		}
+		return 0, nil, false, nil
+	}
+	kind = s.buf[s.from]
+	body = s.buf[s.from+5 : s.from+1+size]
+	s.from += size + 1
+	return kind, body, true, nil
+}
+
+// grow makes room for one message that is larger than the buffer. There is no
+// way around holding a whole row; shrink gives the memory back.
+func (s *stream) grow(size int) {
+	buf := make([]byte, size)
+	s.to = copy(buf, s.buf[s.from:s.to])
+	s.from = 0
+	s.buf = buf
+}
+
+// fill reads what there is, waiting until deadline. It returns nil without
+// having read anything if the deadline passed or wake was called.
+func (s *stream) fill(deadline time.Time) error {
+	if s.from == s.to {
+		s.from, s.to = 0, 0
+		if len(s.buf) > readBuffer {
+			s.buf = make([]byte, readBuffer)
+		}
+	} else if s.from > 0 && len(s.buf)-s.to < len(s.buf)/4 {
+		s.to = copy(s.buf, s.buf[s.from:s.to])
+		s.from = 0
+	}
+	if err := s.conn.SetReadDeadline(deadline); err != nil {
+		return err
+	}
+	if s.woken.Swap(false) {
+		return nil
+	}
+	n, err := s.conn.Read(s.buf[s.to:])
+	s.to += n
+	s.lastRead = n
+	if n > 0 {
+		return nil
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+// confirm tells the server up to where everything is stored for good.
+//
+// Source: PostgreSQL documentation, "Streaming Replication Protocol", Standby
+// status update.
+func (s *stream) confirm(lsn LSN) error {
+	b := s.status[:]
+	b[0] = 'd'
+	binary.BigEndian.PutUint32(b[1:], uint32(len(b)-1))
+	b[5] = 'r'
+	for _, at := range []int{6, 14, 22} { // written, flushed, applied
+		binary.BigEndian.PutUint64(b[at:], uint64(lsn))
+	}
+	binary.BigEndian.PutUint64(b[30:], uint64(wal.Microseconds(time.Now())))
+	b[38] = 0
+	if err := s.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return err
+	}
+	_, err := s.conn.Write(b)
+	return err
+}
+
+// finish ends the copy from our side, so that the server logs no error.
+func (s *stream) finish() {
+	_ = s.conn.SetWriteDeadline(time.Now().Add(time.Second))
+	_, _ = s.conn.Write([]byte{'c', 0, 0, 0, 4, 'X', 0, 0, 0, 4})
+	s.close()
+}
+
+func serverError(body []byte) error {
+	var m pgproto3.ErrorResponse
+	if err := m.Decode(body); err != nil {
+		return &DecodeError{Message: 'E', Reason: err}
+	}
+	return pgconn.ErrorResponseToPgError(&m)
+}
+
+func quoteLiteral(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }

@@ -1,0 +1,172 @@
+package capture
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Table is a table of the source that is to be tracked.
+type Table struct {
+	OID          uint32
+	Schema, Name string
+	// Named tells that a pattern names the table, not only matches it.
+	Named bool
+	// Partitioned tables have Leaves; all others are their own leaf.
+	Partitioned bool
+	HasKey      bool
+	Owned       bool // by the current role
+	Persistent  bool // neither unlogged nor temporary
+	Published   bool
+	Identity    string // d, n, f, or i and the index name
+	Leaves      []Leaf
+}
+
+// Leaf is a table that holds rows of its own.
+type Leaf struct {
+	OID          uint32
+	Schema, Name string
+	Identity     string
+	Owned        bool
+	Published    bool
+}
+
+// Ident returns the table's name, quoted.
+func (t Table) Ident() string { return pgx.Identifier{t.Schema, t.Name}.Sanitize() }
+
+// Ident returns the leaf's name, quoted.
+func (l Leaf) Ident() string { return pgx.Identifier{l.Schema, l.Name}.Sanitize() }
+
+// byLeaves tells that the table's leaves are published rather than its root. A
+// partition made later would be published with its root at once, before it has
+// a replica identity, and without a key the application's UPDATE on it would
+// fail from that moment.
+func (t Table) byLeaves() bool { return t.Partitioned && !t.HasKey }
+
+// tracked tells that nothing is left to do for the table.
+func (t Table) tracked() bool {
+	for _, l := range t.Leaves {
+		if l.Identity != "f" || t.byLeaves() && !l.Published {
+			return false
+		}
+	}
+	return t.byLeaves() || t.Published
+}
+
+// owned tells that the current role may do all that.
+func (t Table) owned() bool {
+	if !t.Owned {
+		return false
+	}
+	for _, l := range t.Leaves {
+		if !l.Owned {
+			return false
+		}
+	}
+	return true
+}
+
+// statements returns what makes the table tracked.
+func (t Table) statements(publication string) []string {
+	var out []string
+	for _, l := range t.Leaves {
+		if l.Identity != "f" {
+			out = append(out, "ALTER TABLE ONLY "+l.Ident()+" REPLICA IDENTITY FULL")
+		}
+	}
+	pub := pgx.Identifier{publication}.Sanitize()
+	if t.byLeaves() {
+		for _, l := range t.Leaves {
+			if !l.Published {
+				out = append(out, "ALTER PUBLICATION "+pub+" ADD TABLE ONLY "+l.Ident())
+			}
+		}
+	} else if !t.Published {
+		out = append(out, "ALTER PUBLICATION "+pub+" ADD TABLE ONLY "+t.Ident())
+	}
+	return out
+}
+
+// previousIdentities returns the replica identities before tracking, by leaf.
+func (t Table) previousIdentities() map[string]string {
+	m := make(map[string]string)
+	for _, l := range t.Leaves {
+		if l.Identity != "f" {
+			m[l.Ident()] = l.Identity
+		}
+	}
+	return m
+}
+
+// identityClause is the argument of REPLICA IDENTITY that puts an identity back.
+func identityClause(identity string) string {
+	switch {
+	case identity == "n":
+		return "NOTHING"
+	case identity == "f":
+		return "FULL"
+	case strings.HasPrefix(identity, "i:"):
+		return "USING INDEX " + pgx.Identifier{identity[2:]}.Sanitize()
+	}
+	return "DEFAULT"
+}
+
+const identityColumn = `CASE c.relreplident
+	WHEN 'i' THEN 'i:' || coalesce((SELECT ic.relname FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class ic ON ic.oid = i.indexrelid WHERE i.indrelid = c.oid AND i.indisreplident), '')
+	ELSE c.relreplident::text END`
+
+// tables lists the tables that match, partitions under their root. Tables that
+// belong to an extension are the extension's business unless they are named.
+func (s *Setup) tables(ctx context.Context, db Querier) ([]Table, error) {
+	rows, err := db.Query(ctx, `
+		SELECT c.oid, n.nspname, c.relname, c.relkind = 'p', c.relpersistence = 'p',
+			pg_catalog.pg_has_role(c.relowner, 'USAGE'),
+			EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary),
+			EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = c.oid AND p.pubname = $1),
+			EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'),
+			`+identityColumn+`,
+			CASE WHEN c.relispartition THEN pg_catalog.pg_partition_root(c.oid)::oid ELSE 0 END
+		FROM pg_catalog.pg_class c
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind IN ('r', 'p')
+		  AND c.relpersistence <> 't'
+		  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND n.nspname <> $2
+		ORDER BY c.relispartition, n.nspname, c.relname`, s.Publication, s.StoreSchema)
+	if err != nil {
+		return nil, fmt.Errorf("list tables: %w", err)
+	}
+	defer rows.Close()
+	var tables []Table
+	roots := make(map[uint32]int)
+	for rows.Next() {
+		var t Table
+		var extension bool
+		var root uint32
+		if err := rows.Scan(&t.OID, &t.Schema, &t.Name, &t.Partitioned, &t.Persistent, &t.Owned, &t.HasKey, &t.Published, &extension, &t.Identity, &root); err != nil {
+			return nil, fmt.Errorf("list tables: %w", err)
+		}
+		leaf := Leaf{OID: t.OID, Schema: t.Schema, Name: t.Name, Identity: t.Identity, Owned: t.Owned, Published: t.Published}
+		if root != 0 {
+			// Partitions follow their root's pattern, under their root's name.
+			if at, ok := roots[root]; ok && !t.Partitioned {
+				tables[at].Leaves = append(tables[at].Leaves, leaf)
+			}
+			continue
+		}
+		var track bool
+		if track, t.Named = s.Patterns.Match(t.Schema, t.Name); !track || extension && !t.Named {
+			continue
+		}
+		if !t.Partitioned {
+			t.Leaves = []Leaf{leaf}
+		}
+		roots[t.OID] = len(tables)
+		tables = append(tables, t)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("list tables: %w", err)
+	}
+	return tables, nil
+}

@@ -1,0 +1,249 @@
+package audit
+
+import (
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/metric"
+
+	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/store"
+)
+
+// GapPolicy says what capture does when it finds that a part of the history can
+// never be had, because the replication slot was lost, dropped or moved.
+type GapPolicy int
+
+// What to do at a gap. Either way the gap is recorded and reported, and queries
+// of a past that would cross it are refused.
+const (
+	// ContinueAfterGap captures what follows the gap.
+	ContinueAfterGap GapPolicy = iota
+	// StopAtGap ends capture with a *GapError, for those who must look first.
+	StopAtGap
+)
+
+// Config configures a Client. The zero value of every field but SourceURL is a
+// sensible default.
+type Config struct {
+	// SourceURL is the connection string (URL or keyword/value) of the database
+	// whose changes are captured. Required. The connection must not go through a
+	// pooler: replication cannot.
+	SourceURL string
+
+	// StoreURL is the connection string of the database that holds the history.
+	// Default: SourceURL. A store of its own keeps the cost of writing history
+	// off the source.
+	StoreURL string
+
+	// Schema is the schema of the store's tables, made if it is not there.
+	// Default: "audit". In a database of its own it can be "public".
+	Schema string
+
+	// Tables says which tables are tracked: "public.*", "billing.invoices",
+	// "!public.sessions" (see capture.Pattern). Exclusions win. Tables made
+	// later join by themselves. Default: "public.*".
+	Tables []string
+
+	// Environment is recorded with every change, for instance "production".
+	// Default: none.
+	Environment string
+
+	// Slot is the name of the replication slot. Slot names are shared by all
+	// databases of a cluster. Default: derived from the database's name.
+	Slot string
+
+	// Publication is the name of the publication. Default: "audit", or derived
+	// from Schema where that is set.
+	Publication string
+
+	// ContextPrefix is the prefix of the logical messages that carry context.
+	// Default: "audit". Messages of Bemi's clients ("_bemi") are understood, too.
+	ContextPrefix string
+
+	// MaxContextBytes is the size from which a context is cut down to its short
+	// members, since it is stored with every change it covers. Default: 64 KiB;
+	// at most 1 MiB.
+	MaxContextBytes int
+
+	// Retention is how long history is kept. It is dropped a month at a time, so
+	// up to a month more is there. Default: forever. At least 24 hours.
+	Retention time.Duration
+
+	// OnGap says what to do when history was lost. Default: ContinueAfterGap.
+	OnGap GapPolicy
+
+	// RefreshInterval is how often the catalog is asked for new tables; each
+	// time costs one query. Client.Refresh asks at once. Default: 2 seconds.
+	// Negative: never.
+	RefreshInterval time.Duration
+
+	// Logger gets the events of capture. Default: slog.Default().
+	Logger *slog.Logger
+
+	// MeterProvider, if set, gets metrics: audit.changes, audit.batches,
+	// audit.batch.duration, audit.errors, audit.lag.bytes, audit.lag.time and
+	// audit.slot.retained.
+	MeterProvider metric.MeterProvider
+}
+
+// ConfigError is one problem of a Config. Open returns all problems at once,
+// joined.
+type ConfigError struct {
+	Field   string
+	Problem string
+	cause   error
+}
+
+func (e *ConfigError) Error() string { return "audit: Config." + e.Field + ": " + e.Problem }
+
+// Unwrap returns the cause, if there is one.
+func (e *ConfigError) Unwrap() error { return e.cause }
+
+// resolved is a Config with its defaults filled in and its texts read.
+type resolved struct {
+	Config
+	source, store *pgxpool.Config
+	patterns      capture.Patterns
+}
+
+func (c Config) resolve() (resolved, error) {
+	r := resolved{Config: c}
+	var problems []error
+	bad := func(field, format string, args ...any) {
+		problems = append(problems, &ConfigError{Field: field, Problem: fmt.Sprintf(format, args...)})
+	}
+	parse := func(field, url string) *pgxpool.Config {
+		if url == "" {
+			bad(field, "is empty: give a connection string such as postgres://user@host:5432/database")
+			return nil
+		}
+		config, err := pgxpool.ParseConfig(url)
+		if err != nil {
+			problems = append(problems, &ConfigError{Field: field, Problem: "is not a connection string: " + withoutDSN(err), cause: err})
+			return nil
+		}
+		return config
+	}
+	r.source = parse("SourceURL", c.SourceURL)
+	if r.StoreURL == "" {
+		r.StoreURL = c.SourceURL
+	}
+	if c.StoreURL != "" {
+		r.store = parse("StoreURL", c.StoreURL)
+	} else if r.source != nil {
+		r.store = r.source.Copy()
+	}
+	name := func(field string, value *string, otherwise string) {
+		if *value == "" {
+			*value = otherwise
+		}
+		if len(*value) > 63 {
+			bad(field, "%q has %d bytes, names in PostgreSQL have at most 63", *value, len(*value))
+		}
+		if strings.ContainsRune(*value, 0) {
+			bad(field, "holds a NUL byte")
+		}
+	}
+	name("Schema", &r.Schema, store.DefaultSchema)
+	publication := "audit"
+	if r.Schema != store.DefaultSchema {
+		publication = shortName("audit_" + r.Schema)
+	}
+	name("Publication", &r.Publication, publication)
+	if r.source != nil {
+		name("Slot", &r.Slot, slotName(r.source.ConnConfig.Database, r.Schema))
+	}
+	if strings.Trim(r.Slot, "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
+		bad("Slot", "%q: the name of a slot has only lower-case letters, digits and underscores", r.Slot)
+	}
+	if strings.HasPrefix(r.Schema, "pg_") {
+		bad("Schema", "%q: the prefix pg_ is PostgreSQL's own", r.Schema)
+	}
+	name("ContextPrefix", &r.ContextPrefix, "audit")
+	if len(r.Tables) == 0 {
+		r.Tables = []string{"public.*"}
+	}
+	for _, text := range r.Tables {
+		p, err := capture.ParsePattern(text)
+		if err != nil {
+			problems = append(problems, &ConfigError{Field: "Tables", Problem: err.Error(), cause: err})
+			continue
+		}
+		r.patterns = append(r.patterns, p)
+	}
+	if r.MaxContextBytes == 0 {
+		r.MaxContextBytes = 64 << 10
+	}
+	if r.MaxContextBytes < 0 || r.MaxContextBytes > 1<<20 {
+		bad("MaxContextBytes", "%d: must be between 1 and %d", r.MaxContextBytes, 1<<20)
+	}
+	if r.Retention < 0 || r.Retention > 0 && r.Retention < 24*time.Hour {
+		bad("Retention", "%s: must be 0 (forever) or at least 24h", r.Retention)
+	}
+	if r.OnGap != ContinueAfterGap && r.OnGap != StopAtGap {
+		bad("OnGap", "%d: must be ContinueAfterGap or StopAtGap", r.OnGap)
+	}
+	if r.RefreshInterval == 0 {
+		r.RefreshInterval = 2 * time.Second
+	}
+	if r.Logger == nil {
+		r.Logger = slog.Default()
+	}
+	return r, errors.Join(problems...)
+}
+
+// withoutDSN gives the reason why a connection string could not be read, without
+// the string.
+func withoutDSN(err error) string {
+	var parse *pgconn.ParseConfigError
+	if errors.As(err, &parse) {
+		if inner := parse.Unwrap(); inner != nil {
+			text := inner.Error()
+			if !strings.Contains(text, "://") && !strings.Contains(text, "password") {
+				return text
+			}
+		}
+		return "it cannot be parsed"
+	}
+	return "it cannot be read"
+}
+
+// slotName derives the name of the slot from that of the database, since slots
+// are shared by the whole cluster, and from the schema, since each history needs
+// a slot of its own.
+func slotName(database, schema string) string {
+	plain := "audit_" + database
+	if schema != store.DefaultSchema {
+		plain += "_" + schema
+	}
+	var b strings.Builder
+	for _, c := range []byte(strings.ToLower(plain)) {
+		if c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '_' {
+			b.WriteByte(c)
+		} else {
+			b.WriteByte('_')
+		}
+	}
+	if b.String() == plain && len(plain) <= 63 {
+		return plain
+	}
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(plain))
+	return fmt.Sprintf("%.54s_%08x", b.String(), h.Sum32())
+}
+
+func shortName(name string) string {
+	if len(name) <= 63 {
+		return name
+	}
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(name))
+	return fmt.Sprintf("%s_%08x", strings.ToValidUTF8(name[:54], ""), h.Sum32())
+}

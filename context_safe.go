@@ -1,0 +1,322 @@
+package audit
+
+import (
+	"bytes"
+	"encoding/json"
+	"strconv"
+	"strings"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+const (
+	// maxDepth keeps JSON far away from max_stack_depth of the server, and from
+	// the depth at which the store refuses to embed it.
+	maxDepth = 64
+	// maxNumberDigits keeps numbers inside the range of numeric, and short when
+	// written out: beyond a float64 only a mistake or an attack is that long.
+	maxNumberDigits = 400
+)
+
+// appendSafeJSON copies valid JSON so that jsonb accepts it on a server of any
+// encoding: ASCII only, no \u0000, no half of a surrogate pair, no number out of
+// numeric's range, no nesting that exhausts a stack.
+func appendSafeJSON(dst, src []byte) []byte {
+	s := safeWriter{dst: dst, src: src}
+	s.value(0)
+	return s.dst
+}
+
+type safeWriter struct {
+	dst, src []byte
+	i        int
+}
+
+func (s *safeWriter) space() {
+	for s.i < len(s.src) && strings.IndexByte(" \t\r\n", s.src[s.i]) >= 0 {
+		s.i++
+	}
+}
+
+func (s *safeWriter) value(depth int) {
+	s.space()
+	if s.i >= len(s.src) {
+		return
+	}
+	switch c := s.src[s.i]; {
+	case (c == '{' || c == '[') && depth >= maxDepth:
+		s.skip()
+		s.dst = append(s.dst, `"(nested too deep)"`...)
+	case c == '{', c == '[':
+		s.composite(depth)
+	case c == '"':
+		s.str()
+	case c == '-' || c >= '0' && c <= '9':
+		s.number()
+	default: // true, false, null
+		for s.i < len(s.src) && s.src[s.i] >= 'a' && s.src[s.i] <= 'z' {
+			s.dst = append(s.dst, s.src[s.i])
+			s.i++
+		}
+	}
+}
+
+func (s *safeWriter) composite(depth int) {
+	for s.i < len(s.src) {
+		s.space()
+		switch c := s.src[s.i]; c {
+		case '{', '[', ',', ':':
+			s.dst = append(s.dst, c)
+			s.i++
+			s.space()
+			if s.src[s.i] != '}' && s.src[s.i] != ']' {
+				s.value(depth + 1)
+			}
+		case '}', ']':
+			s.dst = append(s.dst, c)
+			s.i++
+			return
+		}
+	}
+}
+
+// skip passes over an object or array without recursion.
+func (s *safeWriter) skip() {
+	depth, quoted := 0, false
+	for ; s.i < len(s.src); s.i++ {
+		switch c := s.src[s.i]; {
+		case quoted && c == '\\':
+			s.i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			depth++
+		case c == '}' || c == ']':
+			if depth--; depth == 0 {
+				s.i++
+				return
+			}
+		}
+	}
+}
+
+func (s *safeWriter) str() {
+	s.dst = append(s.dst, '"')
+	s.i++
+	for s.i < len(s.src) {
+		c := s.src[s.i]
+		switch {
+		case c == '"':
+			s.dst = append(s.dst, '"')
+			s.i++
+			return
+		case c == '\\' && s.i+1 < len(s.src) && s.src[s.i+1] == 'u':
+			s.unicode()
+		case c == '\\':
+			s.dst = append(s.dst, s.src[s.i:min(s.i+2, len(s.src))]...)
+			s.i += 2
+		case c < utf8.RuneSelf:
+			s.dst = append(s.dst, c)
+			s.i++
+		default:
+			r, size := utf8.DecodeRune(s.src[s.i:])
+			s.rune(r)
+			s.i += size
+		}
+	}
+}
+
+// unicode reads a \u escape, or two of them that make a pair.
+func (s *safeWriter) unicode() {
+	r := s.unit()
+	s.i += 6
+	if utf16.IsSurrogate(r) {
+		second := rune(-1)
+		if s.i+6 <= len(s.src) && s.src[s.i] == '\\' && s.src[s.i+1] == 'u' {
+			second = s.unit()
+		}
+		if r = utf16.DecodeRune(r, second); r != utf8.RuneError {
+			s.i += 6
+		}
+	}
+	s.rune(r)
+}
+
+func (s *safeWriter) unit() rune {
+	n, err := strconv.ParseUint(string(s.src[s.i+2:min(s.i+6, len(s.src))]), 16, 16)
+	if err != nil {
+		return utf8.RuneError
+	}
+	return rune(n)
+}
+
+func (s *safeWriter) rune(r rune) {
+	const digits = "0123456789abcdef"
+	if r == 0 {
+		r = utf8.RuneError
+	}
+	unit := func(u rune) {
+		s.dst = append(s.dst, '\\', 'u', digits[u>>12&15], digits[u>>8&15], digits[u>>4&15], digits[u&15])
+	}
+	if r1, r2 := utf16.EncodeRune(r); r1 != utf8.RuneError {
+		unit(r1)
+		unit(r2)
+		return
+	}
+	unit(r)
+}
+
+func (s *safeWriter) number() {
+	start := s.i
+	for s.i < len(s.src) && strings.IndexByte("+-.eE0123456789", s.src[s.i]) >= 0 {
+		s.i++
+	}
+	text := string(s.src[start:s.i])
+	d := parseDecimal(text)
+	if len(text) > maxNumberDigits || d.exponent > maxNumberDigits || d.exponent < -maxNumberDigits {
+		s.dst = append(s.dst, '"')
+		s.dst = append(s.dst, text...)
+		s.dst = append(s.dst, '"')
+		return
+	}
+	s.dst = append(s.dst, text...)
+}
+
+// isExactText tells that the content of a JSON string is the exact text of a
+// json value that could not be embedded in an image. It has to agree with what
+// the store keeps as text.
+func isExactText(text []byte) bool {
+	if !json.Valid(text) {
+		return false
+	}
+	if losesByEmbedding(text) {
+		return true
+	}
+	if text = []byte(strings.TrimSpace(string(text))); text[0] != '"' {
+		return false
+	}
+	// A string that would be mistaken for exact text is itself kept as text.
+	return isExactText([]byte(rawText(text)))
+}
+
+const (
+	// Where the store stops to embed json.
+	storeDepth  = 256
+	storeNumber = 10_000
+)
+
+// losesByEmbedding tells that jsonb would refuse the valid JSON text or drop
+// something of it.
+func losesByEmbedding(text []byte) bool {
+	if hasBadEscape(text) {
+		return true
+	}
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.UseNumber()
+	var open []jsonLevel
+	for {
+		token, err := decoder.Token()
+		if err != nil {
+			return false // the end: the text is valid
+		}
+		top := len(open) - 1
+		switch token := token.(type) {
+		case json.Delim:
+			if token == '}' || token == ']' {
+				open = open[:top]
+				continue
+			}
+			if top >= 0 {
+				open[top].member()
+			}
+			open = append(open, newJSONLevel(token))
+			if len(open) > storeDepth {
+				return true
+			}
+			continue
+		case string:
+			if top >= 0 && open[top].key(token) {
+				return true
+			}
+		case json.Number:
+			d := parseExponentOf(token)
+			if len(token) > storeNumber || d > storeNumber {
+				return true
+			}
+		}
+		if top >= 0 {
+			open[top].member()
+		}
+	}
+}
+
+// jsonLevel is an open object or array; seen is nil for an array.
+type jsonLevel struct {
+	seen  map[string]bool
+	isKey bool // the next token of an object is a key
+}
+
+func newJSONLevel(open json.Delim) jsonLevel {
+	if open == '{' {
+		return jsonLevel{seen: map[string]bool{}, isKey: true}
+	}
+	return jsonLevel{}
+}
+
+// member takes note of a token: in an object, keys and values alternate.
+func (l *jsonLevel) member() { l.isKey = !l.isKey }
+
+// key reports whether name is a key that the object had already.
+func (l *jsonLevel) key(name string) bool {
+	if l.seen == nil || !l.isKey {
+		return false
+	}
+	if l.seen[name] {
+		return true
+	}
+	l.seen[name] = true
+	return false
+}
+
+// parseExponentOf returns the size of a number's exponent.
+func parseExponentOf(number json.Number) int {
+	i := strings.IndexAny(string(number), "eE")
+	if i < 0 {
+		return 0
+	}
+	n := parseExponent(string(number)[i+1:])
+	return max(n, -n)
+}
+
+// hasBadEscape finds \u0000 and halves of surrogate pairs.
+func hasBadEscape(text []byte) bool {
+	unit := func(i int) rune {
+		if i+6 > len(text) || text[i] != '\\' || text[i+1] != 'u' {
+			return -1
+		}
+		n, err := strconv.ParseUint(string(text[i+2:i+6]), 16, 16)
+		if err != nil {
+			return -1
+		}
+		return rune(n)
+	}
+	for i := 0; i < len(text); i++ {
+		if text[i] != '\\' {
+			continue
+		}
+		r := unit(i)
+		switch {
+		case r == 0:
+			return true
+		case r > 0 && utf16.IsSurrogate(r):
+			if utf16.DecodeRune(r, unit(i+6)) == utf8.RuneError {
+				return true
+			}
+			i += 11
+		default:
+			i++
+		}
+	}
+	return false
+}

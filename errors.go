@@ -1,0 +1,107 @@
+package audit
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+)
+
+// Before a query runs.
+var (
+	// ErrNoDefaultClient is returned when a package-level function, or a query
+	// that began with the package-level [Changes], is used before [SetDefault].
+	ErrNoDefaultClient = errors.New("audit: no default client: call audit.SetDefault with an opened client, or use the client's own method of the same name")
+)
+
+// FilterError is returned by the terminal method of a [Query] when one of the
+// query's own methods was given something that it cannot filter by. Nothing was
+// asked of the database.
+type FilterError struct {
+	// Filter is the name of the method: "ForTable".
+	Filter string
+	// Reason says what is wrong, without the value.
+	Reason string
+
+	cause error
+}
+
+func (e *FilterError) Error() string { return "audit: " + e.Filter + ": " + e.Reason }
+
+// Unwrap returns the error behind the reason, or nil.
+func (e *FilterError) Unwrap() error { return e.cause }
+
+// CursorError is returned when a [Cursor] cannot be continued from: it was
+// damaged, was made by a newer version of this package, or comes from another
+// kind of query or from the opposite order.
+type CursorError struct {
+	// Reason says why, without the cursor.
+	Reason string
+}
+
+func (e *CursorError) Error() string { return "audit: cursor: " + e.Reason }
+
+// While a query runs.
+var (
+	// ErrNotFound is returned by [Query.First] when no change matches.
+	ErrNotFound = errors.New("audit: no change matches the query")
+)
+
+// When a change is read.
+var (
+	// ErrNoImage is returned by [Change.DecodeBefore] and [Change.DecodeAfter]
+	// when history has no such image of the row: before of a CREATE, after of a
+	// DELETE, both of a TRUNCATE, and before of an UPDATE whose table did not log
+	// the old row.
+	ErrNoImage = errors.New("audit: the change has no such image")
+)
+
+// DecodeError is returned when an image or one of its values does not fit into
+// the Go value given for it. It never holds the value.
+type DecodeError struct {
+	// Column is the column, or empty if the destination as a whole is wrong.
+	Column string
+	// Type is the Go type that was to receive the value. It is nil if the
+	// destination is missing altogether.
+	Type reflect.Type
+	// Reason says what is wrong, without the value.
+	Reason string
+
+	cause error
+}
+
+func (e *DecodeError) Error() string {
+	switch {
+	case e.Column == "":
+		return "audit: decode image: " + e.Reason
+	case e.Type == nil:
+		return fmt.Sprintf("audit: decode column %q: %s", e.Column, e.Reason)
+	default:
+		return fmt.Sprintf("audit: decode column %q into %s: %s", e.Column, e.Type, e.Reason)
+	}
+}
+
+// Unwrap returns what the destination's own Scan or Unmarshal method said, or
+// nil. Its text may contain the value.
+func (e *DecodeError) Unwrap() error { return e.cause }
+
+// When a write is stamped.
+
+// ContextError is returned by [Stamp] when a member of a [Context] cannot be
+// written as JSON. It names the member and never holds its value.
+type ContextError struct {
+	// Key is the member's JSON name, with the name of the parameter where it is
+	// one: "params.file".
+	Key string
+	// Type is the Go type of the value.
+	Type reflect.Type
+
+	cause error
+}
+
+func (e *ContextError) Error() string {
+	return fmt.Sprintf("audit: context member %q: a value of type %v cannot be written as JSON", e.Key, e.Type)
+}
+
+// Unwrap returns what the value's marshaller said. Its text may contain the
+// value.
+func (e *ContextError) Unwrap() error { return e.cause }

@@ -1,0 +1,278 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/store"
+)
+
+// run is one capture, from Start to Stop.
+type run struct {
+	reader  *capture.Reader
+	facts   capture.Facts
+	cancel  context.CancelFunc
+	done    chan struct{} // closed when everything has ended
+	settled chan struct{} // closed at the first state that says how it goes
+	caution store.Caution
+	until   capture.LSN
+}
+
+// Start checks the source, sets up what is missing, and then captures in the
+// background until Stop is called or ctx ends. Ending ctx is the abrupt way:
+// nothing is lost by it, but what was not stored is read again next time. So ctx
+// has to live as long as capture shall; do not give it the deadline of a request.
+//
+// Everything that would keep capture from working is found out here: the error
+// is a *SetupError that lists all of it with the SQL that sets it right, a
+// *SlotBlockedError, a *ForeignSlotError, a *SourceMismatchError, or that of a
+// connection. What goes wrong later is logged, shown by Status and retried.
+//
+// Where another instance of the program captures already, Start returns nil and
+// this instance waits, to take over when the other ends. Start on a started
+// client does nothing.
+func (c *Client) Start(ctx context.Context) error {
+	c.starting.Lock()
+	defer c.starting.Unlock()
+	if c.running() != nil {
+		return nil
+	}
+	c.mu.Lock()
+	c.last = view{state: capture.Starting}
+	c.mu.Unlock()
+	facts, err := c.prepareSource(ctx)
+	if err != nil {
+		c.mu.Lock()
+		c.last.state, c.last.err = capture.Stopped, err
+		c.mu.Unlock()
+		return err
+	}
+	runCtx, cancel := context.WithCancel(ctx)
+	r := &run{facts: facts, cancel: cancel, done: make(chan struct{}), settled: make(chan struct{})}
+	r.reader = c.newReader(r)
+	c.mu.Lock()
+	c.run, c.last.facts = r, facts
+	c.mu.Unlock()
+	go c.capture(runCtx, r)
+
+	// The first attempt to stream is part of starting: what fails for good is
+	// said here and not in a log.
+	select {
+	case <-r.settled:
+	case <-r.done:
+	case <-ctx.Done():
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.last.state == capture.Failed {
+		return c.last.err
+	}
+	return ctx.Err()
+}
+
+// running returns the capture in progress, or nil.
+func (c *Client) running() *run {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.run == nil {
+		return nil
+	}
+	select {
+	case <-c.run.done:
+		return nil
+	default:
+		return c.run
+	}
+}
+
+// capture owns the goroutines of a run and waits for all of them.
+func (c *Client) capture(ctx context.Context, r *run) {
+	defer close(r.done)
+	defer r.cancel()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		c.maintain(ctx, r)
+	}()
+	err := r.reader.Run(ctx)
+	r.cancel()
+	<-ended
+	if err != nil {
+		c.cfg.Logger.Error("audit: capture has ended and will not be tried again", "error", err)
+	}
+	c.stored.send() // whoever waits sees that there is nothing to wait for
+}
+
+// Stop ends capture in order: what was read is stored and confirmed. It waits
+// for that until ctx ends, and then ends capture abruptly and returns ctx's
+// error; nothing is lost by it. It may be called before Start, twice, and from
+// several goroutines. Queries go on working.
+func (c *Client) Stop(ctx context.Context) error {
+	r := c.running()
+	if r == nil {
+		return nil
+	}
+	r.reader.Stop()
+	select {
+	case <-r.done:
+		return nil
+	case <-ctx.Done():
+	}
+	r.cancel()
+	<-r.done
+	return fmt.Errorf("audit: stop capture: %w", ctx.Err())
+}
+
+func (c *Client) newReader(r *run) *capture.Reader {
+	return capture.New(capture.Config{
+		Connect:     &c.cfg.source.ConnConfig.Config,
+		Catalog:     c.source,
+		Slot:        c.cfg.Slot,
+		Publication: c.cfg.Publication,
+		Prefix:      c.cfg.ContextPrefix,
+		Prepare:     func(ctx context.Context) (capture.Resume, error) { return c.prepareSlot(ctx, r) },
+		Open: func(ctx context.Context, progress func()) (capture.Sink, capture.LSN, error) {
+			return c.openWriter(ctx, r, progress)
+		},
+		Recover:   func(ctx context.Context, err error) error { return c.recover(ctx, r, err) },
+		OnState:   func(s capture.State, err error) { c.onState(r, s, err) },
+		OnRefresh: c.requestRefresh,
+		Logger:    c.cfg.Logger,
+	})
+}
+
+func (c *Client) openWriter(ctx context.Context, r *run, progress func()) (capture.Sink, capture.LSN, error) {
+	w, from, err := c.history.NewWriter(ctx, store.WriterConfig{
+		Database: r.facts.Database, Environment: c.cfg.Environment, MaxContext: c.cfg.MaxContextBytes,
+		Caution: r.caution, CautionUntil: r.until,
+		Progress: progress,
+		Stored: func(b store.Batch) {
+			c.onStored(b)
+			c.stored.send()
+		},
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	c.setDurable(from)
+	return w, from, nil
+}
+
+// recover turns the error that ended a session into what to do about it.
+func (c *Client) recover(ctx context.Context, r *run, err error) error {
+	var refused *store.RefusedError
+	var blocked *capture.SlotBlockedError
+	switch {
+	case errors.As(err, &refused):
+		// Not the whole batch may suffer for one row: first every transaction
+		// alone, then the one at fault with less and less.
+		if refused.To != r.until || refused.Caution < store.CautionIsolate {
+			r.caution = store.CautionIsolate
+		} else {
+			r.caution = min(refused.Caution+1, store.CautionBare)
+		}
+		if refused.Caution >= store.CautionIsolate && refused.To != r.until {
+			r.caution = store.CautionText
+		}
+		r.until = refused.To
+		c.cfg.Logger.Warn("audit: the store refused data; it is tried again with more care", "from", refused.From, "to", refused.To, "care", int(r.caution), "error", refused.Cause)
+	case capture.IsPublicationLost(err):
+		// Whatever was written without a publication cannot be decoded any more:
+		// the slot has to begin anew, and the history has a gap.
+		c.cfg.Logger.Error("audit: the publication was dropped under the slot", "publication", c.cfg.Publication)
+		if dropErr := c.setup.DropSlot(ctx); dropErr != nil {
+			return errors.Join(err, dropErr)
+		}
+		if setupErr := c.setup.EnsurePublication(ctx, r.facts.Version); setupErr != nil {
+			return errors.Join(err, setupErr)
+		}
+	case errors.As(err, &blocked):
+		return err
+	}
+	return err
+}
+
+// onState follows the reader's states.
+func (c *Client) onState(r *run, s capture.State, err error) {
+	c.mu.Lock()
+	before := c.last.state
+	c.last.state, c.last.err = s, err
+	c.mu.Unlock()
+	switch s {
+	case capture.Streaming, capture.Waiting, capture.Failed, capture.Retrying:
+		select {
+		case <-r.settled:
+		default:
+			close(r.settled)
+		}
+	case capture.Starting, capture.Stopped:
+	}
+	switch {
+	case s == capture.Retrying:
+		c.metrics.failed(err)
+		c.cfg.Logger.Warn("audit: capture was interrupted and will be tried again", "error", err)
+	case s == capture.Waiting && before != capture.Starting:
+	case s == capture.Streaming:
+		c.cfg.Logger.Info("audit: capturing", "database", r.facts.Database, "slot", c.cfg.Slot)
+	}
+	c.stored.send()
+}
+
+// maintain does what has to be done now and then, while this instance captures.
+func (c *Client) maintain(ctx context.Context, r *run) {
+	refresh := time.Hour
+	if c.cfg.RefreshInterval > 0 {
+		refresh = c.cfg.RefreshInterval
+	}
+	tables := time.NewTicker(refresh)
+	defer tables.Stop()
+	hourly := time.NewTicker(time.Hour)
+	defer hourly.Stop()
+	health := time.NewTicker(10 * time.Second)
+	defer health.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return
+		case <-tables.C:
+			if c.cfg.RefreshInterval > 0 && c.state() == capture.Streaming {
+				err = c.joinTables(ctx, r)
+			}
+		case <-c.poke:
+			err = c.joinTables(ctx, r)
+		case <-hourly.C:
+			err = c.keepPartitions(ctx)
+		case <-health.C:
+			err = c.observe(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
+			c.metrics.failed(err)
+			c.cfg.Logger.Warn("audit: maintenance", "error", err)
+		}
+	}
+}
+
+func (c *Client) requestRefresh() {
+	select {
+	case c.poke <- struct{}{}:
+	default:
+	}
+}
+
+func (c *Client) keepPartitions(ctx context.Context) error {
+	if err := c.history.EnsurePartitions(ctx); err != nil {
+		return err
+	}
+	if c.cfg.Retention == 0 {
+		return nil
+	}
+	dropped, err := c.history.DropBefore(ctx, time.Now().Add(-c.cfg.Retention))
+	for _, name := range dropped {
+		c.cfg.Logger.Info("audit: dropped history past its retention", "partition", name)
+	}
+	return err
+}

@@ -1,0 +1,244 @@
+package audit
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	sq "github.com/Masterminds/squirrel"
+
+	"github.com/hindsight-go/audit/store"
+)
+
+// ForTable keeps the changes of a table, or of any of several. A name without a
+// schema is the table of that name in any schema; "billing.invoices" is the one
+// in billing. Names are taken as the catalog has them, upper case included, and
+// are not folded as SQL would. A part that holds a dot or a quote goes in double
+// quotes: `"odd.schema"."odd table"`. A table that is not in the history has no
+// changes; that is no error.
+func (q Query) ForTable(names ...string) Query {
+	if len(names) == 0 {
+		return q.refuse("ForTable", "no table given", nil)
+	}
+	var anyOf sq.Or
+	for _, name := range names {
+		parsed, err := parseTable(name)
+		if err != nil {
+			return q.refuse("ForTable", fmt.Sprintf("the name %q has %v", clip(name, 130), err), err)
+		}
+		q.tables = append(slices.Clip(q.tables), parsed)
+		if parsed.schema == "" {
+			anyOf = append(anyOf, sq.Expr(`c."table" = ?`, parsed.table))
+		} else {
+			anyOf = append(anyOf, sq.Expr(`(c."table" = ? AND c.schema = ?)`, parsed.table, parsed.schema))
+		}
+	}
+	if len(anyOf) == 1 {
+		return q.filter(anyOf[0])
+	}
+	return q.filter(anyOf)
+}
+
+// ForRow keeps the changes of one row, by its primary key: one value, or one for
+// each column of the key in key order. It needs [Query.ForTable]. A change
+// matches by the key that the row has after it, and also by the key it had
+// before, if the change gave it another.
+//
+// The values are compared by the text that PostgreSQL prints. Integers, strings,
+// booleans, UUIDs, []byte for bytea, time.Time and whatever has a MarshalText or
+// Value method are turned into it; a string is taken as that text.
+func (q Query) ForRow(key ...any) Query {
+	if len(key) == 0 {
+		return q.refuse("ForRow", "no key given", nil)
+	}
+	alternatives := [][]string{nil}
+	for i, part := range key {
+		texts, err := columnTexts(part)
+		if err != nil {
+			return q.refuse("ForRow", fmt.Sprintf("part %d of the key: %v", i+1, err), err)
+		}
+		var longer [][]string
+		for _, begun := range alternatives {
+			for _, text := range texts {
+				longer = append(longer, append(slices.Clip(begun), text))
+			}
+		}
+		if len(longer) > 256 {
+			return q.refuse("ForRow", "too many times in the key: give them as the text that PostgreSQL prints", nil)
+		}
+		alternatives = longer
+	}
+	keys := make([]string, len(alternatives))
+	for i, parts := range alternatives {
+		keys[i] = store.KeyText(parts...)
+	}
+	q.hasRow, q.rare = true, true
+	return q.filter(sq.Expr(`(c.primary_key = ANY(?::text[]) OR c.previous_key = ANY(?::text[]))`, keys, keys))
+}
+
+// Operations keeps the changes of these kinds.
+func (q Query) Operations(operations ...Operation) Query {
+	if len(operations) == 0 {
+		return q.refuse("Operations", "no operation given", nil)
+	}
+	names := make([]string, len(operations))
+	for i, operation := range operations {
+		if !operation.valid() {
+			return q.refuse("Operations", fmt.Sprintf("%q is none of CREATE, UPDATE, DELETE and TRUNCATE", clip(string(operation), 40)), nil)
+		}
+		names[i] = string(operation)
+	}
+	return q.filter(sq.Expr(`c.operation = ANY(?::text[])`, names))
+}
+
+// Since keeps the changes committed at t or later, by the clock of the source.
+// History whose time is over by then is not even looked at.
+func (q Query) Since(t time.Time) Query {
+	t = ceilMicro(t)
+	if t.After(q.since) {
+		q.since = t
+	}
+	return q.filter(sq.Expr(`c.committed_at >= ?`, t))
+}
+
+// Until keeps the changes committed before t, by the clock of the source. What
+// was committed at t itself is left out, so that windows can follow one another
+// without overlap.
+func (q Query) Until(t time.Time) Query {
+	if t.IsZero() {
+		return q.refuse("Until", "the time is zero", nil)
+	}
+	t = ceilMicro(t)
+	if q.until.IsZero() || t.Before(q.until) {
+		q.until = t
+	}
+	return q.filter(sq.Expr(`c.committed_at < ?`, t))
+}
+
+// Between keeps the changes committed from one time (included) until another
+// (left out): it is Since(from).Until(until).
+func (q Query) Between(from, until time.Time) Query {
+	if until.Before(from) {
+		return q.refuse("Between", "the window ends before it begins", nil)
+	}
+	return q.Since(from).Until(until)
+}
+
+// ceilMicro rounds up to the microseconds of PostgreSQL, which keeps both "at t
+// or later" and "before t" exact.
+func ceilMicro(t time.Time) time.Time {
+	rounded := t.Truncate(time.Microsecond)
+	if rounded.Before(t) {
+		rounded = rounded.Add(time.Microsecond)
+	}
+	return rounded
+}
+
+// InTransaction keeps the changes of the source transaction with this 64-bit id.
+func (q Query) InTransaction(id uint64) Query {
+	q.rare = true
+	return q.filter(sq.Expr(`c.transaction_id = ?`, int64(id)))
+}
+
+// AtPosition keeps the one change at p, or with Sequence 0 all changes of the
+// transaction that committed there.
+func (q Query) AtPosition(p Position) Query {
+	if p.Sequence == 0 {
+		return q.filter(sq.Expr(`c.position = ?::pg_lsn`, p.LSN.String()))
+	}
+	return q.filter(sq.Expr(`(c.position = ?::pg_lsn AND c.sequence = ?)`, p.LSN.String(), p.Sequence))
+}
+
+// InEnvironment keeps the changes captured by a program of this environment.
+func (q Query) InEnvironment(environment string) Query {
+	return q.filter(sq.Expr(`c.environment = ?`, environment))
+}
+
+// InDatabase keeps the changes of one source, where the store holds several.
+func (q Query) InDatabase(name string) Query {
+	return q.filter(sq.Expr(`c.database = ?`, name))
+}
+
+// WithDefect keeps the changes that could not be recorded faithfully.
+func (q Query) WithDefect() Query {
+	return q.filter(sq.Expr(`c.defect IS NOT NULL`))
+}
+
+// Changed keeps the changes that changed any of the columns, in the sense of
+// [Change.Diff]: an UPDATE that gave one another value, a CREATE and a DELETE of
+// a row that has one. Add Operations(Update) to see no more than the updates.
+func (q Query) Changed(columns ...string) Query {
+	if len(columns) == 0 {
+		return q.refuse("Changed", "no column given", nil)
+	}
+	var anyOf sq.Or
+	for _, column := range columns {
+		if err := checkColumn(column); err != nil {
+			return q.refuseFor("Changed", err)
+		}
+		anyOf = append(anyOf, changedColumn(column))
+	}
+	return q.filter(anyOf)
+}
+
+// ChangedTo keeps the changes that gave the column this value: an UPDATE from
+// another value, or the CREATE of a row with it. Nil is NULL. Strings, numbers,
+// booleans, times and the like are compared with what stands in the column; any
+// other value by its JSON, for a json or jsonb column.
+func (q Query) ChangedTo(column string, value any) Query {
+	if err := checkColumn(column); err != nil {
+		return q.refuseFor("ChangedTo", err)
+	}
+	documents, texts, err := imageValues(value)
+	if err != nil {
+		return q.refuseFor("ChangedTo", err)
+	}
+	var anyOf sq.Or
+	for _, document := range documents {
+		anyOf = append(anyOf, sq.Expr(`c.after -> ?::text = ?::jsonb`, column, document))
+	}
+	for _, text := range texts {
+		anyOf = append(anyOf, sq.Expr(`c.after -> ?::text = to_jsonb(?::text)`, column, text))
+	}
+	return q.filter(changedColumn(column)).filter(anyOf)
+}
+
+func checkColumn(column string) error {
+	if column == "" {
+		return errEmptyName
+	}
+	if strings.IndexByte(column, 0) >= 0 {
+		return errNUL
+	}
+	return nil
+}
+
+// changedColumn is the condition of Change.Diff for one column: an UPDATE whose
+// new row does not have the column left it alone.
+func changedColumn(column string) sq.Sqlizer {
+	return sq.Expr(`((c.before -> ?::text) IS DISTINCT FROM (c.after -> ?::text)
+		AND (c.operation <> 'UPDATE' OR c.after -> ?::text IS NOT NULL))`, column, column, column)
+}
+
+// WhereBefore keeps the changes whose row before contains value: a map or struct
+// that is written as a JSON object of columns. Numbers are compared by value,
+// everything else has to look as it does in an [Image]. (It is not called
+// Before, as its twin would be After, which continues from a cursor.)
+func (q Query) WhereBefore(value any) Query {
+	document, err := filterObject(value)
+	if err != nil {
+		return q.refuseFor("WhereBefore", err)
+	}
+	return q.filter(sq.Expr(`c.before @> ?::jsonb`, document))
+}
+
+// WhereAfter keeps the changes whose row after contains value. See
+// [Query.WhereBefore].
+func (q Query) WhereAfter(value any) Query {
+	document, err := filterObject(value)
+	if err != nil {
+		return q.refuseFor("WhereAfter", err)
+	}
+	return q.filter(sq.Expr(`c.after @> ?::jsonb`, document))
+}

@@ -1,0 +1,100 @@
+package audit
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// tableName names a table, in any schema if schema is empty.
+type tableName struct {
+	schema, table string
+}
+
+var (
+	errEmptyName   = errors.New("an empty name")
+	errQuoteInName = errors.New(`a quote in the wrong place: write a name with odd characters as "name", and a quote inside it twice`)
+	errManyDots    = errors.New(`more than one dot: a table is named as "table" or "schema.table"; a part that holds a dot goes in double quotes`)
+)
+
+// parseTable reads table or schema.table. A part without quotes is taken as it
+// stands, upper case included: the names come from the catalog, not from SQL.
+func parseTable(name string) (tableName, error) {
+	var parts []string
+	for rest := name; ; {
+		part, next, more, err := namePart(rest)
+		if err != nil {
+			return tableName{}, err
+		}
+		parts = append(parts, part)
+		if !more {
+			break
+		}
+		rest = next
+	}
+	switch len(parts) {
+	case 1:
+		return tableName{table: parts[0]}, nil
+	case 2:
+		return tableName{schema: parts[0], table: parts[1]}, nil
+	default:
+		return tableName{}, errManyDots
+	}
+}
+
+// namePart takes the first part off a dotted name.
+func namePart(text string) (part, rest string, more bool, err error) {
+	if !strings.HasPrefix(text, `"`) {
+		part, rest, more = strings.Cut(text, ".")
+		switch {
+		case part == "":
+			err = errEmptyName
+		case strings.Contains(part, `"`):
+			err = errQuoteInName
+		case strings.IndexByte(part, 0) >= 0:
+			err = errNUL
+		}
+		return part, rest, more, err
+	}
+	var b strings.Builder
+	for i := 1; i < len(text); i++ {
+		if text[i] != '"' {
+			b.WriteByte(text[i])
+			continue
+		}
+		if strings.HasPrefix(text[i+1:], `"`) {
+			b.WriteByte('"')
+			i++
+			continue
+		}
+		rest := text[i+1:]
+		switch {
+		case b.Len() == 0:
+			return "", "", false, errEmptyName
+		case strings.IndexByte(b.String(), 0) >= 0:
+			return "", "", false, errNUL
+		case rest == "":
+			return b.String(), "", false, nil
+		case rest[0] == '.':
+			return b.String(), rest[1:], true, nil
+		}
+		return "", "", false, errQuoteInName
+	}
+	return "", "", false, errQuoteInName
+}
+
+// qualifiedName is the text that parseTable reads back.
+func qualifiedName(schema, table string) string {
+	if schema == "" {
+		return quotedPart(table)
+	}
+	return quotedPart(schema) + "." + quotedPart(table)
+}
+
+func quotedPart(name string) string {
+	if name == "" || strings.ContainsAny(name, `."`) {
+		return pgx.Identifier{name}.Sanitize()
+	}
+	return name
+}

@@ -1,0 +1,344 @@
+package audit
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"slices"
+	"time"
+
+	sq "github.com/Masterminds/squirrel"
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+)
+
+// walkPage is how many changes are looked at to find the next requests.
+const walkPage = 512
+
+// Request is what one request of the application did, as far as the query
+// matches it.
+type Request struct {
+	// ID is the request's id, as [Query.InRequest] takes it.
+	ID string
+	// Context is that of the first change.
+	Context Context
+	// StartedAt and EndedAt are the commit times of the first and the last change.
+	StartedAt, EndedAt time.Time
+	// Counts says how many changes matched, by operation.
+	Counts
+	// Tables lists their tables, sorted, in the form that ForTable reads.
+	Tables []string
+}
+
+// Requests returns the requests that made the matching changes, reading ahead in
+// pages: by their last change, the latest first, or with OldestFirst by their
+// first change. Changes without a request id are passed over. Limit counts
+// requests. A list that begins with the newest shows history as of its
+// beginning, so that a request that goes on meanwhile is not lost from it.
+//
+// Each pair is a value and nil, or a zero value and an error; after an error the
+// sequence ends. Each range runs the query again.
+func (q Query) Requests(ctx context.Context) iter.Seq2[Request, error] {
+	return func(yield func(Request, error) bool) {
+		w, err := q.requestWalk(ctx)
+		if err != nil {
+			yield(Request{}, err)
+			return
+		}
+		for n := 0; !w.done; {
+			found, err := w.next(ctx)
+			if err != nil {
+				yield(Request{}, err)
+				return
+			}
+			for _, f := range found {
+				if !yield(f.request, nil) {
+					return
+				}
+				if n++; n == q.limit {
+					return
+				}
+			}
+		}
+	}
+}
+
+// RequestPage is a part of the list of requests. See [Page].
+type RequestPage struct {
+	Requests []Request
+	Next     Cursor
+	More     bool
+}
+
+// RequestsPage returns the next size requests, from 1 to 10,000. A Limit of the
+// query is not regarded.
+func (q Query) RequestsPage(ctx context.Context, size int) (RequestPage, error) {
+	if size < 1 || size > maxPage {
+		q = q.refuse("RequestsPage", "the size must be from 1 to 10,000", nil)
+	}
+	w, err := q.requestWalk(ctx)
+	if err != nil {
+		return RequestPage{}, err
+	}
+	var page RequestPage
+	if q.cursor != nil {
+		page.Next = q.cursor.encode()
+	}
+	for !w.done && !page.More {
+		found, err := w.next(ctx)
+		if err != nil {
+			return RequestPage{}, err
+		}
+		for _, f := range found {
+			if len(page.Requests) == size {
+				page.More = true
+				break
+			}
+			page.Requests = append(page.Requests, f.request)
+			page.Next = w.cursorAt(f.at).encode()
+		}
+	}
+	return page, nil
+}
+
+// requestWalker walks the changes in the order of the query. A request is found at
+// its outermost change, the last or, oldest first, the first; where it turns up
+// again it is known by having another change farther out. So a cursor needs to
+// remember nothing but a place.
+type requestWalker struct {
+	client *Client
+	query  Query
+	after  *mark
+	// horizon is how far history reached when the list began: a request that goes
+	// on would move away from the walk. Only for newest first.
+	horizon pglogrepl.LSN
+	done    bool
+	// recent holds requests that were met lately, so that a large one is counted
+	// only once. Forgetting one costs time, not correctness.
+	recent []string
+}
+
+type foundRequest struct {
+	request Request
+	at      mark
+}
+
+func (q Query) requestWalk(ctx context.Context) (*requestWalker, error) {
+	client, err := q.ready()
+	if err != nil {
+		return nil, err
+	}
+	from, err := q.continueFrom(newestRequests, oldestRequests)
+	if err != nil {
+		return nil, err
+	}
+	w := &requestWalker{client: client, query: q}
+	if from != nil {
+		w.after = &from.marks[0]
+	}
+	switch {
+	case q.oldest:
+	case from != nil:
+		w.horizon = from.marks[1].position.LSN
+	default:
+		w.horizon, err = client.newestPosition(ctx)
+	}
+	return w, err
+}
+
+// newestPosition returns the position of the last change stored, 0 without any.
+func (c *Client) newestPosition(ctx context.Context) (pglogrepl.LSN, error) {
+	statement := `
+		SELECT c.position
+		FROM ` + c.table("changes") + ` AS c
+		ORDER BY c.position DESC
+		LIMIT 1`
+	found, err := collect(ctx, c, "list requests", sq.Expr(statement), pgx.RowTo[lsnText])
+	if err != nil || len(found) == 0 {
+		return 0, err
+	}
+	return pglogrepl.LSN(found[0]), nil
+}
+
+func (w *requestWalker) cursorAt(at mark) cursor {
+	if w.query.oldest {
+		return cursor{oldestRequests, []mark{at}}
+	}
+	return cursor{newestRequests, []mark{at, {position: Position{LSN: w.horizon}}}}
+}
+
+func (w *requestWalker) from(columns ...string) sq.SelectBuilder {
+	b := w.query.from(w.client, columns...).Where(sq.Expr("c.context IS NOT NULL"))
+	if !w.query.oldest {
+		b = b.Where(sq.Expr("c.position <= ?::pg_lsn", w.horizon.String()))
+	}
+	return b
+}
+
+// next looks at some more changes and returns the requests found at them.
+func (w *requestWalker) next(ctx context.Context) ([]foundRequest, error) {
+	b := w.from("c.position", "c.sequence", "c.database", requestOf).
+		Where(requestOf + " IS NOT NULL").
+		Where(sq.Expr(requestOf+" <> ALL (?::text[])", append([]string{}, w.recent...))).
+		OrderBy(w.query.order()).Limit(walkPage)
+	if w.after != nil {
+		b = b.Where(sq.Expr(`(c.position, c.sequence, c.database) `+w.query.beyond()+` (?::pg_lsn, ?::integer, ?::text)`,
+			w.after.position.LSN.String(), w.after.position.Sequence, w.after.database))
+	}
+	var candidates []foundRequest
+	seen := make(map[string]bool)
+	met, err := collect(ctx, w.client, "list requests", b, func(row pgx.CollectableRow) (m mark, err error) {
+		var lsn lsnText
+		var id string
+		err = row.Scan(&lsn, &m.position.Sequence, &m.database, &id)
+		m.position.LSN = pglogrepl.LSN(lsn)
+		if !seen[id] {
+			seen[id] = true
+			candidates = append(candidates, foundRequest{Request{ID: id}, m})
+		}
+		return m, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	w.done = len(met) < walkPage
+	if len(met) == 0 {
+		return nil, nil
+	}
+	w.after = &met[len(met)-1]
+	for _, candidate := range candidates {
+		w.recent = append(w.recent, candidate.request.ID)
+	}
+	w.recent = w.recent[max(0, len(w.recent)-walkPage):]
+	return w.describe(ctx, candidates)
+}
+
+// describe counts the changes of the candidates and leaves out those that have a
+// change farther out than where they were met.
+func (w *requestWalker) describe(ctx context.Context, candidates []foundRequest) ([]foundRequest, error) {
+	statement, args, err := w.counts(candidates)
+	if err != nil {
+		return nil, wrap("list requests", err)
+	}
+	dropped := make([]bool, len(candidates))
+	_, err = collect(ctx, w.client, "list requests", sq.Expr(statement, args...), func(row pgx.CollectableRow) (struct{}, error) {
+		var (
+			index          int
+			schema, table  string
+			operation      Operation
+			count, farther int64
+			first, last    time.Time
+		)
+		if err := row.Scan(&index, &schema, &table, &operation, &count, &farther, &first, &last); err != nil {
+			return struct{}{}, err
+		}
+		found := &candidates[index-1]
+		dropped[index-1] = dropped[index-1] || farther > 0
+		request := &found.request
+		request.Tables = append(request.Tables, qualifiedName(schema, table))
+		request.add(operation, count)
+		if request.StartedAt.IsZero() || first.Before(request.StartedAt) {
+			request.StartedAt = first.UTC()
+		}
+		if last.After(request.EndedAt) {
+			request.EndedAt = last.UTC()
+		}
+		return struct{}{}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	kept := candidates[:0]
+	for i, candidate := range candidates {
+		if !dropped[i] && candidate.request.Total() > 0 {
+			candidate.request.Tables = slices.Compact(slices.Sorted(slices.Values(candidate.request.Tables)))
+			kept = append(kept, candidate)
+		}
+	}
+	return kept, w.addContexts(ctx, kept)
+}
+
+// counts is the statement that counts the changes of each candidate.
+func (w *requestWalker) counts(candidates []foundRequest) (string, []any, error) {
+	return w.lookUp(candidates, `
+		SELECT at.index, c.schema, c."table", c.operation, count(*),
+			count(*) FILTER (WHERE (c.position, c.sequence, c.database) `+w.farther()+` (at.position, at.sequence, at.database)),
+			min(c.committed_at), max(c.committed_at)
+		FROM (%s) AS at
+		CROSS JOIN LATERAL (%s) AS c
+		GROUP BY at.index, c.schema, c."table", c.operation`)
+}
+
+func (w *requestWalker) farther() string {
+	if w.query.oldest {
+		return "<"
+	}
+	return ">"
+}
+
+// addContexts reads the context of the first change of each request.
+func (w *requestWalker) addContexts(ctx context.Context, found []foundRequest) error {
+	if len(found) == 0 {
+		return nil
+	}
+	statement, args, err := w.lookUp(found, `
+		SELECT at.index, first.context
+		FROM (%s) AS at
+		CROSS JOIN LATERAL (
+			SELECT c.context
+			FROM (%s) AS c
+			ORDER BY c.position, c.sequence
+			LIMIT 1
+		) AS first`)
+	if err != nil {
+		return wrap("list requests", err)
+	}
+	_, err = collect(ctx, w.client, "list requests", sq.Expr(statement, args...), func(row pgx.CollectableRow) (struct{}, error) {
+		var index int
+		var raw []byte
+		err := row.Scan(&index, &raw)
+		if err == nil {
+			found[index-1].request.Context = readContext(raw)
+		}
+		return struct{}{}, err
+	})
+	return err
+}
+
+// lookUp puts together a statement over the changes of each candidate. They are
+// found by containment, for which there is an index, and checked by the
+// expression that defines the request of a change.
+func (w *requestWalker) lookUp(candidates []foundRequest, format string) (string, []any, error) {
+	changes, args, err := w.from("c.*").PlaceholderFormat(sq.Question).
+		Where("(c.context @> at.form1 OR c.context @> at.form2 OR c.context @> at.form3 OR c.context @> at.form4)").
+		Where(requestOf + " = at.id").
+		Suffix("OFFSET 0").ToSql()
+	if err != nil {
+		return "", nil, err
+	}
+	var ids, positions, databases []string
+	var sequences []int
+	forms := make([][]*string, 4)
+	for _, candidate := range candidates {
+		ids = append(ids, candidate.request.ID)
+		positions = append(positions, candidate.at.position.LSN.String())
+		sequences = append(sequences, candidate.at.position.Sequence)
+		databases = append(databases, candidate.at.database)
+		known := memberForms(candidate.request.ID, "requestId", "request_id")
+		for i := range forms {
+			var form *string
+			if i < len(known) {
+				form = &known[i]
+			}
+			forms[i] = append(forms[i], form)
+		}
+	}
+	const at = `
+		SELECT u.index, u.id, u.position::pg_lsn, u.sequence, u.database COLLATE "C" AS database,
+			u.form1::jsonb, u.form2::jsonb, u.form3::jsonb, u.form4::jsonb
+		FROM unnest(?::text[], ?::text[], ?::integer[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[])
+			WITH ORDINALITY AS u (id, position, sequence, database, form1, form2, form3, form4, index)`
+	args = append([]any{ids, positions, sequences, databases, forms[0], forms[1], forms[2], forms[3]}, args...)
+	statement, err := sq.Dollar.ReplacePlaceholders(fmt.Sprintf(format, at, changes))
+	return statement, args, err
+}

@@ -1,0 +1,197 @@
+package audit
+
+import (
+	"context"
+	"iter"
+	"time"
+
+	sq "github.com/Masterminds/squirrel"
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	// A watch asks again after the shorter time while something is being stored,
+	// and after the longer one when nothing has been for a while.
+	watchBusy = 5 * time.Millisecond
+	watchIdle = 250 * time.Millisecond
+)
+
+// Event is a change that a [Query.Watch] saw.
+type Event struct {
+	Change
+	// Cursor continues the watch behind this change, in this or another process.
+	Cursor Cursor
+}
+
+// Watch follows the history: it gives every matching change as soon as it is
+// stored, each once, in commit order, and waits for the next, until ctx ends
+// (which ends the sequence with ctx's error) or Limit changes were given.
+//
+// It begins with what is stored from now on; with Since, with everything since
+// then; and with After, behind the event whose cursor that is, so that a program
+// that keeps the cursor of the last event it handled misses nothing and sees
+// nothing twice. A cursor of a page of changes, oldest first, does as well where
+// the store holds one source. Where it holds several, commit order is within
+// each of them. NewestFirst has no meaning here.
+//
+// A change is seen a few milliseconds after it was stored while the store is
+// busy, and up to a quarter of a second after it was idle. No connection is held
+// while the loop's body runs or while there is nothing new; a loop that is slow
+// falls behind, but loses nothing.
+//
+// Each pair is a value and nil, or a zero value and an error; after an error the
+// sequence ends. Each range runs the query again.
+func (q Query) Watch(ctx context.Context) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		w, err := q.watch(ctx)
+		if err != nil {
+			yield(Event{}, err)
+			return
+		}
+		for wait := watchBusy; ; wait = min(wait*3/2, watchIdle) {
+			moved, more, err := w.poll(ctx, yield)
+			if err != nil {
+				yield(Event{}, err)
+				return
+			}
+			if !more {
+				return
+			}
+			if moved {
+				wait = watchBusy
+			}
+			select {
+			case <-ctx.Done():
+				yield(Event{}, ctx.Err())
+				return
+			case <-time.After(wait):
+			}
+		}
+	}
+}
+
+// watcher follows each database by its own mark. One writer stores a database's
+// transactions in commit order, each whole, together with the checkpoint. So
+// whatever is visible is the beginning of the rest of history: nothing can
+// appear later before a place that was read already.
+type watcher struct {
+	client *Client
+	query  Query
+	marks  map[string]Position
+	left   int // of the limit; -1 without
+}
+
+// checkpoint is how far the store holds the history of a database.
+type checkpoint struct {
+	database string
+	position pglogrepl.LSN
+}
+
+// checkpoints reads the checkpoint of each database, in the order of their names.
+func (c *Client) checkpoints(ctx context.Context) ([]checkpoint, error) {
+	statement := `
+		SELECT database, position
+		FROM ` + c.table("checkpoints") + `
+		ORDER BY database`
+	return collect(ctx, c, "watch changes", sq.Expr(statement), func(row pgx.CollectableRow) (p checkpoint, err error) {
+		var lsn lsnText
+		err = row.Scan(&p.database, &lsn)
+		p.position = pglogrepl.LSN(lsn)
+		return p, err
+	})
+}
+
+func (q Query) watch(ctx context.Context) (*watcher, error) {
+	q.oldest = true
+	client, err := q.ready()
+	if err != nil {
+		return nil, err
+	}
+	w := &watcher{client: client, query: q, marks: map[string]Position{}, left: -1}
+	if q.limit > 0 {
+		w.left = q.limit
+	}
+	if q.cursor != nil && q.cursor.kind != watchEvents && q.cursor.kind != oldestChanges {
+		return nil, &CursorError{Reason: "it comes from " + q.cursor.kind.String() + ", and a watch needs the cursor of an event"}
+	}
+	reached, err := client.checkpoints(ctx)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case q.cursor == nil && q.since.IsZero():
+		for _, at := range reached {
+			w.marks[at.database] = endOf(at)
+		}
+	case q.cursor == nil:
+	case q.cursor.kind == watchEvents:
+		for _, m := range q.cursor.marks {
+			w.marks[m.database] = m.position
+		}
+	case len(reached) <= 1:
+		w.marks[q.cursor.marks[0].database] = q.cursor.marks[0].position
+	default:
+		// LSNs of several sources have nothing to do with each other, so the end
+		// of a page says nothing of where the other sources were.
+		return nil, &CursorError{Reason: "it comes from a page, and the store holds several databases: a watch needs the cursor of an event"}
+	}
+	return w, nil
+}
+
+// endOf is the place behind everything that a checkpoint covers. The checkpoint
+// is the end of a commit record, which may be where the next one begins, so that
+// the next transaction may have this very position; its changes count from 1.
+func endOf(at checkpoint) Position { return Position{LSN: at.position} }
+
+// poll gives what came since the last time. It reports whether any checkpoint
+// moved and whether the caller wants more.
+func (w *watcher) poll(ctx context.Context, yield func(Event, error) bool) (moved, more bool, err error) {
+	// The checkpoints are read before the changes: what they cover is visible.
+	reached, err := w.client.checkpoints(ctx)
+	if err != nil {
+		return false, false, err
+	}
+	for _, at := range reached {
+		if endOf(at).Compare(w.marks[at.database]) <= 0 {
+			continue
+		}
+		moved = true
+		if more, err = w.drain(ctx, at, yield); err != nil || !more {
+			return moved, more, err
+		}
+	}
+	return moved, true, nil
+}
+
+// drain gives the changes of one database from its mark to the present.
+func (w *watcher) drain(ctx context.Context, at checkpoint, yield func(Event, error) bool) (more bool, err error) {
+	p := &pages{
+		client: w.client,
+		query:  w.query.InDatabase(at.database),
+		size:   largestPage / 4,
+		left:   w.left,
+		after:  &mark{w.marks[at.database], at.database},
+	}
+	for !p.done {
+		changes, err := p.next(ctx)
+		if err != nil {
+			return false, err
+		}
+		for _, change := range changes {
+			w.marks[at.database] = change.Position
+			if !yield(Event{change, watchCursor(w.marks).encode()}, nil) {
+				return false, nil
+			}
+		}
+	}
+	if w.left >= 0 {
+		if w.left = p.left; w.left == 0 {
+			return false, nil
+		}
+	}
+	if end := endOf(at); end.Compare(w.marks[at.database]) > 0 {
+		w.marks[at.database] = end
+	}
+	return true, nil
+}

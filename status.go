@@ -1,0 +1,199 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/store"
+)
+
+// State is what capture is doing; see the constants of package capture.
+type State = capture.State
+
+// LSN is a position in the source's write-ahead log.
+type LSN = capture.LSN
+
+// Status is how capture and its history stand. Positions and lags are of the
+// moment the source was asked.
+type Status struct {
+	// State is that of this instance; Err why it retries or has failed.
+	State State
+	Err   error
+	// Database is the source database's name, Slot that of the replication slot.
+	Database string
+	// Position is up to where the store holds everything; SourcePosition is
+	// where the source is. LagBytes is the WAL in between, which may hold nothing
+	// that concerns us.
+	Position, SourcePosition LSN
+	LagBytes                 int64
+	// CommittedAt is the latest commit time that the store has seen.
+	CommittedAt time.Time
+	// Changes counts the changes stored since the history began.
+	Changes int64
+	Slot    SlotStatus
+	// Gaps are the holes in the history, oldest first.
+	Gaps []Gap
+	// Tables are the tables tracked now, those waiting for a lock, and those that
+	// were tracked once.
+	Tables []TableStatus
+}
+
+// SlotStatus is the state of the replication slot.
+type SlotStatus struct {
+	Name   string
+	Exists bool
+	// Active tells that some instance streams from it.
+	Active bool
+	// Status is pg_replication_slots.wal_status: reserved, extended, unreserved,
+	// lost.
+	Status string
+	// RetainedBytes is the WAL that the source keeps for the slot. A long open
+	// transaction anywhere in the cluster holds it, too.
+	RetainedBytes int64
+}
+
+// TableStatus says from when, and until when, a table is tracked.
+type TableStatus struct {
+	Schema, Table string
+	From          LSN
+	FromTime      time.Time
+	// Until is zero while the table is tracked.
+	Until     LSN
+	UntilTime time.Time
+	// Pending is why the table is not tracked yet, or nil.
+	Pending error
+}
+
+// Gap is a hole in the history that cannot be filled.
+type Gap = store.Gap
+
+// GapError is returned when history was lost, to those who asked to stop there
+// (Config.OnGap).
+type GapError struct{ Gap Gap }
+
+func (e *GapError) Error() string {
+	return fmt.Sprintf("audit: history is lost from %s on: %s: set Config.OnGap to ContinueAfterGap to go on behind the gap", e.Gap.From, e.Gap.Reason)
+}
+
+// view is what Status shows of the running capture.
+type view struct {
+	state   capture.State
+	err     error
+	facts   capture.Facts
+	durable LSN
+	lag     int64
+	lagTime time.Duration
+	slot    int64
+	pending []capture.Pending
+}
+
+func (c *Client) state() State {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.last.state
+}
+
+func (c *Client) setPending(pending []capture.Pending) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last.pending = pending
+}
+
+func (c *Client) setDurable(lsn LSN) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last.durable = max(c.last.durable, lsn)
+}
+
+func (c *Client) onStored(b store.Batch) {
+	c.mu.Lock()
+	c.last.durable = max(c.last.durable, b.To)
+	if b.Changes > 0 {
+		c.last.lagTime = max(0, time.Since(b.Committed))
+	}
+	c.mu.Unlock()
+	c.metrics.stored(b)
+}
+
+// Status asks the source and the store how capture and its history stand. It
+// works on a client that was not started, too. Where the source or the store
+// does not answer, it returns what is known and the error.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	c.mu.Lock()
+	v := c.last
+	v.pending = slices.Clone(v.pending)
+	c.mu.Unlock()
+	s := Status{State: v.state, Err: v.err, Position: v.durable, Slot: SlotStatus{Name: c.cfg.Slot}}
+	if err := c.source.QueryRow(ctx, "SELECT current_database(), pg_catalog.pg_current_wal_flush_lsn()::text").Scan(&s.Database, &s.SourcePosition); err != nil {
+		return s, fmt.Errorf("audit: status: ask the source: %w", err)
+	}
+	slot, err := c.setup.SlotState(ctx)
+	if err != nil && !errors.Is(err, capture.ErrNoSlot) {
+		return s, fmt.Errorf("audit: status: %w", err)
+	}
+	s.Slot.Exists = err == nil
+	s.Slot.Active, s.Slot.Status, s.Slot.RetainedBytes = slot.Active, slot.Status, slot.Retained
+
+	checkpoint, err := c.history.Checkpoint(ctx, s.Database)
+	if errors.Is(err, store.ErrNoCheckpoint) || isUndefined(err) {
+		return s, nil // nothing was ever captured
+	}
+	if err != nil {
+		return s, fmt.Errorf("audit: status: %w", err)
+	}
+	s.Position, s.CommittedAt, s.Changes = checkpoint.Position, checkpoint.CommittedAt, checkpoint.Changes
+	if s.SourcePosition > s.Position {
+		s.LagBytes = int64(s.SourcePosition - s.Position)
+	}
+	if s.Gaps, err = c.history.Gaps(ctx, s.Database); err != nil {
+		return s, fmt.Errorf("audit: status: %w", err)
+	}
+	covered, err := c.history.Coverage(ctx, s.Database)
+	if err != nil {
+		return s, fmt.Errorf("audit: status: %w", err)
+	}
+	for _, cov := range covered {
+		s.Tables = append(s.Tables, TableStatus{Schema: cov.Schema, Table: cov.Table, From: cov.From, FromTime: cov.FromTime, Until: cov.Until, UntilTime: cov.UntilTime})
+	}
+	for _, p := range v.pending {
+		s.Tables = append(s.Tables, TableStatus{Schema: p.Schema, Table: p.Name, Pending: p.Reason})
+	}
+	return s, nil
+}
+
+// observe refreshes what the metrics show and warns of what an operator should
+// know before it hurts.
+func (c *Client) observe(ctx context.Context) error {
+	if c.state() != capture.Streaming {
+		return nil
+	}
+	slot, err := c.setup.SlotState(ctx)
+	if err != nil {
+		return err
+	}
+	var here LSN
+	if err := c.source.QueryRow(ctx, "SELECT pg_catalog.pg_current_wal_flush_lsn()::text").Scan(&here); err != nil {
+		return fmt.Errorf("read position: %w", err)
+	}
+	c.mu.Lock()
+	c.last.slot = slot.Retained
+	c.last.lag = int64(here - min(here, c.last.durable))
+	c.mu.Unlock()
+	if slot.Status == "unreserved" {
+		c.cfg.Logger.Error("audit: the source is about to drop WAL that was not captured yet", "slot", slot.Name, "retained", slot.Retained)
+	}
+	return nil
+}
+
+func isUndefined(err error) bool { return isCode(err, "42P01", "3F000") }
+
+func isCode(err error, codes ...string) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && slices.Contains(codes, pgErr.Code)
+}

@@ -1,0 +1,181 @@
+package store
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+)
+
+var errClosed = errors.New("store: writer is closed")
+
+// copyConn speaks the simple query protocol on a connection it has taken over,
+// so that BEGIN, COPY, its rows, the checkpoint and COMMIT go out without a
+// round trip between them: one wait for a batch.
+//
+// A COPY that fails leaves the transaction aborted. The server then ignores the
+// rows that are still on their way, and the query with the COMMIT fails as a
+// whole, because the statements before the COMMIT do.
+//
+// Source: PostgreSQL documentation, "Message Flow": Simple Query, COPY
+// Operations.
+type copyConn struct {
+	conn     net.Conn
+	frontend *pgproto3.Frontend
+	copySQL  string
+
+	out     []byte // messages not sent yet
+	copying bool   // inside a COPY
+	queries int    // answers to wait for
+	begun   time.Time
+
+	abortOnce sync.Once
+	aborted   chan struct{}
+}
+
+func newCopyConn(ctx context.Context, config *pgconn.Config, copySQL string) (*copyConn, error) {
+	pg, err := pgconn.ConnectConfig(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	// A store that acknowledges before it is durable would let the source drop
+	// WAL that nobody has.
+	_, err = pg.Exec(ctx, `SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') IN ('off', 'local')`).ReadAll()
+	if err != nil {
+		_ = pg.Close(context.WithoutCancel(ctx))
+		return nil, err
+	}
+	h, err := pg.Hijack()
+	if err != nil {
+		return nil, err
+	}
+	return &copyConn{conn: h.Conn, frontend: h.Frontend, copySQL: copySQL, aborted: make(chan struct{})}, nil
+}
+
+// abort cuts the connection, whatever it is doing.
+func (c *copyConn) abort() {
+	c.abortOnce.Do(func() {
+		close(c.aborted)
+		_ = c.conn.Close()
+	})
+}
+
+func (c *copyConn) query(sql string) {
+	c.out = append(c.out, 'Q')
+	c.out = binary.BigEndian.AppendUint32(c.out, uint32(len(sql)+5))
+	c.out = append(c.out, sql...)
+	c.out = append(c.out, 0)
+	c.queries++
+}
+
+func (c *copyConn) data(payload string) {
+	c.out = append(c.out, 'd')
+	c.out = binary.BigEndian.AppendUint32(c.out, uint32(len(payload)+4))
+	c.out = append(c.out, payload...)
+}
+
+func (c *copyConn) endCopy() {
+	c.data(copyTrailer)
+	c.out = append(c.out, 'c', 0, 0, 0, 4)
+	c.copying = false
+}
+
+func (c *copyConn) send() error {
+	_, err := c.conn.Write(c.out)
+	c.out = c.out[:0]
+	return err
+}
+
+// begin opens the store transaction if it is not open.
+func (c *copyConn) begin() {
+	if c.queries == 0 {
+		c.begun = time.Now()
+	}
+}
+
+// copyData sends a CopyData message, beginning the transaction and the COPY if
+// need be. Small ones wait for the commit, so that all goes in one write.
+func (c *copyConn) copyData(message []byte) error {
+	c.begin()
+	if !c.copying {
+		if c.queries == 0 {
+			c.query("BEGIN; " + c.copySQL)
+		} else {
+			c.query(c.copySQL)
+		}
+		c.data(copyHeader)
+		c.copying = true
+	}
+	if len(message) < 32<<10 {
+		c.out = append(c.out, message...)
+		return nil
+	}
+	if err := c.send(); err != nil {
+		return err
+	}
+	_, err := c.conn.Write(message)
+	return err
+}
+
+// between runs statements inside the store transaction after the rows so far.
+func (c *copyConn) between(sql string) error {
+	if c.copying {
+		c.endCopy()
+	}
+	c.query(sql)
+	return c.send()
+}
+
+// commit ends the COPY, runs sql, which has the COMMIT in it, and waits for all
+// answers. It returns when the batch began.
+func (c *copyConn) commit(sql string) (time.Time, error) {
+	c.begin()
+	if c.copying {
+		c.endCopy()
+	} else if c.queries == 0 {
+		sql = "BEGIN; " + sql
+	}
+	c.query(sql)
+	if err := c.send(); err != nil {
+		return c.begun, err
+	}
+	return c.begun, c.receive()
+}
+
+// run executes sql on its own, outside a batch.
+func (c *copyConn) run(sql string) error {
+	c.query(sql)
+	if err := c.send(); err != nil {
+		return err
+	}
+	return c.receive()
+}
+
+// receive reads the answers to every query sent, and returns the first error.
+func (c *copyConn) receive() error {
+	var first error
+	for c.queries > 0 {
+		message, err := c.frontend.Receive()
+		if err != nil {
+			return errors.Join(first, err)
+		}
+		switch m := message.(type) {
+		case *pgproto3.ReadyForQuery:
+			c.queries--
+			if c.queries == 0 && m.TxStatus != 'I' && first == nil {
+				return fmt.Errorf("transaction is still open (%c)", m.TxStatus)
+			}
+		case *pgproto3.ErrorResponse:
+			if first == nil {
+				first = pgconn.ErrorResponseToPgError(m)
+			}
+		}
+	}
+	return first
+}

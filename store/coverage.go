@@ -1,0 +1,142 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/wal"
+)
+
+// Coverage says from which position, and until which, a table is tracked.
+type Coverage struct {
+	Schema, Table string
+	From          wal.LSN
+	FromTime      time.Time
+	// Until is zero while the table is tracked.
+	Until      wal.LSN
+	UntilTime  time.Time
+	RelationID uint32
+	// Identities are the replica identities from before, by quoted name.
+	Identities map[string]string
+}
+
+// Gap is a hole in the history that cannot be filled.
+type Gap struct {
+	From, To         wal.LSN
+	FromTime, ToTime time.Time
+	Reason           string
+}
+
+// OpenCoverage records that a table is tracked from a position on.
+func (s *Store) OpenCoverage(ctx context.Context, database string, c Coverage) error {
+	if c.Identities == nil {
+		c.Identities = map[string]string{}
+	}
+	_, err := s.pool.Exec(ctx, `
+		INSERT INTO `+s.schema+`.coverage (database, schema, "table", from_position, relation_id, previous_identity)
+		VALUES ($1, $2, $3, $4, $5, $6)
+		ON CONFLICT DO NOTHING`, database, c.Schema, c.Table, c.From.String(), int64(c.RelationID), c.Identities)
+	if err != nil {
+		return fmt.Errorf("record coverage of %s.%s: %w", c.Schema, c.Table, err)
+	}
+	return nil
+}
+
+// CloseCoverage records that a table is tracked no longer.
+func (s *Store) CloseCoverage(ctx context.Context, database, schema, table string, until wal.LSN) error {
+	_, err := s.pool.Exec(ctx, `
+		UPDATE `+s.schema+`.coverage
+		SET until_position = $4, until_time = now()
+		WHERE database = $1 AND schema = $2 AND "table" = $3 AND until_position IS NULL`, database, schema, table, until.String())
+	if err != nil {
+		return fmt.Errorf("close coverage of %s.%s: %w", schema, table, err)
+	}
+	return nil
+}
+
+// Coverage returns the coverage of every table of a database, oldest first.
+func (s *Store) Coverage(ctx context.Context, database string) ([]Coverage, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT schema, "table", from_position::text, from_time, coalesce(until_position, '0/0')::text, until_time, relation_id, previous_identity
+		FROM `+s.schema+`.coverage
+		WHERE database = $1
+		ORDER BY schema, "table", from_position`, database)
+	if err != nil {
+		return nil, fmt.Errorf("read coverage: %w", err)
+	}
+	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c Coverage, err error) {
+		var until *time.Time
+		var oid int64
+		err = row.Scan(&c.Schema, &c.Table, &c.From, &c.FromTime, &c.Until, &until, &oid, &c.Identities)
+		if until != nil {
+			c.UntilTime = *until
+		}
+		c.RelationID = uint32(oid)
+		return c, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read coverage: %w", err)
+	}
+	return all, nil
+}
+
+// Gaps returns the holes in the history of a database, oldest first.
+func (s *Store) Gaps(ctx context.Context, database string) ([]Gap, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT from_position::text, to_position::text, coalesce(from_time, '-infinity') = '-infinity', coalesce(from_time, to_time), to_time, reason
+		FROM `+s.schema+`.gaps
+		WHERE database = $1
+		ORDER BY from_position`, database)
+	if err != nil {
+		return nil, fmt.Errorf("read gaps: %w", err)
+	}
+	gaps, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (g Gap, err error) {
+		var unknown bool
+		err = row.Scan(&g.From, &g.To, &unknown, &g.FromTime, &g.ToTime, &g.Reason)
+		if unknown {
+			g.FromTime = time.Time{}
+		}
+		return g, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read gaps: %w", err)
+	}
+	return gaps, nil
+}
+
+// ErrCheckpointMoved is returned when the checkpoint is not where it was
+// expected, because another instance has moved it.
+var ErrCheckpointMoved = errors.New("store: the checkpoint was moved meanwhile")
+
+// RecordGap records a hole from the checkpoint to a later position and moves the
+// checkpoint behind it, both or neither. The writer of before is fenced.
+func (s *Store) RecordGap(ctx context.Context, database string, checkpoint Checkpoint, to wal.LSN, reason string) error {
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `
+			UPDATE `+s.schema+`.checkpoints
+			SET position = $3, epoch = epoch + 1, slot = $4, updated_at = now()
+			WHERE database = $1 AND position = $2`, database, checkpoint.Position.String(), to.String(), checkpoint.Slot)
+		if err != nil {
+			return err
+		}
+		if tag.RowsAffected() == 0 {
+			return ErrCheckpointMoved
+		}
+		_, err = tx.Exec(ctx, `
+			INSERT INTO `+s.schema+`.gaps (database, from_position, to_position, from_time, reason)
+			SELECT $1, $2, $3, greatest(c.committed_at, c.created_at), $4
+			FROM `+s.schema+`.checkpoints c
+			WHERE c.database = $1
+			ON CONFLICT (database, from_position) DO UPDATE SET to_position = excluded.to_position, to_time = now()`,
+			database, checkpoint.Position.String(), to.String(), reason)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("record gap of %q from %s to %s: %w", database, checkpoint.Position, to, err)
+	}
+	return nil
+}

@@ -1,0 +1,351 @@
+package store
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"crypto/sha256"
+	"encoding/hex"
+
+	"github.com/hindsight-go/audit/internal/wal"
+)
+
+// copyColumns is the order of the fields in the binary COPY stream: what is
+// constant in a transaction first, then what is constant in a table, so that
+// both are single appends.
+const copyColumns = `position, committed_at, transaction_id, queued_at, database, environment, schema, "table", sequence, operation, primary_key, previous_key, before, after, context, defect`
+
+const copyFields = 16
+
+// copyHeader and copyTrailer frame a binary COPY.
+//
+// Source: PostgreSQL documentation, COPY, "Binary Format".
+const (
+	copyHeader  = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	copyTrailer = "\xff\xff"
+)
+
+const (
+	// maxImage is what one image may hold, in bytes of text: jsonb's own bound is
+	// 256 MiB less one, and the offsets of many members need some of it.
+	maxImage = 200 << 20
+	// maxKey keeps a key's index entry under a third of a page.
+	maxKey = 2000
+)
+
+func appendField(dst []byte, value string) []byte {
+	dst = binary.BigEndian.AppendUint32(dst, uint32(len(value)))
+	return append(dst, value...)
+}
+
+func appendNull(dst []byte) []byte { return append(dst, 0xff, 0xff, 0xff, 0xff) }
+
+func appendInt64Field(dst []byte, v uint64) []byte {
+	dst = append(dst, 0, 0, 0, 8)
+	return binary.BigEndian.AppendUint64(dst, v)
+}
+
+// appendJSONBField writes a jsonb field from its text: version 1, then the text.
+func appendJSONBField(dst, text []byte) []byte {
+	dst = binary.BigEndian.AppendUint32(dst, uint32(len(text)+1))
+	dst = append(dst, 1)
+	return append(dst, text...)
+}
+
+// relationPlan is what encoding a row of a relation needs, computed once.
+type relationPlan struct {
+	relation *wal.Relation
+	prefix   []byte   // the schema and table fields
+	names    [][]byte // "name": for each column, quoted and escaped
+	kinds    []wal.Kind
+	key      []int
+}
+
+func newRelationPlan(rel *wal.Relation, key []int, caution Caution) *relationPlan {
+	p := &relationPlan{relation: rel, key: key}
+	p.prefix = appendField(nil, rel.Schema)
+	p.prefix = appendField(p.prefix, rel.Table)
+	for _, c := range rel.Columns {
+		name, _ := appendString(nil, []byte(c.Name))
+		p.names = append(p.names, append(name, ':'))
+		kind := c.Kind
+		if caution >= CautionText && kind.Base != wal.Bool && kind.Base != wal.Number {
+			kind = wal.Kind{}
+		}
+		p.kinds = append(p.kinds, kind)
+	}
+	return p
+}
+
+// encoder writes rows as binary COPY tuples. It belongs to one goroutine.
+type encoder struct {
+	caution Caution
+	defects []string // scratch: the defects of the row at hand
+	keyA    []byte   // scratch
+	keyB    []byte
+}
+
+// defect notes what could not be recorded faithfully. It names columns and
+// sizes, never a value.
+func (e *encoder) defect(format string, args ...any) {
+	e.defects = append(e.defects, fmt.Sprintf(format, args...))
+}
+
+// image appends a jsonb field with the tuple as a JSON object. A value that the
+// stream left out is taken from fill; where fill has none, the column is left
+// out. It reports which columns are unknown.
+func (e *encoder) image(dst []byte, p *relationPlan, label string, tuple, fill wal.Tuple, keyOnly bool) []byte {
+	at := len(dst)
+	dst = append(dst, 0, 0, 0, 0, 1, '{')
+	if size := tupleSize(tuple, fill); size > maxImage {
+		tuple = e.shrink(p, label, tuple, fill, size)
+	}
+	separate := false
+	for i := range tuple {
+		datum := tuple[i]
+		if datum.State == wal.Unchanged {
+			if fill == nil || fill[i].State != wal.Text && fill[i].State != wal.Null {
+				continue
+			}
+			datum = fill[i]
+		}
+		if datum.State == wal.Absent || keyOnly && !p.relation.Columns[i].Identity {
+			continue
+		}
+		if separate {
+			dst = append(dst, ',')
+		}
+		separate = true
+		dst = append(dst, p.names[i]...)
+		if datum.State == wal.Null {
+			dst = append(dst, "null"...)
+			continue
+		}
+		var valid bool
+		if dst, valid = appendValue(dst, p.kinds[i], datum.Text); !valid {
+			e.defect("%s: column %q is not valid UTF-8 and is kept as the hexadecimal digits of its bytes", label, p.relation.Columns[i].Name)
+		}
+	}
+	dst = append(dst, '}')
+	binary.BigEndian.PutUint32(dst[at:], uint32(len(dst)-at-4))
+	return dst
+}
+
+func tupleSize(tuple, fill wal.Tuple) (size int) {
+	for i := range tuple {
+		size += len(tuple[i].Text)
+		if tuple[i].State == wal.Unchanged && fill != nil {
+			size += len(fill[i].Text)
+		}
+	}
+	return size
+}
+
+// shrink drops the largest values until the rest fits into a jsonb.
+func (e *encoder) shrink(p *relationPlan, label string, tuple, fill wal.Tuple, size int) wal.Tuple {
+	small := make(wal.Tuple, len(tuple))
+	for i := range tuple {
+		small[i] = tuple[i]
+		if tuple[i].State == wal.Unchanged && fill != nil {
+			small[i] = fill[i]
+		}
+	}
+	for size > maxImage {
+		largest := 0
+		for i := range small {
+			if len(small[i].Text) > len(small[largest].Text) {
+				largest = i
+			}
+		}
+		n := len(small[largest].Text)
+		e.defect("%s: column %q left out: its %d bytes are more than a jsonb holds", label, p.relation.Columns[largest].Name, n)
+		small[largest] = wal.Datum{State: wal.Absent}
+		size -= n
+	}
+	return small
+}
+
+// key writes the text of the primary key, or reports false if the table has
+// none or the tuple does not hold it.
+func (e *encoder) key(dst []byte, p *relationPlan, tuple, fill wal.Tuple) ([]byte, bool) {
+	dst = dst[:0]
+	if len(p.key) == 0 || tuple == nil {
+		return dst, false
+	}
+	if len(p.key) > 1 {
+		dst = append(dst, '[')
+	}
+	for n, i := range p.key {
+		datum := tuple[i]
+		if datum.State == wal.Unchanged && fill != nil {
+			datum = fill[i]
+		}
+		if datum.State != wal.Text {
+			return dst, false
+		}
+		if len(p.key) == 1 {
+			dst = append(dst, datum.Text...)
+			break
+		}
+		if n > 0 {
+			dst = append(dst, ',')
+		}
+		dst, _ = appendString(dst, datum.Text)
+	}
+	if len(p.key) > 1 {
+		dst = append(dst, ']')
+	}
+	if len(dst) > maxKey {
+		sum := sha256.Sum256(dst)
+		dst = append(dst[:0], "sha256:"...)
+		dst = hex.AppendEncode(dst, sum[:])
+	}
+	return dst, true
+}
+
+// KeyText returns the text under which a row's key is stored in primary_key:
+// the text itself for one part, a JSON array of texts for several, and a
+// sha256: digest where that is longer than 2,000 bytes (an index entry must fit
+// into a third of a page).
+func KeyText(parts ...string) string {
+	p := relationPlan{}
+	t := make(wal.Tuple, len(parts))
+	for i, part := range parts {
+		p.key = append(p.key, i)
+		t[i] = wal.Datum{State: wal.Text, Text: []byte(part)}
+	}
+	text, _ := (&encoder{}).key(nil, &p, t, nil)
+	return string(text)
+}
+
+// row appends one tuple of the COPY. txPrefix holds the transaction's fields,
+// stamp the context field and its defect.
+func (e *encoder) row(dst []byte, txPrefix []byte, p *relationPlan, r *wal.Row, sequence int32, stamp *stampField) []byte {
+	e.defects = e.defects[:0]
+	if stamp.defect != "" {
+		e.defects = append(e.defects, stamp.defect)
+	}
+	dst = append(dst, txPrefix...)
+	dst = append(dst, p.prefix...)
+	dst = append(dst, 0, 0, 0, 4)
+	dst = binary.BigEndian.AppendUint32(dst, uint32(sequence))
+	switch r.Operation {
+	case wal.Insert:
+		dst = append(dst, "\x00\x00\x00\x06CREATE"...)
+	case wal.Update:
+		dst = append(dst, "\x00\x00\x00\x06UPDATE"...)
+	case wal.Delete:
+		dst = append(dst, "\x00\x00\x00\x06DELETE"...)
+	default:
+		dst = append(dst, "\x00\x00\x00\x08TRUNCATE"...)
+	}
+	dst = e.keys(dst, p, r)
+
+	switch {
+	case e.caution >= CautionBare:
+		e.defect("images left out: the store refused them")
+		dst = append(dst, emptyImage...)
+		dst = append(dst, emptyImage...)
+	default:
+		if r.Old != nil {
+			dst = e.image(dst, p, "before", r.Old, nil, r.OldIsKey)
+		} else {
+			dst = append(dst, emptyImage...)
+		}
+		if r.New != nil {
+			dst = e.image(dst, p, "after", r.New, r.Old, false)
+		} else {
+			dst = append(dst, emptyImage...)
+		}
+	}
+	dst = append(dst, stamp.field...)
+	if len(e.defects) == 0 {
+		return appendNull(dst)
+	}
+	return appendField(dst, strings.Join(e.defects, "; "))
+}
+
+const emptyImage = "\x00\x00\x00\x03\x01{}"
+
+// keys appends primary_key and previous_key.
+func (e *encoder) keys(dst []byte, p *relationPlan, r *wal.Row) []byte {
+	var has bool
+	tuple, fill := r.New, r.Old
+	if tuple == nil {
+		tuple, fill = r.Old, nil
+	}
+	if e.keyA, has = e.key(e.keyA, p, tuple, fill); !has {
+		return appendNull(appendNull(dst))
+	}
+	dst = binary.BigEndian.AppendUint32(dst, uint32(len(e.keyA)))
+	dst = append(dst, e.keyA...)
+	if r.Operation == wal.Update && r.Old != nil {
+		if e.keyB, has = e.key(e.keyB, p, r.Old, nil); has && string(e.keyB) != string(e.keyA) {
+			dst = binary.BigEndian.AppendUint32(dst, uint32(len(e.keyB)))
+			return append(dst, e.keyB...)
+		}
+	}
+	return appendNull(dst)
+}
+
+// missing lists the columns of the new version that are in neither version, and
+// whether the old version as a whole is incomplete.
+func missing(r *wal.Row) (columns []string, before bool) {
+	before = r.Operation != wal.Insert && r.Operation != wal.Truncate && (r.Old == nil || r.OldIsKey)
+	if !before {
+		return nil, false
+	}
+	for i := range r.New {
+		if r.New[i].State == wal.Unchanged && (r.Old == nil || r.Old[i].State != wal.Text) {
+			columns = append(columns, r.Relation.Columns[i].Name)
+		}
+	}
+	return columns, true
+}
+
+// stampField is a context as it goes into every row it covers.
+type stampField struct {
+	field  []byte
+	defect string
+}
+
+// newStampField turns the content of a context message into a field. What is
+// not acceptable as a context is left out and said in the defect.
+func newStampField(content []byte, limit int) stampField {
+	facts, err := scanJSON(content)
+	switch {
+	case err != nil:
+		return stampField{field: appendNull(nil), defect: "context is not JSON (" + strconv.Itoa(len(content)) + " bytes)"}
+	case facts.top != '{' && facts.top != '[':
+		return stampField{field: appendNull(nil), defect: "context is neither a JSON object nor an array"}
+	case facts.refused:
+		return stampField{field: appendNull(nil), defect: `context holds what jsonb refuses (\u0000, a lone surrogate, a number out of range or too deep a nesting)`}
+	case len(content) > limit || facts.longUser:
+		return trimContext(content)
+	}
+	return stampField{field: appendJSONBField(nil, content)}
+}
+
+// trimContext keeps the short scalars of a context that is too large: who, where
+// and which request usually survive.
+func trimContext(content []byte) stampField {
+	defect := "context of " + strconv.Itoa(len(content)) + " bytes cut down to its short members"
+	var members map[string]json.RawMessage
+	if json.Unmarshal(content, &members) != nil {
+		return stampField{field: appendNull(nil), defect: "context of " + strconv.Itoa(len(content)) + " bytes left out"}
+	}
+	kept := make(map[string]json.RawMessage)
+	for name, value := range members {
+		if len(kept) < 32 && len(name) <= 64 && len(value) <= 256 && value[0] != '{' && value[0] != '[' {
+			kept[name] = value
+		}
+	}
+	text, err := json.Marshal(kept)
+	if err != nil || len(kept) == 0 {
+		return stampField{field: appendNull(nil), defect: "context of " + strconv.Itoa(len(content)) + " bytes left out"}
+	}
+	return stampField{field: appendJSONBField(nil, text), defect: defect}
+}

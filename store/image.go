@@ -1,0 +1,236 @@
+package store
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"math/bits"
+	"unicode/utf8"
+
+	"github.com/hindsight-go/audit/internal/wal"
+)
+
+// appendValue writes one value in PostgreSQL's text format as JSON, so that
+// jsonb_populate_record of the image gives the value back. It reports whether
+// the text was valid UTF-8; where it is not (a SQL_ASCII database), the bytes
+// stand as a \x string of hexadecimal digits.
+func appendValue(dst []byte, kind wal.Kind, text []byte) ([]byte, bool) {
+	switch kind.Base {
+	case wal.Number:
+		if isNumber(text) {
+			return append(dst, text...), true
+		}
+	case wal.Bool:
+		if len(text) == 1 {
+			if text[0] == 't' {
+				return append(dst, "true"...), true
+			}
+			return append(dst, "false"...), true
+		}
+	case wal.JSONB:
+		return append(dst, text...), true
+	case wal.JSON:
+		if !keepsText(text) {
+			return append(dst, text...), true
+		}
+	case wal.Array:
+		if out, ok := appendArray(dst, kind, text); ok {
+			return out, true
+		}
+	case wal.String:
+	}
+	return appendString(dst, text)
+}
+
+// isNumber tells that a number's text is a JSON number which numeric keeps as
+// it is. NaN and the infinities are not; nor is a negative zero, whose sign
+// numeric would drop.
+func isNumber(text []byte) bool {
+	if len(text) == 0 {
+		return false
+	}
+	c := text[0]
+	if c >= '1' && c <= '9' {
+		return true
+	}
+	if c == '0' {
+		return true
+	}
+	return c == '-' && len(text) > 1 && text[1] != 'I' && string(text) != "-0"
+}
+
+// keepsText tells that a value of type json has to be kept as a JSON string of
+// its exact text: embedding it would be refused by jsonb or lose a member.
+//
+// It is also true of a JSON string whose content is such a text. So a reader
+// can tell the two apart: a string in the place of a json column is exact text
+// if keepsText holds of its content, and else it is that string.
+func keepsText(text []byte) bool {
+	facts, err := scanJSON(text)
+	if err != nil || !facts.embeds() {
+		return true
+	}
+	if facts.top != '"' {
+		return false
+	}
+	var content string
+	if json.Unmarshal(text, &content) != nil {
+		return true
+	}
+	inner, err := scanJSON([]byte(content))
+	return err == nil && (!inner.embeds() || inner.top == '"' && keepsText([]byte(content)))
+}
+
+const hexDigits = "0123456789abcdef"
+
+// appendString writes text as a JSON string. It reports false if the text was
+// not valid UTF-8 and is written as the hexadecimal digits of its bytes.
+func appendString(dst, text []byte) ([]byte, bool) {
+	begin := len(dst)
+	dst = append(dst, '"')
+	start, i := 0, 0
+	checked := false
+	for i < len(text) {
+		// Eight bytes at a time while none of them needs attention.
+		for i+8 <= len(text) {
+			if skip := plain8(binary.LittleEndian.Uint64(text[i:])); skip < 8 {
+				i += skip
+				break
+			}
+			i += 8
+		}
+		if i >= len(text) {
+			break
+		}
+		c := text[i]
+		switch {
+		case c >= utf8.RuneSelf:
+			if !checked {
+				if !utf8.Valid(text[i:]) {
+					dst = append(dst[:begin], `"\\x`...)
+					dst = hex.AppendEncode(dst, text)
+					return append(dst, '"'), false
+				}
+				checked = true
+			}
+			i++
+			continue
+		case c >= 0x20 && c != '"' && c != '\\':
+			i++
+			continue
+		}
+		dst = append(dst, text[start:i]...)
+		switch c {
+		case '"', '\\':
+			dst = append(dst, '\\', c)
+		case '\n':
+			dst = append(dst, '\\', 'n')
+		case '\r':
+			dst = append(dst, '\\', 'r')
+		case '\t':
+			dst = append(dst, '\\', 't')
+		default:
+			dst = append(dst, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
+		}
+		i++
+		start = i
+	}
+	dst = append(dst, text[start:]...)
+	return append(dst, '"'), true
+}
+
+// plain8 returns how many of the eight bytes, from the lowest, are printable
+// ASCII other than the quote and the backslash. It may stop early, never late.
+func plain8(x uint64) int {
+	const (
+		ones  = 0x0101010101010101
+		highs = 0x8080808080808080
+	)
+	low := (x - ones*0x20) & ^x                   // high bit where a byte < 0x20
+	quote := x ^ ones*'"'                         // zero byte where a quote
+	slash := x ^ ones*'\\'                        // zero byte where a backslash
+	found := low | x                              // or not ASCII
+	found |= (quote - ones) & ^quote              // zero byte
+	found |= (slash - ones) & ^slash              // zero byte
+	return bits.TrailingZeros64(found&highs) >> 3 // borrows reach upward only
+}
+
+// appendArray writes a PostgreSQL array literal as a JSON array. It gives up,
+// and the text stays as it is, where JSON cannot say the same: explicit bounds.
+func appendArray(dst []byte, kind wal.Kind, text []byte) ([]byte, bool) {
+	if len(text) < 2 || text[0] != '{' {
+		return dst, false
+	}
+	begin := len(dst)
+	elem := wal.Kind{Base: kind.Elem}
+	var scratch [64]byte
+	depth := 0
+	for i := 0; i < len(text); {
+		switch c := text[i]; {
+		case c == '{':
+			depth++
+			dst = append(dst, '[')
+			i++
+		case c == '}':
+			depth--
+			dst = append(dst, ']')
+			i++
+			if depth == 0 {
+				return dst, i == len(text)
+			}
+		case c == kind.Delimiter:
+			dst = append(dst, ',')
+			i++
+		case c == '"':
+			value, next, ok := quotedElement(scratch[:0], text, i+1)
+			if !ok {
+				return dst[:begin], false
+			}
+			if dst, ok = appendValue(dst, elem, value); !ok {
+				return dst[:begin], false
+			}
+			i = next
+		default:
+			end := i
+			for end < len(text) && text[end] != kind.Delimiter && text[end] != '}' {
+				if text[end] == '\\' || text[end] == '"' || text[end] == '{' {
+					return dst[:begin], false
+				}
+				end++
+			}
+			value := text[i:end]
+			if bytes.Equal(value, []byte("NULL")) {
+				dst = append(dst, "null"...)
+			} else {
+				var ok bool
+				if dst, ok = appendValue(dst, elem, value); !ok {
+					return dst[:begin], false
+				}
+			}
+			i = end
+		}
+	}
+	return dst[:begin], false
+}
+
+// quotedElement reads an array element from behind its opening quote.
+func quotedElement(scratch, text []byte, i int) (value []byte, next int, ok bool) {
+	value = scratch
+	for i < len(text) {
+		switch c := text[i]; c {
+		case '"':
+			return value, i + 1, true
+		case '\\':
+			i++
+			if i == len(text) {
+				return nil, i, false
+			}
+			value = append(value, text[i])
+		default:
+			value = append(value, c)
+		}
+		i++
+	}
+	return nil, i, false
+}

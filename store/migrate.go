@@ -1,0 +1,164 @@
+package store
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+//go:embed migrations/*.sql
+var migrationFiles embed.FS
+
+// migrationLock is the advisory lock under which migrations run, so that many
+// instances starting at once take turns. The number is the bytes of "audit".
+const migrationLock = 0x6175646974
+
+// Migration is one numbered step of the store's schema.
+type Migration struct {
+	Version int
+	Name    string
+	SQL     string
+}
+
+// NewerSchemaError is returned when the store was migrated by a newer version of
+// this package.
+type NewerSchemaError struct{ Schema, Store string }
+
+func (e *NewerSchemaError) Error() string {
+	return fmt.Sprintf("store: schema %s is at version %s, which this version of the package does not know: upgrade the program", e.Schema, e.Store)
+}
+
+// Migrations returns the steps, in order, for a store in the given schema.
+func Migrations(schema string) ([]Migration, error) {
+	names, err := fs.Glob(migrationFiles, "migrations/*.sql")
+	if err != nil {
+		return nil, fmt.Errorf("list migrations: %w", err)
+	}
+	slices.Sort(names)
+	var migrations []Migration
+	for _, name := range names {
+		text, err := migrationFiles.ReadFile(name)
+		if err != nil {
+			return nil, fmt.Errorf("read migration %s: %w", name, err)
+		}
+		base := strings.TrimSuffix(strings.TrimPrefix(name, "migrations/"), ".sql")
+		number, _, _ := strings.Cut(base, "_")
+		version, err := strconv.Atoi(number)
+		if err != nil {
+			return nil, fmt.Errorf("migration %s has no number: %w", name, err)
+		}
+		quoted := pgx.Identifier{schema}.Sanitize()
+		sql := strings.NewReplacer("{{schema}}", quoted, "{{schema_literal}}", quoteLiteral(quoted)).Replace(string(text))
+		migrations = append(migrations, Migration{Version: version, Name: base, SQL: sql})
+	}
+	return migrations, nil
+}
+
+// MigrationSQL returns one script that makes the store from nothing, for a DBA
+// to run where the program's role may not.
+func MigrationSQL(schema string) (string, error) {
+	migrations, err := Migrations(schema)
+	if err != nil {
+		return "", err
+	}
+	quoted := pgx.Identifier{schema}.Sanitize()
+	var b strings.Builder
+	fmt.Fprintf(&b, "CREATE SCHEMA IF NOT EXISTS %s;\n%s;\n", quoted, versionsTable(quoted))
+	for _, m := range migrations {
+		fmt.Fprintf(&b, "\n-- %s\n%s\nINSERT INTO %s.schema_migrations (version, name) VALUES (%d, %s);\n", m.Name, m.SQL, quoted, m.Version, quoteLiteral(m.Name))
+	}
+	return b.String(), nil
+}
+
+func versionsTable(schema string) string {
+	return "CREATE TABLE IF NOT EXISTS " + schema + `.schema_migrations (
+    version    integer     PRIMARY KEY,
+    name       text        NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)`
+}
+
+// Migrate brings the store's schema to this package's version. Each migration
+// runs in one transaction, under an advisory lock and a lock timeout. It returns
+// a *NewerSchemaError if the store is ahead, and otherwise changes nothing that
+// is up to date: a role without the right to create may run it then.
+func (s *Store) Migrate(ctx context.Context) error {
+	migrations, err := Migrations(s.name)
+	if err != nil {
+		return err
+	}
+	have, err := s.version(ctx)
+	if err != nil {
+		return err
+	}
+	newest := migrations[len(migrations)-1].Version
+	switch {
+	case have > newest:
+		return &NewerSchemaError{Schema: s.name, Store: strconv.Itoa(have)}
+	case have == newest:
+		return nil
+	}
+	for _, m := range migrations {
+		if m.Version <= have {
+			continue
+		}
+		if err := s.apply(ctx, m); err != nil {
+			return fmt.Errorf("migrate schema %s to %s: %w", s.name, m.Name, err)
+		}
+	}
+	return nil
+}
+
+// version returns the newest migration applied, 0 for an empty database.
+func (s *Store) version(ctx context.Context) (int, error) {
+	var version int
+	err := s.pool.QueryRow(ctx, `SELECT coalesce(max(version), 0) FROM `+s.schema+`.schema_migrations`).Scan(&version)
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) && (pgErr.Code == "42P01" || pgErr.Code == "3F000") {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read version of schema %s: %w", s.name, err)
+	}
+	return version, nil
+}
+
+func (s *Store) apply(ctx context.Context, m Migration) error {
+	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", int64(migrationLock)); err != nil {
+			return err
+		}
+		// Behind the lock: another instance may have been faster.
+		var exists bool
+		if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)", s.name).Scan(&exists); err != nil {
+			return err
+		}
+		if !exists {
+			// Not IF NOT EXISTS: that asks for the right to create even when
+			// there is nothing to create.
+			if _, err := tx.Exec(ctx, "CREATE SCHEMA "+s.schema); err != nil {
+				return err
+			}
+		}
+		if _, err := tx.Exec(ctx, versionsTable(s.schema)); err != nil {
+			return err
+		}
+		tag, err := tx.Exec(ctx, "INSERT INTO "+s.schema+".schema_migrations (version, name) VALUES ($1, $2) ON CONFLICT DO NOTHING", m.Version, m.Name)
+		if err != nil || tag.RowsAffected() == 0 {
+			return err
+		}
+		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '10s'"); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, m.SQL)
+		return err
+	})
+}

@@ -1,0 +1,299 @@
+-- The history itself. One row is one row-level event of the source.
+--
+-- Identity and order are (position, sequence): the commit LSN of the source
+-- transaction and the ordinal of the change inside it. committed_at is only the
+-- partition key and a label: commit times run backwards against commit order
+-- under concurrency, so nothing may be ordered by it.
+--
+-- Text columns use the "C" collation: they are compared byte by byte, which is
+-- what identifiers mean and is several times cheaper in the indexes.
+CREATE TABLE {{schema}}.changes (
+    position       pg_lsn      NOT NULL,
+    sequence       integer     NOT NULL,
+    committed_at   timestamptz NOT NULL,
+    transaction_id bigint      NOT NULL,
+    database       text        COLLATE "C" NOT NULL,
+    schema         text        COLLATE "C" NOT NULL,
+    "table"        text        COLLATE "C" NOT NULL,
+    primary_key    text        COLLATE "C",
+    previous_key   text        COLLATE "C",
+    operation      text        COLLATE "C" NOT NULL,
+    before         jsonb       NOT NULL,
+    after          jsonb       NOT NULL,
+    context        jsonb,
+    environment    text        COLLATE "C",
+    defect         text,
+    queued_at      timestamptz NOT NULL,
+    -- now(), not clock_timestamp(): a volatile default would take COPY off its
+    -- multi-row path.
+    created_at     timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (position, sequence, database, committed_at)
+) PARTITION BY RANGE (committed_at);
+
+COMMENT ON TABLE {{schema}}.changes IS 'Row-level history, in commit order by (position, sequence). Append-only.';
+COMMENT ON COLUMN {{schema}}.changes.position IS 'Commit LSN of the source transaction.';
+COMMENT ON COLUMN {{schema}}.changes.sequence IS 'Ordinal of the change inside its transaction, from 1.';
+COMMENT ON COLUMN {{schema}}.changes.primary_key IS 'Text of the key; a JSON array of texts for several columns; NULL where the table has none.';
+COMMENT ON COLUMN {{schema}}.changes.previous_key IS 'The key before an UPDATE that changed it, else NULL.';
+COMMENT ON COLUMN {{schema}}.changes.context IS 'What the application stamped; NULL where nothing was stamped.';
+COMMENT ON COLUMN {{schema}}.changes.defect IS 'What could not be recorded faithfully, in words without values; NULL for a faithful record.';
+COMMENT ON COLUMN {{schema}}.changes.queued_at IS 'When capture read the change from the WAL.';
+
+-- A row's history, and the last change of a row before a position.
+CREATE INDEX changes_row_idx ON {{schema}}.changes ("table", primary_key, schema, position);
+-- The former key of a row whose key was changed: few rows, so it costs nothing.
+CREATE INDEX changes_previous_key_idx ON {{schema}}.changes ("table", previous_key, position) WHERE previous_key IS NOT NULL;
+-- A table's changes in commit order; always appended at its right edge per table.
+CREATE INDEX changes_table_idx ON {{schema}}.changes ("table", position, sequence);
+-- A user's latest changes. Clients in other languages write user_id.
+CREATE INDEX changes_user_idx ON {{schema}}.changes ((coalesce(context ->> 'userId', context ->> 'user_id')), position, sequence) WHERE context IS NOT NULL;
+-- Request, trace, endpoint and every other containment in the context.
+CREATE INDEX changes_context_idx ON {{schema}}.changes USING gin (context jsonb_path_ops) WHERE context IS NOT NULL;
+-- Time ranges and transaction ids are almost in the order of the heap.
+CREATE INDEX changes_time_idx ON {{schema}}.changes USING brin (committed_at, transaction_id) WITH (pages_per_range = 32, autosummarize = on);
+
+-- One row for each captured database: the position up to which the store holds
+-- everything. It moves in the same transaction as the rows and by
+-- compare-and-set (see advance), which is what makes the history exactly-once.
+CREATE TABLE {{schema}}.checkpoints (
+    database          text        COLLATE "C" PRIMARY KEY,
+    slot              text        NOT NULL,
+    system_identifier text        NOT NULL,
+    timeline          integer     NOT NULL,
+    position          pg_lsn      NOT NULL,
+    epoch             bigint      NOT NULL DEFAULT 0,
+    committed_at      timestamptz,
+    changes           bigint      NOT NULL DEFAULT 0,
+    created_at        timestamptz NOT NULL DEFAULT now(),
+    updated_at        timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 50);
+
+COMMENT ON COLUMN {{schema}}.checkpoints.position IS 'End LSN of the last transaction that the store holds.';
+COMMENT ON COLUMN {{schema}}.checkpoints.epoch IS 'Counts the holders of the slot; a writer of an earlier epoch is fenced.';
+COMMENT ON COLUMN {{schema}}.checkpoints.committed_at IS 'Running maximum of the commit times up to position.';
+
+-- Maps a time to a position. A row says: the running maximum of commit times
+-- through the transaction that committed at position is committed_at. Rows are
+-- sparse; between two of them the changes themselves decide.
+CREATE TABLE {{schema}}.commit_times (
+    database     text        COLLATE "C" NOT NULL,
+    position     pg_lsn      NOT NULL,
+    committed_at timestamptz NOT NULL,
+    PRIMARY KEY (database, position)
+);
+CREATE INDEX commit_times_time_idx ON {{schema}}.commit_times (database, committed_at, position);
+
+-- The versions of each table's columns and key: valid from position until the
+-- next version of the same table.
+CREATE TABLE {{schema}}.relations (
+    database         text    COLLATE "C" NOT NULL,
+    schema           text    COLLATE "C" NOT NULL,
+    "table"          text    COLLATE "C" NOT NULL,
+    position         pg_lsn  NOT NULL,
+    relation_id      bigint  NOT NULL,
+    replica_identity text    NOT NULL,
+    columns          jsonb   NOT NULL,
+    primary_key      text[]  NOT NULL,
+    recorded_at      timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (database, schema, "table", position)
+);
+COMMENT ON COLUMN {{schema}}.relations.columns IS 'Array of {"name", "type", "typeOid", "typeMod", "attnum", "generated", "identity"} in column order.';
+
+-- From which position each table is tracked, and until which.
+CREATE TABLE {{schema}}.coverage (
+    database          text   COLLATE "C" NOT NULL,
+    schema            text   COLLATE "C" NOT NULL,
+    "table"           text   COLLATE "C" NOT NULL,
+    from_position     pg_lsn NOT NULL,
+    from_time         timestamptz NOT NULL DEFAULT now(),
+    until_position    pg_lsn,
+    until_time        timestamptz,
+    relation_id       bigint NOT NULL,
+    previous_identity jsonb  NOT NULL DEFAULT '{}',
+    PRIMARY KEY (database, schema, "table", from_position)
+);
+COMMENT ON COLUMN {{schema}}.coverage.previous_identity IS 'The replica identity that the table, or each of its partitions, had before it was tracked, by quoted name: d, n, or i: and the index name. Uninstall puts it back.';
+
+-- Holes in the history that can never be filled: the slot was lost, dropped or
+-- recreated. Every query of the past that would cross one is refused.
+CREATE TABLE {{schema}}.gaps (
+    database      text   COLLATE "C" NOT NULL,
+    from_position pg_lsn NOT NULL,
+    to_position   pg_lsn NOT NULL,
+    from_time     timestamptz,
+    to_time       timestamptz NOT NULL DEFAULT now(),
+    reason        text   NOT NULL,
+    PRIMARY KEY (database, from_position)
+);
+
+-- Up to which time retention has dropped history.
+CREATE TABLE {{schema}}.retention (
+    partition  text        PRIMARY KEY,
+    from_time  timestamptz NOT NULL,
+    until_time timestamptz NOT NULL,
+    dropped_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- advance moves the checkpoint by compare-and-set or raises, which aborts the
+-- transaction that holds the rows: AU001 when another holder has taken over.
+CREATE FUNCTION {{schema}}.advance(
+    of_database text, of_epoch bigint, from_position pg_lsn, to_position pg_lsn,
+    through_time timestamptz, of_changes bigint)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog
+AS $$
+BEGIN
+    UPDATE {{schema}}.checkpoints c
+    SET position = to_position,
+        committed_at = greatest(c.committed_at, through_time),
+        changes = c.changes + of_changes,
+        updated_at = now()
+    WHERE c.database = of_database
+      AND c.epoch = of_epoch
+      AND c.position = from_position
+      AND c.position <= to_position;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'checkpoint of database "%" is not at % in epoch %', of_database, from_position, of_epoch
+            USING ERRCODE = 'AU001', HINT = 'Another instance of the program has taken over the slot.';
+    END IF;
+END $$;
+
+-- protect takes every right but reading from everyone but the owner, whatever
+-- default privileges the schema may have been given.
+CREATE FUNCTION {{schema}}.protect(target regclass)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog
+AS $$
+DECLARE
+    grantee oid;
+BEGIN
+    FOR grantee IN
+        SELECT DISTINCT a.grantee
+        FROM pg_class c, LATERAL aclexplode(c.relacl) a
+        WHERE c.oid = target AND a.grantee <> c.relowner
+    LOOP
+        EXECUTE format('REVOKE INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER ON %s FROM %s', target,
+            CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END);
+    END LOOP;
+END $$;
+
+-- complete fills in what the stream left out of a change because the table was
+-- not REPLICA IDENTITY FULL when it was made: from the last stored image of the
+-- same row. If there is none, the defect says what is missing.
+CREATE FUNCTION {{schema}}.complete(
+    of_database text, of_position pg_lsn, of_sequence integer, of_time timestamptz, missing text[])
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog
+AS $$
+DECLARE
+    change  {{schema}}.changes;
+    last    jsonb;
+    filled  jsonb;
+    unknown text[];
+BEGIN
+    SELECT * INTO STRICT change
+    FROM {{schema}}.changes c
+    WHERE c.position = of_position AND c.sequence = of_sequence AND c.database = of_database AND c.committed_at = of_time;
+
+    SELECT c.after INTO last
+    FROM {{schema}}.changes c
+    WHERE c."table" = change."table"
+      AND c.primary_key = coalesce(change.previous_key, change.primary_key)
+      AND c.schema = change.schema
+      AND c.database = change.database
+      AND (c.position, c.sequence) < (of_position, of_sequence)
+      AND c.operation IN ('CREATE', 'UPDATE')
+    ORDER BY c.position DESC, c.sequence DESC
+    LIMIT 1;
+
+    filled := change.after;
+    IF last IS NOT NULL THEN
+        SELECT change.after || coalesce(jsonb_object_agg(name, last -> name), '{}')
+        INTO filled
+        FROM unnest(missing) name
+        WHERE last ? name;
+    END IF;
+    SELECT array_agg(name) INTO unknown FROM unnest(missing) name WHERE NOT filled ? name;
+
+    UPDATE {{schema}}.changes c
+    SET before = coalesce(last || c.before, c.before),
+        after = filled,
+        defect = nullif(concat_ws('; ', c.defect,
+            CASE WHEN last IS NULL THEN 'before: incomplete, the table was not REPLICA IDENTITY FULL' END,
+            CASE WHEN unknown IS NOT NULL THEN 'after: unchanged values not in the stream: ' || array_to_string(unknown, ', ') END), '')
+    WHERE c.position = of_position AND c.sequence = of_sequence AND c.database = of_database AND c.committed_at = of_time;
+END $$;
+
+-- ensure_partition makes the partition of a month, in UTC. It attaches a table
+-- made beside the others, which does not lock out the readers of the history as
+-- CREATE TABLE ... PARTITION OF would.
+CREATE FUNCTION {{schema}}.ensure_partition(of_time timestamptz)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog
+SET timezone = 'UTC'
+SET lock_timeout = '5s'
+AS $$
+DECLARE
+    from_time timestamptz := date_trunc('month', of_time);
+    until_time timestamptz := date_trunc('month', of_time) + interval '1 month';
+    name      text := 'changes_' || to_char(of_time, 'YYYY_MM');
+BEGIN
+    IF EXISTS (SELECT FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
+               WHERE c.relnamespace = {{schema_literal}}::regnamespace AND c.relname = name) THEN
+        RETURN;
+    END IF;
+    PERFORM pg_advisory_xact_lock(418278533492);
+    IF EXISTS (SELECT FROM pg_class c
+               WHERE c.relnamespace = {{schema_literal}}::regnamespace AND c.relname = name) THEN
+        RETURN;
+    END IF;
+    EXECUTE format('CREATE TABLE {{schema}}.%I (LIKE {{schema}}.changes INCLUDING DEFAULTS INCLUDING STORAGE INCLUDING COMMENTS)', name);
+    EXECUTE format('ALTER TABLE {{schema}}.changes ATTACH PARTITION {{schema}}.%I FOR VALUES FROM (%L) TO (%L)', name, from_time, until_time);
+    PERFORM {{schema}}.protect(format('{{schema}}.%I', name)::regclass);
+END $$;
+
+-- drop_before drops the partitions that end at or before a time and notes each,
+-- so that a query of that past can say why there is no answer.
+CREATE FUNCTION {{schema}}.drop_before(of_time timestamptz)
+RETURNS SETOF text
+LANGUAGE plpgsql
+SET search_path = pg_catalog
+SET timezone = 'UTC'
+SET lock_timeout = '2s'
+AS $$
+DECLARE
+    name text;
+    from_time timestamptz;
+    until_time timestamptz;
+BEGIN
+    FOR name, from_time IN
+        SELECT c.relname, to_timestamp(substr(c.relname, 9), 'YYYY_MM')
+        FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
+        WHERE i.inhparent = '{{schema}}.changes'::regclass AND c.relname ~ '^changes_[0-9]+_[0-9]{2}$'
+        ORDER BY 2
+    LOOP
+        until_time := from_time + interval '1 month';
+        CONTINUE WHEN until_time > of_time;
+        EXECUTE format('DROP TABLE {{schema}}.%I', name);
+        INSERT INTO {{schema}}.retention (partition, from_time, until_time) VALUES (name, from_time, until_time)
+        ON CONFLICT (partition) DO UPDATE SET dropped_at = now();
+        RETURN NEXT name;
+    END LOOP;
+    DELETE FROM {{schema}}.commit_times t
+    USING (SELECT max(r.until_time) AS horizon FROM {{schema}}.retention r) r
+    WHERE t.committed_at < r.horizon;
+END $$;
+
+REVOKE ALL ON FUNCTION {{schema}}.advance(text, bigint, pg_lsn, pg_lsn, timestamptz, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION {{schema}}.protect(regclass) FROM PUBLIC;
+REVOKE ALL ON FUNCTION {{schema}}.complete(text, pg_lsn, integer, timestamptz, text[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION {{schema}}.ensure_partition(timestamptz) FROM PUBLIC;
+REVOKE ALL ON FUNCTION {{schema}}.drop_before(timestamptz) FROM PUBLIC;
+
+SELECT {{schema}}.protect(c.oid)
+FROM pg_catalog.pg_class c
+WHERE c.relnamespace = {{schema_literal}}::regnamespace AND c.relkind IN ('r', 'p');

@@ -1,0 +1,208 @@
+// Package store keeps the history: the changes table and what belongs to it.
+//
+// It makes and migrates its own schema ([Store.Migrate]), appends what capture
+// reads exactly once ([Store.NewWriter]), and answers for how far the history
+// reaches: checkpoints, the coverage of each table, gaps and retention. It knows
+// nothing of replication; package capture knows nothing of tables. The record
+// they share is internal/wal.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/hindsight-go/audit/internal/wal"
+)
+
+// DefaultSchema is the schema of a store that is not told another.
+const DefaultSchema = "audit"
+
+// Store is a history in one schema of one database. It is safe for concurrent
+// use.
+type Store struct {
+	pool   *pgxpool.Pool
+	name   string
+	schema string // quoted
+}
+
+// New returns the store in the given schema of the pool's database. It does not
+// connect.
+func New(pool *pgxpool.Pool, schema string) *Store {
+	return &Store{pool: pool, name: schema, schema: pgx.Identifier{schema}.Sanitize()}
+}
+
+// Checkpoint is the position up to which the store holds everything of a source.
+type Checkpoint struct {
+	Database         string
+	Slot             string
+	SystemIdentifier string
+	Timeline         int32
+	Position         wal.LSN
+	Epoch            int64
+	// CommittedAt is the running maximum of commit times; zero before the first
+	// change.
+	CommittedAt time.Time
+	Changes     int64
+	UpdatedAt   time.Time
+}
+
+// ErrNoCheckpoint is returned when the store holds nothing of a source yet.
+var ErrNoCheckpoint = errors.New("store: no checkpoint")
+
+// Checkpoint returns the checkpoint of a source database, or ErrNoCheckpoint.
+func (s *Store) Checkpoint(ctx context.Context, database string) (Checkpoint, error) {
+	c := Checkpoint{Database: database}
+	var committed *time.Time
+	err := s.pool.QueryRow(ctx, `
+		SELECT slot, system_identifier, timeline, position::text, epoch, committed_at, changes, updated_at
+		FROM `+s.schema+`.checkpoints
+		WHERE database = $1`, database).
+		Scan(&c.Slot, &c.SystemIdentifier, &c.Timeline, &c.Position, &c.Epoch, &committed, &c.Changes, &c.UpdatedAt)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return c, ErrNoCheckpoint
+	}
+	if err != nil {
+		return c, fmt.Errorf("read checkpoint of %q: %w", database, err)
+	}
+	if committed != nil {
+		c.CommittedAt = *committed
+	}
+	return c, nil
+}
+
+// CreateCheckpoint records where the history of a source begins. It does nothing
+// if there is a checkpoint already.
+func (s *Store) CreateCheckpoint(ctx context.Context, c Checkpoint) error {
+	_, err := s.pool.Exec(ctx, `
+		INSERT INTO `+s.schema+`.checkpoints (database, slot, system_identifier, timeline, position)
+		VALUES ($1, $2, $3, $4, $5)
+		ON CONFLICT (database) DO NOTHING`,
+		c.Database, c.Slot, c.SystemIdentifier, c.Timeline, c.Position.String())
+	if err != nil {
+		return fmt.Errorf("create checkpoint of %q: %w", c.Database, err)
+	}
+	return nil
+}
+
+// NewWriter takes the source over from whoever wrote before and returns a
+// writer that goes on at the returned position. Earlier writers are fenced from
+// then on.
+func (s *Store) NewWriter(ctx context.Context, cfg WriterConfig) (*Writer, wal.LSN, error) {
+	if cfg.MaxContext <= 0 {
+		cfg.MaxContext = 64 << 10
+	}
+	w := &Writer{
+		cfg: cfg, schema: s.schema,
+		plans: make(map[uint32]*relationPlan),
+		work:  make(chan step, 64), free: make(chan []byte, chunks),
+		done: make(chan struct{}),
+	}
+	var committed *time.Time
+	err := s.pool.QueryRow(ctx, `
+		UPDATE `+s.schema+`.checkpoints
+		SET epoch = epoch + 1, updated_at = now()
+		WHERE database = $1
+		RETURNING position::text, epoch, committed_at`, cfg.Database).Scan(&w.from, &w.epoch, &committed)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, 0, ErrNoCheckpoint
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("take over checkpoint of %q: %w", cfg.Database, err)
+	}
+	if w.known, err = s.relationVersions(ctx, cfg.Database); err != nil {
+		return nil, 0, err
+	}
+	w.batch = openBatch{to: w.from, committed: noTime}
+	if committed != nil {
+		w.batch.committed = wal.Microseconds(*committed)
+	}
+	w.durable.Store(uint64(w.from))
+	for range chunks {
+		w.free <- make([]byte, 0, chunkSize+chunkSize/4)
+	}
+	w.conn, err = newCopyConn(ctx, s.writerConfig(), "COPY "+s.schema+".changes ("+copyColumns+") FROM STDIN (FORMAT binary)")
+	if err != nil {
+		return nil, 0, fmt.Errorf("connect writer to the store: %w", err)
+	}
+	go w.run()
+	return w, w.from, nil
+}
+
+// relationVersions returns the newest version of every table.
+func (s *Store) relationVersions(ctx context.Context, database string) (map[string]relationVersion, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT DISTINCT ON (schema, "table") schema, "table", relation_id, replica_identity, columns, primary_key
+		FROM `+s.schema+`.relations
+		WHERE database = $1
+		ORDER BY schema, "table", position DESC`, database)
+	if err != nil {
+		return nil, fmt.Errorf("read relations of %q: %w", database, err)
+	}
+	defer rows.Close()
+	known := make(map[string]relationVersion)
+	for rows.Next() {
+		var schema, table string
+		var oid int64
+		var v relationVersion
+		if err := rows.Scan(&schema, &table, &oid, &v.identity, &v.columns, &v.key); err != nil {
+			return nil, fmt.Errorf("read relations of %q: %w", database, err)
+		}
+		v.oid = uint32(oid)
+		if len(v.key) == 0 {
+			v.key = nil
+		}
+		known[schema+"\x00"+table] = v
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read relations of %q: %w", database, err)
+	}
+	return known, nil
+}
+
+func quoteLiteral(s string) string {
+	// standard_conforming_strings is pinned on the writer's connection.
+	return "'" + strings.ReplaceAll(s, "'", "''") + "'"
+}
+
+func arrayLiteral(items []string) string {
+	quoted := make([]string, len(items))
+	for i, item := range items {
+		quoted[i] = quoteLiteral(item)
+	}
+	return "ARRAY[" + strings.Join(quoted, ", ") + "]::text[]"
+}
+
+func timeLiteral(micros int64) string {
+	return "'" + wal.Time(micros).Format("2006-01-02 15:04:05.000000+00") + "'"
+}
+
+func uintText(v uint32) string { return strconv.FormatUint(uint64(v), 10) }
+
+// writerConfig returns the connection settings of the writer, with everything
+// pinned that a role or database default could turn against it.
+func (s *Store) writerConfig() *pgconn.Config {
+	config := s.pool.Config().ConnConfig.Config.Copy()
+	for name, value := range map[string]string{
+		"application_name":                    "audit writer",
+		"client_encoding":                     "UTF8",
+		"standard_conforming_strings":         "on",
+		"search_path":                         "pg_catalog",
+		"datestyle":                           "ISO",
+		"statement_timeout":                   "0",
+		"lock_timeout":                        "0",
+		"idle_in_transaction_session_timeout": "0",
+		"default_transaction_read_only":       "off",
+		"default_transaction_isolation":       "read committed",
+	} {
+		config.RuntimeParams[name] = value
+	}
+	return config
+}

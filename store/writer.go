@@ -1,0 +1,566 @@
+package store
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hindsight-go/audit/internal/wal"
+)
+
+// How the writer batches. Small batches cost a commit each, large ones memory
+// and latency; between 5,000 and 20,000 rows throughput is flat.
+const (
+	chunkSize    = 256 << 10 // a COPY message; the store works while the next is built
+	chunks       = 16        // in flight at most: 4 MiB, the bound on the writer's memory
+	batchRows    = 10_000
+	batchBytes   = 8 << 20
+	batchAge     = 200 * time.Millisecond
+	fixupsPerRun = 256
+
+	// idleStride is how far the checkpoint may fall behind a source whose writes
+	// do not concern us. Less would make a store in the same database chase its
+	// own writes; more would hold back WAL.
+	idleStride = 1 << 20
+
+	// One commit_times row for so many changes or so much time.
+	commitTimesRows = 1000
+	commitTimesAge  = int64(100 * time.Millisecond / time.Microsecond)
+)
+
+// Caution says how carefully a writer works after the store refused data.
+type Caution int
+
+// The levels of caution. They rise only as far as needed, and only for the
+// transactions that were refused.
+const (
+	CautionNone    Caution = iota
+	CautionIsolate         // every source transaction in a store transaction of its own
+	CautionText            // images hold plain strings but for numbers and booleans
+	CautionBare            // images are left out, which the defect says
+)
+
+// WriterConfig configures a Writer.
+type WriterConfig struct {
+	// Database is the name of the source database, the key of its checkpoint.
+	Database string
+	// Environment is recorded with every change; empty is NULL.
+	Environment string
+	// MaxContext is the size in bytes over which a context is cut down.
+	MaxContext int
+	// Caution applies to transactions up to CautionUntil.
+	Caution      Caution
+	CautionUntil wal.LSN
+	// Progress, if set, is called from the writer's own goroutine after a batch
+	// was stored, and after the writer failed. It must not block.
+	Progress func()
+	// Stored, if set, is called from the writer's own goroutine for every batch.
+	Stored func(Batch)
+}
+
+// Batch describes one store transaction.
+type Batch struct {
+	To       wal.LSN
+	Changes  int64
+	Bytes    int64
+	Duration time.Duration // from the first byte sent to the commit
+	// Committed is the latest commit time among the batch's transactions.
+	Committed time.Time
+}
+
+// RefusedError is returned when the store refused the data of a batch, and not
+// the connection or the checkpoint: the writer should be opened again with more
+// caution up to To.
+type RefusedError struct {
+	From, To wal.LSN
+	Caution  Caution
+	Cause    error
+}
+
+func (e *RefusedError) Error() string {
+	return fmt.Sprintf("store refused the changes between %s and %s: %v", e.From, e.To, e.Cause)
+}
+
+func (e *RefusedError) Unwrap() error { return e.Cause }
+
+// ErrFenced is returned when another instance of the program has taken over the
+// source, so that this writer may not write any more.
+var ErrFenced = errors.New("store: another instance has taken over")
+
+// Writer appends changes to the history, exactly once and in order.
+//
+// Begin, Relation, Stamp, Row, Commit, Advance, Flush and Full are called by one
+// goroutine; they encode and never wait for the store. A second goroutine, the
+// writer's own, sends what was encoded. Rows stream to the store as they come,
+// so a transaction of any size is held in a bounded number of chunks; a store
+// transaction ends only where a source transaction does, and moves the
+// checkpoint to exactly there.
+type Writer struct {
+	cfg    WriterConfig
+	conn   *copyConn
+	schema string
+	epoch  int64
+
+	// Owned by the encoding goroutine.
+	enc     encoder
+	plans   map[uint32]*relationPlan
+	last    *relationPlan
+	known   map[string]relationVersion
+	buf     []byte // the chunk being filled; nil while none is free
+	tx      openTransaction
+	batch   openBatch
+	from    wal.LSN // the checkpoint before the open batch
+	parts   partitions
+	timesAt int64 // read time of the last commit_times row
+	timesN  int64
+
+	work chan step
+	free chan []byte
+
+	pending atomic.Int64 // steps not finished
+	durable atomic.Uint64
+
+	mu   sync.Mutex
+	err  error // guarded by mu: why the writer stopped
+	done chan struct{}
+}
+
+// openTransaction is the source transaction being read.
+type openTransaction struct {
+	open     bool
+	head     wal.Transaction
+	prefix   []byte // its constant fields
+	sequence int32
+	stamp    stampField
+	stamped  bool
+	force    bool // a barrier: store the checkpoint even without rows
+}
+
+// openBatch is the store transaction being built.
+type openBatch struct {
+	to        wal.LSN
+	rows      int64
+	bytes     int64
+	dirty     bool // has something that must be stored
+	started   time.Time
+	committed int64   // running maximum of commit times
+	position  wal.LSN // commit LSN of the last transaction with rows
+	sql       []string
+	fixups    []string
+}
+
+// step is one thing for the writer's goroutine to do.
+type step struct {
+	data   []byte // a CopyData message with its header
+	middle []string
+	seal   *seal
+	make   int64 // the commit time a partition is needed for, if not zero
+}
+
+type seal struct {
+	from, to  wal.LSN
+	rows      int64
+	bytes     int64
+	committed int64
+	caution   Caution
+	sql       []string
+}
+
+const noTime = -1 << 62
+
+// Close stops the writer at once. What was not stored will be read again.
+func (w *Writer) Close() {
+	w.fail(errClosed)
+	w.conn.abort()
+	<-w.done
+}
+
+// Err returns why the writer stopped, or nil.
+func (w *Writer) Err() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err
+}
+
+// Durable returns the position up to which the store holds everything: the slot
+// may be confirmed up to there.
+func (w *Writer) Durable() wal.LSN { return wal.LSN(w.durable.Load()) }
+
+// Idle tells that everything handed to the store is stored.
+func (w *Writer) Idle() bool { return w.pending.Load() == 0 }
+
+// Full tells that nothing more should be passed until Progress was called: the
+// store is behind, and the chunks are all in flight.
+func (w *Writer) Full() bool {
+	if w.buf == nil {
+		select {
+		case w.buf = <-w.free:
+		default:
+			return true
+		}
+	}
+	return len(w.work) >= cap(w.work)-4
+}
+
+// Begin opens a source transaction.
+func (w *Writer) Begin(head wal.Transaction) {
+	if !w.parts.covers(head.CommitTime) {
+		// The COPY in progress would not see a partition made meanwhile.
+		w.seal()
+		w.submit(step{make: head.CommitTime})
+		w.parts = partitionOf(head.CommitTime)
+	}
+	level := CautionNone
+	if head.CommitLSN < w.cfg.CautionUntil {
+		level = w.cfg.Caution
+	}
+	if level != w.enc.caution {
+		w.setCaution(level)
+	}
+	p := w.tx.prefix[:0]
+	p = append(p, 0, copyFields)
+	p = appendInt64Field(p, uint64(head.CommitLSN))
+	p = appendInt64Field(p, uint64(head.CommitTime))
+	p = appendInt64Field(p, head.XID)
+	p = appendInt64Field(p, uint64(head.ReadTime))
+	p = appendField(p, w.cfg.Database)
+	if w.cfg.Environment == "" {
+		p = appendNull(p)
+	} else {
+		p = appendField(p, w.cfg.Environment)
+	}
+	w.tx = openTransaction{open: true, head: head, prefix: p, stamp: stampField{field: nullField}}
+}
+
+var nullField = appendNull(nil)
+
+func (w *Writer) setCaution(level Caution) {
+	w.enc.caution = level
+	for oid, p := range w.plans {
+		w.plans[oid] = newRelationPlan(p.relation, p.key, level)
+	}
+	w.last = nil
+}
+
+// Relation makes a version of a table known. It is called inside a transaction,
+// before the first row of that version.
+func (w *Writer) Relation(rel *wal.Relation) {
+	name := rel.Schema + "\x00" + rel.Table
+	version := newRelationVersion(rel)
+	previous, seen := w.known[name]
+	if !rel.Known && seen {
+		// The table was gone before its key could be looked up: the key it had.
+		version.key = previous.key
+		version.columns = previous.mergeColumns(version)
+	}
+	w.plans[rel.OID] = newRelationPlan(rel, version.keyIndexes(rel), w.enc.caution)
+	w.last = nil
+	if seen && previous.equal(version) {
+		return
+	}
+	w.known[name] = version
+	w.batch.sql = append(w.batch.sql, version.insertSQL(w.schema, w.cfg.Database, rel, w.tx.head.CommitLSN))
+	w.batch.dirty = true
+}
+
+// Stamp sets the context of the rows that follow in the open transaction, and of
+// those before it if it is the transaction's first.
+func (w *Writer) Stamp(content []byte) {
+	if !w.tx.open {
+		return
+	}
+	stamp := newStampField(content, w.cfg.MaxContext)
+	if !w.tx.stamped && w.tx.sequence > 0 {
+		w.restamp(stamp)
+	}
+	w.tx.stamp, w.tx.stamped = stamp, true
+}
+
+// restamp gives the rows before the transaction's first stamp that stamp. They
+// may be on their way already, so the store is told to update them before it
+// commits: a stamp that comes after the write is the rare case.
+func (w *Writer) restamp(stamp stampField) {
+	value := "NULL"
+	if text := stamp.field[4:]; len(text) > 0 {
+		value = quoteLiteral(string(text[1:])) + "::jsonb"
+	}
+	defect := "defect"
+	if stamp.defect != "" {
+		defect = "concat_ws('; ', defect, " + quoteLiteral(stamp.defect) + ")"
+	}
+	w.batch.sql = append(w.batch.sql, fmt.Sprintf(
+		"UPDATE %s.changes SET context = %s, defect = %s WHERE database = %s AND position = '%s' AND sequence <= %d AND committed_at = %s",
+		w.schema, value, defect, quoteLiteral(w.cfg.Database), w.tx.head.CommitLSN, w.tx.sequence, timeLiteral(w.tx.head.CommitTime)))
+}
+
+// Barrier makes the open transaction move the stored checkpoint even if it has
+// no rows.
+func (w *Writer) Barrier() { w.tx.force = true }
+
+// Row appends a change to the open transaction.
+func (w *Writer) Row(r *wal.Row) {
+	plan := w.last
+	if plan == nil || plan.relation != r.Relation {
+		plan = w.plans[r.Relation.OID]
+		if plan == nil || plan.relation != r.Relation {
+			plan = newRelationPlan(r.Relation, r.Relation.Key, w.enc.caution)
+			w.plans[r.Relation.OID] = plan
+		}
+		w.last = plan
+	}
+	if w.batch.rows == 0 {
+		w.batch.started = time.Now()
+	}
+	w.tx.sequence++
+	w.batch.rows++
+	w.batch.dirty = true
+	if len(w.buf) == 0 {
+		w.buf = append(w.buf, 'd', 0, 0, 0, 0)
+	}
+	w.buf = w.enc.row(w.buf, w.tx.prefix, plan, r, w.tx.sequence, &w.tx.stamp)
+	if r.Operation == wal.Update || r.Operation == wal.Delete {
+		if columns, incomplete := missing(r); incomplete {
+			w.complete(columns)
+		}
+	}
+	if len(w.buf) >= chunkSize {
+		w.push()
+	}
+}
+
+// complete asks the store to fill in what the stream left out of the last row,
+// from the last stored image of the same row.
+func (w *Writer) complete(columns []string) {
+	w.batch.fixups = append(w.batch.fixups, fmt.Sprintf("SELECT %s.complete(%s, '%s', %d, %s, %s)",
+		w.schema, quoteLiteral(w.cfg.Database), w.tx.head.CommitLSN, w.tx.sequence, timeLiteral(w.tx.head.CommitTime), arrayLiteral(columns)))
+	if len(w.batch.fixups) >= fixupsPerRun {
+		// The COPY has to end before its rows can be read: bounded memory is worth it.
+		w.push()
+		w.submit(step{middle: w.batch.fixups})
+		w.batch.fixups = nil
+	}
+}
+
+// push hands the chunk over.
+func (w *Writer) push() {
+	if len(w.buf) == 0 {
+		return
+	}
+	binary.BigEndian.PutUint32(w.buf[1:], uint32(len(w.buf)-1))
+	w.batch.bytes += int64(len(w.buf))
+	w.submit(step{data: w.buf})
+	w.buf = nil
+	w.Full() // takes the next free chunk, if there is one
+}
+
+func (w *Writer) submit(s step) {
+	w.pending.Add(1)
+	select {
+	case w.work <- s:
+	case <-w.done:
+	}
+}
+
+// Commit ends the open transaction. end is its end LSN: the position from which
+// the stream has to go on after it.
+func (w *Writer) Commit(end wal.LSN) {
+	w.batch.to = end
+	if w.tx.sequence > 0 {
+		w.batch.position = w.tx.head.CommitLSN
+		w.batch.committed = max(w.batch.committed, w.tx.head.CommitTime)
+	}
+	if w.tx.force {
+		w.batch.dirty = true
+	}
+	w.tx.open = false
+	if w.batch.dirty && (w.enc.caution != CautionNone || w.batch.rows >= batchRows || w.batch.bytes+int64(len(w.buf)) >= batchBytes ||
+		w.batch.rows > 0 && time.Since(w.batch.started) > batchAge) {
+		w.seal()
+	}
+}
+
+// Advance says that the source has nothing for us before lsn. It is called only
+// between transactions.
+func (w *Writer) Advance(lsn wal.LSN) {
+	if w.tx.open || lsn <= w.batch.to {
+		return
+	}
+	w.batch.to = lsn
+	if lsn-max(w.from, w.Durable()) >= idleStride {
+		w.batch.dirty = true
+	}
+}
+
+// Flush says that the input has run dry: if the store is idle, what there is is
+// stored now.
+func (w *Writer) Flush() {
+	if w.batch.dirty && !w.tx.open && w.Idle() {
+		w.seal()
+	}
+}
+
+// Finish hands over everything up to the last whole transaction, progress
+// included, and then says when the store has it by calling Progress: Idle is
+// true and Err nil.
+func (w *Writer) Finish() {
+	if w.tx.open {
+		return
+	}
+	if w.batch.to > w.from {
+		w.batch.dirty = true
+	}
+	if w.batch.dirty {
+		w.seal()
+	}
+}
+
+// seal ends the batch.
+func (w *Writer) seal() {
+	if !w.batch.dirty {
+		return
+	}
+	w.push()
+	b := &w.batch
+	s := &seal{from: w.from, to: b.to, rows: b.rows, bytes: b.bytes, committed: b.committed, caution: w.cfg.Caution}
+	s.sql = append(b.fixups, b.sql...)
+	if b.rows > 0 {
+		w.timesN += b.rows
+		if now := wal.Microseconds(time.Now()); w.timesN >= commitTimesRows || now-w.timesAt >= commitTimesAge {
+			s.sql = append(s.sql, fmt.Sprintf("INSERT INTO %s.commit_times (database, position, committed_at) VALUES (%s, '%s', %s) ON CONFLICT DO NOTHING",
+				w.schema, quoteLiteral(w.cfg.Database), b.position, timeLiteral(b.committed)))
+			w.timesAt, w.timesN = now, 0
+		}
+	}
+	w.from = b.to
+	w.batch = openBatch{to: b.to, committed: b.committed}
+	w.submit(step{seal: s})
+}
+
+// run is the writer's own goroutine: it sends what was encoded and waits for the
+// store to have it.
+func (w *Writer) run() {
+	defer close(w.done)
+	for {
+		select {
+		case s := <-w.work:
+			if err := w.execute(s); err != nil {
+				w.fail(err)
+				w.conn.abort()
+				if w.cfg.Progress != nil {
+					w.cfg.Progress()
+				}
+				return
+			}
+			w.pending.Add(-1)
+			if w.cfg.Progress != nil {
+				w.cfg.Progress()
+			}
+		case <-w.conn.aborted:
+			w.fail(errClosed)
+			return
+		}
+	}
+}
+
+func (w *Writer) execute(s step) error {
+	switch {
+	case s.make != 0:
+		return w.conn.run(fmt.Sprintf("SELECT %s.ensure_partition(%s)", w.schema, timeLiteral(s.make)))
+	case s.data != nil:
+		err := w.conn.copyData(s.data)
+		if cap(s.data) > 4*chunkSize { // a giant row: its memory is not kept
+			s.data = make([]byte, 0, chunkSize+chunkSize/4)
+		}
+		w.free <- s.data[:0]
+		return err
+	case s.middle != nil:
+		return w.conn.between(strings.Join(s.middle, ";\n"))
+	}
+	return w.commit(s.seal)
+}
+
+// commit ends the store transaction. The rows and the checkpoint become durable
+// together or not at all: advance raises unless the checkpoint is where this
+// writer left it, and then there is no COMMIT.
+func (w *Writer) commit(s *seal) error {
+	var q strings.Builder
+	for _, statement := range s.sql {
+		q.WriteString(statement)
+		q.WriteString(";\n")
+	}
+	through := "NULL"
+	if s.committed != noTime {
+		through = timeLiteral(s.committed)
+	}
+	fmt.Fprintf(&q, "SELECT %s.advance(%s, %d, '%s', '%s', %s, %d);\nCOMMIT",
+		w.schema, quoteLiteral(w.cfg.Database), w.epoch, s.from, s.to, through, s.rows)
+	begun, err := w.conn.commit(q.String())
+	if err != nil {
+		return w.explain(s, err)
+	}
+	w.durable.Store(uint64(s.to))
+	if w.cfg.Stored != nil {
+		b := Batch{To: s.to, Changes: s.rows, Bytes: s.bytes, Duration: time.Since(begun)}
+		if s.committed != noTime {
+			b.Committed = wal.Time(s.committed)
+		}
+		w.cfg.Stored(b)
+	}
+	return nil
+}
+
+func (w *Writer) explain(s *seal, err error) error {
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) {
+		return fmt.Errorf("store changes: %w", err)
+	}
+	switch class := pgErr.Code[:min(2, len(pgErr.Code))]; {
+	case pgErr.Code == "AU001":
+		return fmt.Errorf("%w: %w", ErrFenced, err)
+	case (class == "22" || class == "54") && s.rows > 0:
+		return &RefusedError{From: s.from, To: s.to, Caution: s.caution, Cause: redact(pgErr)}
+	}
+	return fmt.Errorf("store changes: %w", redact(pgErr))
+}
+
+// redact drops what of a server error may quote a row: COPY puts values into
+// the context, constraints into the detail.
+func redact(e *pgconn.PgError) *pgconn.PgError {
+	c := *e
+	c.Detail, c.Where = "", ""
+	if strings.HasPrefix(c.Code, "22") {
+		c.Message = "invalid value (its text is not shown)"
+	}
+	return &c
+}
+
+func (w *Writer) fail(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil {
+		w.err = err
+	}
+}
+
+// Wait returns when everything handed over is stored, the writer failed, or ctx
+// ended.
+func (w *Writer) Wait(ctx context.Context, progress <-chan struct{}) error {
+	for !w.Idle() {
+		if err := w.Err(); err != nil {
+			return err
+		}
+		select {
+		case <-progress:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return w.Err()
+}

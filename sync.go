@@ -1,0 +1,64 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/store"
+)
+
+// Sync returns when everything that was committed on the source before the call
+// is in the store and can be asked for. It is a barrier, not a sleep: it writes
+// a message into the source's WAL and waits until capture, in whichever instance
+// of the program it runs, has stored everything up to it.
+//
+// It needs a connection to the source that may write. While capture does not run
+// anywhere it waits until ctx ends.
+func (c *Client) Sync(ctx context.Context) error {
+	var database string
+	var target LSN
+	err := c.source.QueryRow(ctx, "SELECT current_database(), pg_catalog.pg_logical_emit_message(true, $1, '')::text", c.cfg.ContextPrefix+capture.SyncSuffix).Scan(&database, &target)
+	if err != nil {
+		return fmt.Errorf("audit: sync: mark the source's WAL: %w", err)
+	}
+	if err := c.waitFor(ctx, database, target); err != nil {
+		return fmt.Errorf("audit: sync: %w", err)
+	}
+	return nil
+}
+
+// waitFor returns when the store holds everything that committed before target.
+func (c *Client) waitFor(ctx context.Context, database string, target LSN) error {
+	// Here the writer says when; elsewhere only the checkpoint does.
+	poll := time.NewTicker(10 * time.Millisecond)
+	defer poll.Stop()
+	for {
+		stored := c.stored.next()
+		c.mu.Lock()
+		v := c.last
+		c.mu.Unlock()
+		switch {
+		case v.durable >= target:
+			return nil
+		case v.state == capture.Failed:
+			return fmt.Errorf("capture has failed: %w", v.err)
+		case v.state != capture.Streaming:
+			at, err := c.history.Checkpoint(ctx, database)
+			if err != nil && !errors.Is(err, store.ErrNoCheckpoint) {
+				return err
+			}
+			if at.Position >= target {
+				return nil
+			}
+		}
+		select {
+		case <-stored:
+		case <-poll.C:
+		case <-ctx.Done():
+			return fmt.Errorf("the store holds everything up to %s, not yet up to %s (capture is %s): %w", v.durable, target, v.state, ctx.Err())
+		}
+	}
+}
