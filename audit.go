@@ -28,9 +28,11 @@ type Client struct {
 
 	starting sync.Mutex // held by Start throughout, so that two calls are one
 
-	mu   sync.Mutex
-	run  *run // guarded by mu: the capture in progress, nil before Start and after Stop
-	last view // guarded by mu: what Status shows
+	mu     sync.Mutex
+	run    *run               // guarded by mu: the latest capture, nil before Start
+	last   view               // guarded by mu: what Status shows
+	abort  context.CancelFunc // guarded by mu: ends the latest Start, whatever it is doing
+	closed bool               // guarded by mu
 
 	stored *broadcast // told whenever something was stored
 	poke   chan struct{}
@@ -74,10 +76,17 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 // Close stops capture at once if it runs, and closes all connections. Stop first
 // for an orderly end.
 func (c *Client) Close() {
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel() // at once
-	// What Stop reports here is that it was not given time.
-	_ = c.Stop(ctx)
+	c.mu.Lock()
+	c.closed = true
+	if c.abort != nil {
+		c.abort()
+	}
+	c.mu.Unlock()
+	c.starting.Lock() // a Start in progress ends first
+	defer c.starting.Unlock()
+	if r := c.running(); r != nil {
+		<-r.done
+	}
 	c.metrics.close()
 	c.source.Close()
 	c.store.Close()
@@ -151,4 +160,7 @@ func (b *broadcast) send() {
 	b.ch = make(chan struct{})
 }
 
-var errStopped = errors.New("audit: capture is not running")
+var errStopped = errors.New("audit: capture is not running: call Start first")
+
+// ErrClosed is returned by Start after Close.
+var ErrClosed = errors.New("audit: the client is closed")

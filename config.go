@@ -204,13 +204,8 @@ func (c Config) resolve() (resolved, error) {
 func withoutDSN(err error) string {
 	var parse *pgconn.ParseConfigError
 	if errors.As(err, &parse) {
-		if inner := parse.Unwrap(); inner != nil {
-			text := inner.Error()
-			if !strings.Contains(text, "://") && !strings.Contains(text, "password") {
-				return text
-			}
-		}
-		return "it cannot be parsed"
+		// What the parser says can quote a piece of the password.
+		return "it cannot be parsed; in a URL, special characters in the user, the password and the database have to be percent-encoded"
 	}
 	return "it cannot be read"
 }

@@ -203,7 +203,7 @@ func isExactText(text []byte) bool {
 const (
 	// Where the store stops to embed json.
 	storeDepth  = 256
-	storeNumber = 10_000
+	storeNumber = 8_000
 )
 
 // losesByEmbedding tells that jsonb would refuse the valid JSON text or drop

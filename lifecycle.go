@@ -40,17 +40,23 @@ func (c *Client) Start(ctx context.Context) error {
 	if c.running() != nil {
 		return nil
 	}
+	runCtx, cancel := context.WithCancel(ctx)
 	c.mu.Lock()
-	c.last = view{state: capture.Starting}
+	if c.closed {
+		c.mu.Unlock()
+		cancel()
+		return ErrClosed
+	}
+	c.abort, c.last = cancel, view{state: capture.Starting}
 	c.mu.Unlock()
-	facts, err := c.prepareSource(ctx)
+	facts, err := c.prepareSource(runCtx)
 	if err != nil {
+		cancel()
 		c.mu.Lock()
 		c.last.state, c.last.err = capture.Stopped, err
 		c.mu.Unlock()
 		return err
 	}
-	runCtx, cancel := context.WithCancel(ctx)
 	r := &run{facts: facts, cancel: cancel, done: make(chan struct{}), settled: make(chan struct{})}
 	r.reader = c.newReader(r)
 	c.mu.Lock()
@@ -240,10 +246,10 @@ func (c *Client) maintain(ctx context.Context, r *run) {
 			return
 		case <-tables.C:
 			if c.cfg.RefreshInterval > 0 && c.state() == capture.Streaming {
-				err = c.joinTables(ctx, r)
+				err = c.refreshTables(ctx, r)
 			}
 		case <-c.poke:
-			err = c.joinTables(ctx, r)
+			err = c.refreshTables(ctx, r)
 		case <-hourly.C:
 			err = c.keepPartitions(ctx)
 		case <-health.C:

@@ -4,18 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/capture"
 	"github.com/hindsight-go/audit/store"
 )
-
-// startPatience is how long Start tries to get the locks for the tables before
-// it leaves the rest to the background.
-const startPatience = 10 * time.Second
 
 // setupLock is the advisory lock on the source under which instances that start
 // at the same time take turns. The number is the bytes of "audits".
@@ -36,27 +30,42 @@ func (c *Client) prepareSource(ctx context.Context) (capture.Facts, error) {
 	if err := c.history.Migrate(ctx); err != nil {
 		return facts, fmt.Errorf("audit: start: %w", err)
 	}
-	if err := c.keepPartitions(ctx); err != nil {
-		return facts, fmt.Errorf("audit: start: %w", err)
-	}
-	if err := c.setup.EnsurePublication(ctx, facts.Version); err != nil {
-		return facts, fmt.Errorf("audit: start: %w", err)
-	}
-	r := &run{facts: facts}
-	if err := c.joinAtStart(ctx, r); err != nil {
-		return facts, fmt.Errorf("audit: start: %w", err)
-	}
-	if _, err := c.prepareSlot(ctx, r); err != nil {
-		return facts, fmt.Errorf("audit: start: %w", err)
-	}
-	// Again, now that there is a slot: coverage begins where the slot does.
-	if err := c.joinTables(ctx, r); err != nil {
-		return facts, fmt.Errorf("audit: start: %w", err)
-	}
-	if err := c.leaveTables(ctx, r); err != nil {
+	if err := c.makeSource(ctx, facts); err != nil {
 		return facts, fmt.Errorf("audit: start: %w", err)
 	}
 	return facts, nil
+}
+
+func (c *Client) makeSource(ctx context.Context, facts capture.Facts) error {
+	// Before anything is made here: is it the source that the history is of?
+	checkpoint, err := c.history.Checkpoint(ctx, facts.Database)
+	switch {
+	case err == nil:
+		if err := c.sameSource(ctx, checkpoint); err != nil {
+			return err
+		}
+	case !errors.Is(err, store.ErrNoCheckpoint):
+		return err
+	}
+	if err := c.keepPartitions(ctx); err != nil {
+		return err
+	}
+	if err := c.setup.EnsurePublication(ctx, facts.Version); err != nil {
+		return err
+	}
+	r := &run{facts: facts}
+	joined, err := c.joinAtStart(ctx, r)
+	if err != nil {
+		return err
+	}
+	if _, err := c.prepareSlot(ctx, r); err != nil {
+		return err
+	}
+	// Again, now that there is a slot: coverage begins where the slot does.
+	if err := c.joinTables(ctx, r, joined); err != nil {
+		return err
+	}
+	return c.leaveTables(ctx, r)
 }
 
 // lockSetup keeps other instances from setting up at the same time.
@@ -76,177 +85,6 @@ func (c *Client) lockSetup(ctx context.Context) (release func(), err error) {
 		}
 		conn.Release()
 	}, nil
-}
-
-// joinAtStart gives the tables some time to get their locks before the slot is
-// made. Those that do not will join later; coverage says from when.
-func (c *Client) joinAtStart(ctx context.Context, r *run) error {
-	patience, cancel := context.WithTimeout(ctx, startPatience)
-	defer cancel()
-	for wait := 50 * time.Millisecond; ; wait = min(wait*2, time.Second) {
-		_, pending, err := c.setup.Join(patience)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil && patience.Err() == nil {
-			return err
-		}
-		if len(pending) == 0 || patience.Err() != nil {
-			return nil
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-patience.Done():
-			timer.Stop()
-			return ctx.Err()
-		}
-	}
-}
-
-// joinTables makes new tables tracked and keeps coverage true.
-func (c *Client) joinTables(ctx context.Context, r *run) error {
-	tracked, pending, err := c.setup.Join(ctx)
-	if err != nil {
-		return err
-	}
-	c.setPending(pending)
-	checkpoint, err := c.history.Checkpoint(ctx, r.facts.Database)
-	if err != nil {
-		return err
-	}
-	covered, err := c.history.Coverage(ctx, r.facts.Database)
-	if err != nil {
-		return err
-	}
-	open := make(map[uint32]store.Coverage)
-	for _, cov := range covered {
-		if cov.Until == 0 {
-			open[cov.RelationID] = cov
-		}
-	}
-	var here capture.LSN
-	position := func() (capture.LSN, error) {
-		if here == 0 {
-			err := c.source.QueryRow(ctx, "SELECT pg_catalog.pg_current_wal_insert_lsn()::text").Scan(&here)
-			return here, err
-		}
-		return here, nil
-	}
-	seen := make(map[uint32]bool)
-	for _, t := range tracked {
-		seen[t.OID] = true
-		cov, ok := open[t.OID]
-		if ok && cov.Schema == t.Schema && cov.Table == t.Name && !t.PartOnly {
-			continue
-		}
-		if !t.Joined {
-			// Tracked by somebody else, or by us just before a crash, or in
-			// prepareSource before there was a slot: from here on it is certain.
-			if t.From, err = position(); err != nil {
-				return fmt.Errorf("read position: %w", err)
-			}
-		}
-		if ok {
-			if err := c.history.CloseCoverage(ctx, r.facts.Database, cov.Schema, cov.Table, t.From); err != nil {
-				return err
-			}
-			for name, identity := range cov.Identities {
-				if t.Identities == nil {
-					t.Identities = make(map[string]string)
-				}
-				if _, newer := t.Identities[name]; !newer {
-					t.Identities[name] = identity
-				}
-			}
-		}
-		from := max(t.From, checkpoint.Position)
-		if !t.Joined && !ok && checkpoint.Changes == 0 {
-			from = checkpoint.Position
-		}
-		if err := c.history.OpenCoverage(ctx, r.facts.Database, store.Coverage{Schema: t.Schema, Table: t.Name, From: from, RelationID: t.OID, Identities: t.Identities}); err != nil {
-			return err
-		}
-		c.cfg.Logger.Info("audit: tracking", "schema", t.Schema, "table", t.Name, "from", from)
-	}
-	return c.closeDropped(ctx, r, open, seen, position)
-}
-
-// closeDropped ends the coverage of tables that are gone.
-func (c *Client) closeDropped(ctx context.Context, r *run, open map[uint32]store.Coverage, seen map[uint32]bool, position func() (capture.LSN, error)) error {
-	for oid, cov := range open {
-		if seen[oid] {
-			continue
-		}
-		var exists bool
-		if err := c.source.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = $1)", oid).Scan(&exists); err != nil {
-			return fmt.Errorf("look for table %s.%s: %w", cov.Schema, cov.Table, err)
-		}
-		if exists {
-			continue
-		}
-		here, err := position()
-		if err != nil {
-			return fmt.Errorf("read position: %w", err)
-		}
-		if err := c.history.CloseCoverage(ctx, r.facts.Database, cov.Schema, cov.Table, here); err != nil {
-			return err
-		}
-		c.cfg.Logger.Info("audit: table is gone; its history stays", "schema", cov.Schema, "table", cov.Table)
-	}
-	return nil
-}
-
-// leaveTables stops tracking what Config.Tables no longer names. Only Start does
-// so: during a deployment two configurations would undo each other's work.
-func (c *Client) leaveTables(ctx context.Context, r *run) error {
-	covered, err := c.history.Coverage(ctx, r.facts.Database)
-	if err != nil {
-		return err
-	}
-	for _, cov := range covered {
-		if track, _ := c.cfg.patterns.Match(cov.Schema, cov.Table); track || cov.Until != 0 {
-			continue
-		}
-		if err := c.setup.Leave(ctx, cov.RelationID, cov.Identities); err != nil {
-			c.cfg.Logger.Warn("audit: table is not in Config.Tables any more, but could not be left yet", "schema", cov.Schema, "table", cov.Table, "error", err)
-			continue
-		}
-		var here capture.LSN
-		if err := c.source.QueryRow(ctx, "SELECT pg_catalog.pg_current_wal_insert_lsn()::text").Scan(&here); err != nil {
-			return fmt.Errorf("read position: %w", err)
-		}
-		if err := c.history.CloseCoverage(ctx, r.facts.Database, cov.Schema, cov.Table, here); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Refresh looks for new tables that match Config.Tables and tracks them, now
-// rather than within Config.RefreshInterval. Call it after a migration. A SQL
-// client has the same effect with
-//
-//	SELECT pg_logical_emit_message(false, 'audit_refresh', '')
-//
-// It returns an error that joins those of the tables that could not be tracked
-// yet, because the application held them; they are tried again in the
-// background.
-func (c *Client) Refresh(ctx context.Context) error {
-	r := c.running()
-	if r == nil {
-		return errStopped
-	}
-	if err := c.joinTables(ctx, r); err != nil {
-		return fmt.Errorf("audit: refresh: %w", err)
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var problems []error
-	for _, p := range c.last.pending {
-		problems = append(problems, p.Reason)
-	}
-	return errors.Join(problems...)
 }
 
 // prepareSlot makes sure that there is a slot and a checkpoint to stream from.
@@ -349,7 +187,7 @@ func (c *Client) bridgeGap(ctx context.Context, r *run, checkpoint store.Checkpo
 		if err := c.setup.EnsurePublication(ctx, r.facts.Version); err != nil {
 			return checkpoint, err
 		}
-		if _, _, err := c.setup.Join(ctx); err != nil {
+		if _, _, err := c.join(ctx, r); err != nil {
 			return checkpoint, err
 		}
 		at, err := c.setup.CreateSlot(ctx)
@@ -390,81 +228,4 @@ func (c *Client) SetupSQL(ctx context.Context, role string) (string, error) {
 	}
 	quoted := pgx.Identifier{role}.Sanitize()
 	return fmt.Sprintf("%s\n-- The store, %s. Run as %s, which has to own it.\n%s", source, where, quoted, migrations), nil
-}
-
-// UninstallSQL returns the scripts that Uninstall runs, on the source and on the
-// store, for reading or for running by hand. In between, capture has to be
-// stopped.
-func (c *Client) UninstallSQL(ctx context.Context) (source, history []string, err error) {
-	var database string
-	if err := c.source.QueryRow(ctx, "SELECT current_database()").Scan(&database); err != nil {
-		return nil, nil, fmt.Errorf("audit: uninstall: %w", err)
-	}
-	identities := make(map[string]string)
-	covered, err := c.history.Coverage(ctx, database)
-	if err != nil && !isUndefined(err) {
-		return nil, nil, fmt.Errorf("audit: uninstall: %w", err)
-	}
-	for _, cov := range covered {
-		for name, identity := range cov.Identities {
-			if _, older := identities[name]; !older {
-				identities[name] = identity
-			}
-		}
-	}
-	source = append(source,
-		"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '"+strings.ReplaceAll(c.cfg.Slot, "'", "''")+"'",
-		"DROP PUBLICATION IF EXISTS "+pgx.Identifier{c.cfg.Publication}.Sanitize())
-	source = append(source, capture.RestoreIdentities(identities)...)
-	return source, []string{"DROP SCHEMA IF EXISTS " + pgx.Identifier{c.cfg.Schema}.Sanitize() + " CASCADE"}, nil
-}
-
-// Uninstall removes everything that Start made, history included: the slot, the
-// publication, the store's schema; and it puts the replica identities back to
-// what they were. Capture has to be stopped, in every instance of the program.
-func (c *Client) Uninstall(ctx context.Context) error {
-	if c.running() != nil {
-		return errors.New("audit: uninstall: capture is running: call Stop first")
-	}
-	source, history, err := c.UninstallSQL(ctx)
-	if err != nil {
-		return err
-	}
-	for _, sql := range source {
-		if err := c.runWithRetry(ctx, sql); err != nil {
-			return fmt.Errorf("audit: uninstall: %s: %w", sql, err)
-		}
-	}
-	for _, sql := range history {
-		if _, err := c.store.Exec(ctx, sql); err != nil {
-			return fmt.Errorf("audit: uninstall: %s: %w", sql, err)
-		}
-	}
-	return nil
-}
-
-// runWithRetry runs a statement that needs a lock without standing in the
-// application's way, again and again until ctx ends.
-func (c *Client) runWithRetry(ctx context.Context, sql string) error {
-	for wait := 50 * time.Millisecond; ; wait = min(wait*2, time.Second) {
-		err := pgx.BeginFunc(ctx, c.source, func(tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '100ms'"); err != nil {
-				return err
-			}
-			_, err := tx.Exec(ctx, sql)
-			return err
-		})
-		// 55P03: the lock was not to be had. 55006: the server still holds the
-		// slot for a session that has just ended.
-		if err == nil || !isCode(err, "55P03", "55006") {
-			return err
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return err
-		}
-	}
 }

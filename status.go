@@ -91,6 +91,8 @@ type view struct {
 	lagTime time.Duration
 	slot    int64
 	pending []capture.Pending
+	// verified is a position at which all tables were seen to be published.
+	verified LSN
 }
 
 func (c *Client) state() State {

@@ -47,7 +47,7 @@ func (c *Client) waitFor(ctx context.Context, database string, target LSN) error
 			return fmt.Errorf("capture has failed: %w", v.err)
 		case v.state != capture.Streaming:
 			at, err := c.history.Checkpoint(ctx, database)
-			if err != nil && !errors.Is(err, store.ErrNoCheckpoint) {
+			if err != nil && !errors.Is(err, store.ErrNoCheckpoint) && !isUndefined(err) {
 				return err
 			}
 			if at.Position >= target {

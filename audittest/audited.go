@@ -199,11 +199,11 @@ func (t trackedTable) compare(ctx context.Context, conn *pgx.Conn) ([]string, er
 		checks["rows that history has more often than the table"] = fmt.Sprintf(`
 			WITH changes AS (%s),
 			versions AS (
-				SELECT 1 AS n, after AS image FROM changes WHERE operation IN ('CREATE', 'UPDATE')
+				SELECT 1 AS "~n", after AS "~image" FROM changes WHERE operation IN ('CREATE', 'UPDATE')
 				UNION ALL
 				SELECT -1, before FROM changes WHERE operation IN ('UPDATE', 'DELETE')),
-			past AS (SELECT n, (jsonb_populate_record(NULL::%[2]s, image)).* FROM versions),
-			net AS (SELECT %[3]s AS image, sum(n) AS n FROM past p GROUP BY 1),
+			past AS (SELECT "~n", (jsonb_populate_record(NULL::%[2]s, "~image")).* FROM versions),
+			net AS (SELECT %[3]s AS image, sum("~n") AS n FROM past p GROUP BY 1),
 			live AS (SELECT %[4]s AS image, count(*) AS n FROM %[2]s l GROUP BY 1)
 			SELECT count(*) FROM net LEFT JOIN live USING (image) WHERE net.n > coalesce(live.n, 0)`, changes, t.name, row("p"), row("l"))
 	}

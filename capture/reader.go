@@ -166,9 +166,15 @@ func (r *Reader) Run(ctx context.Context) error {
 			return permanent.err
 		}
 		wait := leaseRetry
+		var again interface{ RetryAtOnce() bool }
 		switch {
 		case errors.Is(err, ErrSlotInUse):
 			r.state(Waiting, nil)
+		case errors.As(err, &again) && again.RetryAtOnce():
+			// Nothing is broken: the sink asks for the same again, to take it
+			// differently.
+			wait = time.Millisecond
+			r.state(Retrying, err)
 		default:
 			if time.Since(began) > time.Minute {
 				backoff = retryMin

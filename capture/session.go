@@ -15,10 +15,11 @@ const (
 	// behindBy tells a backlog from the tail of the log: so far in the past, by
 	// the server's own clock, a transaction was committed when it was sent.
 	behindBy = int64(250 * time.Millisecond / time.Microsecond)
-	// Under a backlog, small reads are let gather, and a dry moment is no reason
-	// to store yet.
-	gather  = 500 * time.Microsecond
-	dryFor  = 5 * time.Millisecond
+	// Under a backlog, small reads are let gather, so that one system call reads
+	// many messages; the socket's buffer takes longer to fill. And a dry moment
+	// is no reason to store yet.
+	gather  = 2 * time.Millisecond
+	dryFor  = 10 * time.Millisecond
 	smallIn = 64 << 10
 )
 
@@ -98,15 +99,15 @@ func (s *session) run(ctx context.Context) error {
 			return err
 		}
 		s.stream.lastRead = 0
-		if err := s.stream.fill(deadline); err != nil {
+		dry, err := s.stream.fill(deadline)
+		if err != nil {
 			return streamEnded(err)
 		}
 		switch {
 		case s.stream.lastRead > 0:
 			s.stream.heard = time.Now()
-		case s.behind():
-			s.sink.Flush() // dry in earnest
-			s.committed = s.sent
+		case dry && s.behind():
+			s.committed = s.sent // not behind any more: what there is is stored
 		}
 		if time.Since(s.stream.heard) > silence {
 			return fmt.Errorf("read replication stream: the server has said nothing for %s", silence)

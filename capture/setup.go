@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -138,7 +139,7 @@ func (s *Setup) Check(ctx context.Context) (Facts, error) {
 	if err != nil {
 		return f, err
 	}
-	problems = append(problems, s.tableProblems(tables, f, superuser, publication && !ownsPublication)...)
+	problems = append(problems, s.tableProblems(tables, f, superuser, publication, ownsPublication)...)
 	if len(problems) > 0 {
 		return f, &SetupError{Problems: problems}
 	}
@@ -151,18 +152,22 @@ func (s *Setup) Check(ctx context.Context) (Facts, error) {
 	return f, nil
 }
 
-func (s *Setup) tableProblems(tables []Table, f Facts, superuser, foreignPublication bool) []Problem {
+func (s *Setup) tableProblems(tables []Table, f Facts, superuser, publication, ownsPublication bool) []Problem {
 	var problems []Problem
+	foreignPublication := publication && !ownsPublication
 	for _, t := range tables {
 		switch {
 		case t.Named && !t.Persistent:
 			problems = append(problems, Problem{What: "table " + t.Ident() + " is unlogged: its changes are not in the WAL", SQL: []string{"ALTER TABLE " + t.Ident() + " SET LOGGED"}})
 		case !t.Persistent || t.tracked() || superuser:
 		case !t.owned():
-			problems = append(problems, Problem{
-				What: fmt.Sprintf("table %s is not owned by role %s", t.Ident(), f.Role),
-				SQL:  s.grantedStatements(t),
-			})
+			// With it, nothing about the table is left to do.
+			sql := t.statements(s.Publication)
+			if !publication {
+				sql = append([]string{s.createPublication(f.Version)}, sql...)
+				publication = true // by whoever runs this
+			}
+			problems = append(problems, Problem{What: fmt.Sprintf("table %s is not owned by role %s", t.Ident(), f.Role), SQL: sql})
 		case foreignPublication:
 			problems = append(problems, Problem{
 				What: fmt.Sprintf("publication %s is not owned by role %s", s.Publication, f.Role),
@@ -186,16 +191,6 @@ func (s *Setup) tableProblems(tables []Table, f Facts, superuser, foreignPublica
 		problems = append(problems, Problem{What: what})
 	}
 	return problems
-}
-
-// grantedStatements is what a DBA runs for a table that is not ours: with it,
-// nothing about the table is left to do.
-func (s *Setup) grantedStatements(t Table) []string {
-	var out []string
-	if !slices.ContainsFunc(t.Leaves, func(l Leaf) bool { return l.Published }) && !t.Published {
-		out = append(out, s.createPublication(0)+" -- unless it is there")
-	}
-	return append(out, t.statements(s.Publication)...)
 }
 
 func (s *Setup) createPublication(version int) string {
@@ -230,15 +225,9 @@ func (s *Setup) EnsurePublication(ctx context.Context, version int) error {
 type Tracked struct {
 	OID          uint32
 	Schema, Name string
-	// From is a position before which nothing of the table may have been
-	// captured, and after which everything is.
+	// From is set if this call published the table, or a part of it: a position
+	// before which something may have been missed, and after which nothing is.
 	From LSN
-	// Joined tells that this call made it so; Identities holds what the replica
-	// identities were before, by quoted name. PartOnly tells that it was tracked
-	// before but for a new partition.
-	Joined     bool
-	PartOnly   bool
-	Identities map[string]string
 }
 
 // Pending is a table that could not be made tracked yet.
@@ -250,8 +239,9 @@ type Pending struct {
 // Join makes every table that matches tracked: a full replica identity and a
 // place in the publication, in this order and in one transaction. An ALTER that
 // does not get its lock within a tenth of a second gives way to the application
-// and is reported as pending, to be tried again.
-func (s *Setup) Join(ctx context.Context) (tracked []Tracked, pending []Pending, err error) {
+// and is reported as pending, to be tried again. remember is called with the
+// replica identities, by OID, that are about to be changed.
+func (s *Setup) Join(ctx context.Context, remember func(ctx context.Context, identities map[uint32]string) error) (tracked []Tracked, pending []Pending, err error) {
 	tables, err := s.tables(ctx, s.DB)
 	if err != nil {
 		return nil, nil, err
@@ -264,6 +254,9 @@ func (s *Setup) Join(ctx context.Context) (tracked []Tracked, pending []Pending,
 			tracked = append(tracked, Tracked{OID: t.OID, Schema: t.Schema, Name: t.Name})
 			continue
 		}
+		if err := remember(ctx, t.identities()); err != nil {
+			return tracked, pending, err
+		}
 		from, err := s.join(ctx, t)
 		switch {
 		case ctx.Err() != nil:
@@ -271,9 +264,10 @@ func (s *Setup) Join(ctx context.Context) (tracked []Tracked, pending []Pending,
 		case err != nil:
 			pending = append(pending, Pending{Schema: t.Schema, Name: t.Name, Reason: err})
 		default:
-			joined := Tracked{OID: t.OID, Schema: t.Schema, Name: t.Name, From: from, Joined: true, Identities: t.previousIdentities()}
-			joined.PartOnly = t.Partitioned && (t.Published || slices.ContainsFunc(t.Leaves, func(l Leaf) bool { return l.Published }))
-			tracked = append(tracked, joined)
+			if t.published() {
+				from = 0 // only its replica identity had to be seen to
+			}
+			tracked = append(tracked, Tracked{OID: t.OID, Schema: t.Schema, Name: t.Name, From: from})
 		}
 	}
 	return tracked, pending, nil
@@ -295,7 +289,7 @@ func (s *Setup) join(ctx context.Context, t Table) (from LSN, err error) {
 			}
 		}
 		for _, sql := range t.statements(s.Publication) {
-			if _, err := tx.Exec(ctx, sql); err != nil && !isCode(err, "42710") {
+			if _, err := tx.Exec(ctx, sql); err != nil {
 				return err
 			}
 		}
@@ -307,54 +301,81 @@ func (s *Setup) join(ctx context.Context, t Table) (from LSN, err error) {
 	return from, nil
 }
 
-// Leave takes a table out of the publication and puts its replica identities
-// back.
-func (s *Setup) Leave(ctx context.Context, oid uint32, identities map[string]string) error {
-	var sql []string
+// Leave takes a table out of the publication and puts back those of the given
+// replica identities that are its own, which it returns.
+func (s *Setup) Leave(ctx context.Context, oid uint32, identities map[uint32]string) (restored map[uint32]string, err error) {
 	rows, err := s.DB.Query(ctx, `
-		SELECT n.nspname, c.relname
-		FROM pg_catalog.pg_publication_rel r
-		JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
-		JOIN pg_catalog.pg_class c ON c.oid = r.prrelid
+		SELECT c.oid, n.nspname, c.relname,
+			EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = c.oid AND p.pubname = $1)
+		FROM pg_catalog.pg_class c
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-		WHERE p.pubname = $1
-		  AND (c.oid = $2 OR c.relispartition AND pg_catalog.pg_partition_root(c.oid)::oid = $2)`, s.Publication, oid)
+		WHERE c.oid = $2 OR c.relispartition AND pg_catalog.pg_partition_root(c.oid)::oid = $2`, s.Publication, oid)
 	if err != nil {
-		return fmt.Errorf("list published tables: %w", err)
+		return nil, fmt.Errorf("list published tables: %w", err)
 	}
-	defer rows.Close()
-	for rows.Next() {
-		var schema, name string
-		if err := rows.Scan(&schema, &name); err != nil {
-			return fmt.Errorf("list published tables: %w", err)
+	var sql []string
+	restored = make(map[uint32]string)
+	var part uint32
+	var schema, name string
+	var published bool
+	_, err = pgx.ForEachRow(rows, []any{&part, &schema, &name, &published}, func() error {
+		ident := pgx.Identifier{schema, name}.Sanitize()
+		if published {
+			sql = append(sql, "ALTER PUBLICATION "+pgx.Identifier{s.Publication}.Sanitize()+" DROP TABLE ONLY "+ident)
 		}
-		sql = append(sql, "ALTER PUBLICATION "+pgx.Identifier{s.Publication}.Sanitize()+" DROP TABLE ONLY "+pgx.Identifier{schema, name}.Sanitize())
+		if identity, ok := identities[part]; ok {
+			sql = append(sql, restoreIdentity(ident, identity))
+			restored[part] = identity
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list published tables: %w", err)
 	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("list published tables: %w", err)
-	}
-	sql = append(sql, RestoreIdentities(identities)...)
-	return pgx.BeginFunc(ctx, s.DB, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(ctx, s.DB, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL lock_timeout = '%dms'", alterLockTimeout.Milliseconds())); err != nil {
 			return err
 		}
 		for _, statement := range sql {
 			if _, err := tx.Exec(ctx, statement); err != nil {
-				return fmt.Errorf("stop tracking: %w", err)
+				return err
 			}
 		}
 		return nil
 	})
+	if err != nil {
+		return nil, fmt.Errorf("stop tracking: %w", err)
+	}
+	return restored, nil
 }
 
-// RestoreIdentities returns the statements that put replica identities back.
-func RestoreIdentities(identities map[string]string) []string {
-	var sql []string
-	for name, identity := range identities {
-		sql = append(sql, "ALTER TABLE IF EXISTS ONLY "+name+" REPLICA IDENTITY "+identityClause(identity))
+func restoreIdentity(ident, identity string) string {
+	return "ALTER TABLE ONLY " + ident + " REPLICA IDENTITY " + identityClause(identity)
+}
+
+// RestoreSQL returns the statements that put replica identities back, for those
+// tables that are still there.
+func (s *Setup) RestoreSQL(ctx context.Context, identities map[uint32]string) ([]string, error) {
+	rows, err := s.DB.Query(ctx, `
+		SELECT c.oid, n.nspname, c.relname
+		FROM pg_catalog.pg_class c
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.oid = ANY ($1)
+		ORDER BY 2, 3`, slices.Collect(maps.Keys(identities)))
+	if err != nil {
+		return nil, fmt.Errorf("list tables: %w", err)
 	}
-	slices.Sort(sql)
-	return sql
+	var sql []string
+	var oid uint32
+	var schema, name string
+	_, err = pgx.ForEachRow(rows, []any{&oid, &schema, &name}, func() error {
+		sql = append(sql, restoreIdentity(pgx.Identifier{schema, name}.Sanitize(), identities[oid]))
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list tables: %w", err)
+	}
+	return sql, nil
 }
 
 // Script returns the SQL that does beforehand what Check would ask for, for a

@@ -128,6 +128,11 @@ func (s *Setup) CreateSlot(ctx context.Context) (LSN, error) {
 		select {
 		case r := <-done:
 			if r.err != nil && ctx.Err() != nil {
+				if len(blockers) == 0 { // ctx was shorter than the first look
+					short, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+					blockers, _ = s.blockers(short)
+					cancel()
+				}
 				return 0, &SlotBlockedError{Slot: s.Slot, Blockers: blockers, Cause: ctx.Err()}
 			}
 			if r.err != nil {
@@ -145,7 +150,7 @@ func (s *Setup) CreateSlot(ctx context.Context) (LSN, error) {
 
 func (s *Setup) blockers(ctx context.Context) ([]Blocker, error) {
 	rows, err := s.DB.Query(ctx, `
-		SELECT pid, coalesce(usename, ''), coalesce(datname, ''), application_name, coalesce(state, ''), extract(epoch FROM now() - xact_start)::float8
+		SELECT pid, coalesce(usename, ''), coalesce(datname, ''), coalesce(application_name, ''), coalesce(state, ''), coalesce(extract(epoch FROM now() - xact_start), 0)::float8
 		FROM pg_catalog.pg_stat_activity
 		WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid()
 		ORDER BY xact_start

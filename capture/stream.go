@@ -88,7 +88,7 @@ func startStream(ctx context.Context, pg *pgconn.PgConn, slot, publication strin
 	for {
 		kind, body, ok, err := s.next()
 		if err == nil && !ok {
-			if err = s.fill(time.Time{}); err == nil {
+			if _, err = s.fill(time.Time{}); err == nil {
 				continue
 			}
 		}
@@ -148,8 +148,9 @@ func (s *stream) grow(size int) {
 }
 
 // fill reads what there is, waiting until deadline. It returns nil without
-// having read anything if the deadline passed or wake was called.
-func (s *stream) fill(deadline time.Time) error {
+// having read anything if the deadline passed, which dry tells, or wake was
+// called.
+func (s *stream) fill(deadline time.Time) (dry bool, err error) {
 	if s.from == s.to {
 		s.from, s.to = 0, 0
 		if len(s.buf) > readBuffer {
@@ -160,21 +161,21 @@ func (s *stream) fill(deadline time.Time) error {
 		s.from = 0
 	}
 	if err := s.conn.SetReadDeadline(deadline); err != nil {
-		return err
+		return false, err
 	}
 	if s.woken.Swap(false) {
-		return nil
+		return false, nil
 	}
 	n, err := s.conn.Read(s.buf[s.to:])
 	s.to += n
 	s.lastRead = n
 	if n > 0 {
-		return nil
+		return false, nil
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return nil
+		return !s.woken.Swap(false), nil
 	}
-	return err
+	return false, err
 }
 
 // confirm tells the server up to where everything is stored for good.

@@ -3,6 +3,7 @@ package capture
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -47,12 +48,7 @@ func (t Table) byLeaves() bool { return t.Partitioned && !t.HasKey }
 
 // tracked tells that nothing is left to do for the table.
 func (t Table) tracked() bool {
-	for _, l := range t.Leaves {
-		if l.Identity != "f" || t.byLeaves() && !l.Published {
-			return false
-		}
-	}
-	return t.byLeaves() || t.Published
+	return t.published() && len(t.identities()) == 0
 }
 
 // owned tells that the current role may do all that.
@@ -89,12 +85,20 @@ func (t Table) statements(publication string) []string {
 	return out
 }
 
-// previousIdentities returns the replica identities before tracking, by leaf.
-func (t Table) previousIdentities() map[string]string {
-	m := make(map[string]string)
+// published tells that all that has to be published is.
+func (t Table) published() bool {
+	if !t.byLeaves() {
+		return t.Published
+	}
+	return !slices.ContainsFunc(t.Leaves, func(l Leaf) bool { return !l.Published })
+}
+
+// identities returns the replica identities that tracking changes, by OID.
+func (t Table) identities() map[uint32]string {
+	m := make(map[uint32]string)
 	for _, l := range t.Leaves {
 		if l.Identity != "f" {
-			m[l.Ident()] = l.Identity
+			m[l.OID] = l.Identity
 		}
 	}
 	return m

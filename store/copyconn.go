@@ -29,6 +29,8 @@ type copyConn struct {
 	conn     net.Conn
 	frontend *pgproto3.Frontend
 	copySQL  string
+	pid      int
+	encoding string // the store's
 
 	out     []byte // messages not sent yet
 	copying bool   // inside a COPY
@@ -55,7 +57,7 @@ func newCopyConn(ctx context.Context, config *pgconn.Config, copySQL string) (*c
 	if err != nil {
 		return nil, err
 	}
-	return &copyConn{conn: h.Conn, frontend: h.Frontend, copySQL: copySQL, aborted: make(chan struct{})}, nil
+	return &copyConn{conn: h.Conn, frontend: h.Frontend, copySQL: copySQL, pid: int(h.PID), encoding: h.ParameterStatuses["server_encoding"], aborted: make(chan struct{})}, nil
 }
 
 // abort cuts the connection, whatever it is doing.

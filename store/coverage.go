@@ -20,8 +20,6 @@ type Coverage struct {
 	Until      wal.LSN
 	UntilTime  time.Time
 	RelationID uint32
-	// Identities are the replica identities from before, by quoted name.
-	Identities map[string]string
 }
 
 // Gap is a hole in the history that cannot be filled.
@@ -33,27 +31,25 @@ type Gap struct {
 
 // OpenCoverage records that a table is tracked from a position on.
 func (s *Store) OpenCoverage(ctx context.Context, database string, c Coverage) error {
-	if c.Identities == nil {
-		c.Identities = map[string]string{}
-	}
 	_, err := s.pool.Exec(ctx, `
-		INSERT INTO `+s.schema+`.coverage (database, schema, "table", from_position, relation_id, previous_identity)
-		VALUES ($1, $2, $3, $4, $5, $6)
-		ON CONFLICT DO NOTHING`, database, c.Schema, c.Table, c.From.String(), int64(c.RelationID), c.Identities)
+		INSERT INTO `+s.schema+`.coverage (database, schema, "table", from_position, relation_id)
+		VALUES ($1, $2, $3, $4, $5)
+		ON CONFLICT DO NOTHING`, database, c.Schema, c.Table, c.From.String(), int64(c.RelationID))
 	if err != nil {
 		return fmt.Errorf("record coverage of %s.%s: %w", c.Schema, c.Table, err)
 	}
 	return nil
 }
 
-// CloseCoverage records that a table is tracked no longer.
-func (s *Store) CloseCoverage(ctx context.Context, database, schema, table string, until wal.LSN) error {
+// CloseCoverage records that a table is tracked no longer, by its OID: another
+// table of the same name may be.
+func (s *Store) CloseCoverage(ctx context.Context, database string, relation uint32, until wal.LSN) error {
 	_, err := s.pool.Exec(ctx, `
 		UPDATE `+s.schema+`.coverage
-		SET until_position = $4, until_time = now()
-		WHERE database = $1 AND schema = $2 AND "table" = $3 AND until_position IS NULL`, database, schema, table, until.String())
+		SET until_position = greatest($3, from_position), until_time = now()
+		WHERE database = $1 AND relation_id = $2 AND until_position IS NULL`, database, int64(relation), until.String())
 	if err != nil {
-		return fmt.Errorf("close coverage of %s.%s: %w", schema, table, err)
+		return fmt.Errorf("close coverage of relation %d: %w", relation, err)
 	}
 	return nil
 }
@@ -61,7 +57,7 @@ func (s *Store) CloseCoverage(ctx context.Context, database, schema, table strin
 // Coverage returns the coverage of every table of a database, oldest first.
 func (s *Store) Coverage(ctx context.Context, database string) ([]Coverage, error) {
 	rows, err := s.pool.Query(ctx, `
-		SELECT schema, "table", from_position::text, from_time, coalesce(until_position, '0/0')::text, until_time, relation_id, previous_identity
+		SELECT schema, "table", from_position::text, from_time, coalesce(until_position, '0/0')::text, until_time, relation_id
 		FROM `+s.schema+`.coverage
 		WHERE database = $1
 		ORDER BY schema, "table", from_position`, database)
@@ -71,7 +67,7 @@ func (s *Store) Coverage(ctx context.Context, database string) ([]Coverage, erro
 	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c Coverage, err error) {
 		var until *time.Time
 		var oid int64
-		err = row.Scan(&c.Schema, &c.Table, &c.From, &c.FromTime, &c.Until, &until, &oid, &c.Identities)
+		err = row.Scan(&c.Schema, &c.Table, &c.From, &c.FromTime, &c.Until, &until, &oid)
 		if until != nil {
 			c.UntilTime = *until
 		}
@@ -82,6 +78,51 @@ func (s *Store) Coverage(ctx context.Context, database string) ([]Coverage, erro
 		return nil, fmt.Errorf("read coverage: %w", err)
 	}
 	return all, nil
+}
+
+// RememberIdentities notes replica identities before they are changed. What was
+// noted before stays.
+func (s *Store) RememberIdentities(ctx context.Context, database string, identities map[uint32]string) error {
+	for relation, identity := range identities {
+		_, err := s.pool.Exec(ctx, `
+			INSERT INTO `+s.schema+`.replica_identities (database, relation_id, identity)
+			VALUES ($1, $2, $3)
+			ON CONFLICT DO NOTHING`, database, int64(relation), identity)
+		if err != nil {
+			return fmt.Errorf("note replica identity of relation %d: %w", relation, err)
+		}
+	}
+	return nil
+}
+
+// ForgetIdentities drops the notes of identities that were put back.
+func (s *Store) ForgetIdentities(ctx context.Context, database string, identities map[uint32]string) error {
+	for relation := range identities {
+		_, err := s.pool.Exec(ctx, `DELETE FROM `+s.schema+`.replica_identities WHERE database = $1 AND relation_id = $2`, database, int64(relation))
+		if err != nil {
+			return fmt.Errorf("forget replica identity of relation %d: %w", relation, err)
+		}
+	}
+	return nil
+}
+
+// Identities returns the replica identities that were noted, by relation.
+func (s *Store) Identities(ctx context.Context, database string) (map[uint32]string, error) {
+	rows, err := s.pool.Query(ctx, `SELECT relation_id, identity FROM `+s.schema+`.replica_identities WHERE database = $1`, database)
+	if err != nil {
+		return nil, fmt.Errorf("read replica identities: %w", err)
+	}
+	identities := make(map[uint32]string)
+	var relation int64
+	var identity string
+	_, err = pgx.ForEachRow(rows, []any{&relation, &identity}, func() error {
+		identities[uint32(relation)] = identity
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read replica identities: %w", err)
+	}
+	return identities, nil
 }
 
 // Gaps returns the holes in the history of a database, oldest first.

@@ -72,7 +72,7 @@ func newRelationPlan(rel *wal.Relation, key []int, caution Caution) *relationPla
 		name, _ := appendString(nil, []byte(c.Name))
 		p.names = append(p.names, append(name, ':'))
 		kind := c.Kind
-		if caution >= CautionText && kind.Base != wal.Bool && kind.Base != wal.Number {
+		if caution == CautionText && kind.Base != wal.Bool && kind.Base != wal.Number {
 			kind = wal.Kind{}
 		}
 		p.kinds = append(p.kinds, kind)
@@ -83,6 +83,7 @@ func newRelationPlan(rel *wal.Relation, key []int, caution Caution) *relationPla
 // encoder writes rows as binary COPY tuples. It belongs to one goroutine.
 type encoder struct {
 	caution Caution
+	literal bool     // the store's jsonb knows no escapes beyond ASCII, only the characters
 	defects []string // scratch: the defects of the row at hand
 	keyA    []byte   // scratch
 	keyB    []byte
@@ -123,6 +124,9 @@ func (e *encoder) image(dst []byte, p *relationPlan, label string, tuple, fill w
 		if datum.State == wal.Null {
 			dst = append(dst, "null"...)
 			continue
+		}
+		if e.literal && p.kinds[i].Base == wal.JSON {
+			datum.Text = withoutEscapes(datum.Text)
 		}
 		var valid bool
 		if dst, valid = appendValue(dst, p.kinds[i], datum.Text); !valid {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"slices"
@@ -23,9 +24,10 @@ const (
 	// maxDepth keeps embedded JSON far from max_stack_depth of the store, which
 	// jsonb's recursive parser would hit at several thousand levels.
 	maxDepth = 256
-	// maxNumber keeps numbers inside numeric: 131,072 digits before the point,
-	// 16,383 behind it.
-	maxNumber = 10_000
+	// maxNumber bounds the digits of a number and, separately, its exponent. It
+	// keeps both together inside numeric: 131,072 digits before the point, 16,383
+	// behind it.
+	maxNumber = 8_000
 	// maxUser keeps the user's index entry under a third of a page.
 	maxUser = 1024
 )
@@ -324,4 +326,30 @@ func (s *jsonScanner) number() bool {
 		s.facts.refused = true
 	}
 	return true
+}
+
+// withoutEscapes returns the JSON text with the characters themselves in place
+// of \u escapes beyond ASCII, which jsonb refuses in a SQL_ASCII database. What it
+// refuses everywhere stays as it is.
+func withoutEscapes(text []byte) []byte {
+	if !bytes.Contains(text, []byte(`\u`)) {
+		return text
+	}
+	s := jsonScanner{b: text}
+	var out []byte
+	for s.i < len(text) {
+		start := s.i
+		if text[s.i] != '\\' || !s.escape() {
+			s.i = start + 1
+		} else if text[start+1] == 'u' {
+			var c string
+			err := json.Unmarshal(slices.Concat([]byte{'"'}, text[start:s.i], []byte{'"'}), &c)
+			if r, _ := utf8.DecodeRuneInString(c); err == nil && r >= utf8.RuneSelf && r != utf8.RuneError {
+				out = append(out, c...)
+				continue
+			}
+		}
+		out = append(out, text[start:s.i]...)
+	}
+	return out
 }

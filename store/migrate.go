@@ -78,6 +78,29 @@ func MigrationSQL(schema string) (string, error) {
 	return b.String(), nil
 }
 
+// UninstallSQL returns the statements that remove the store from a schema. What
+// else is in the schema stays, and with it the schema: its drop then fails with
+// SQLSTATE 2BP01.
+func UninstallSQL(schema string) []string {
+	quoted := pgx.Identifier{schema}.Sanitize()
+	sql := []string{
+		"DROP TABLE IF EXISTS " + strings.Join([]string{
+			quoted + ".changes", quoted + ".checkpoints", quoted + ".commit_times", quoted + ".relations", quoted + ".coverage",
+			quoted + ".gaps", quoted + ".retention", quoted + ".replica_identities", quoted + ".schema_migrations",
+		}, ", ") + " CASCADE",
+	}
+	for _, function := range []string{
+		"advance(text, bigint, pg_lsn, pg_lsn, timestamptz, bigint)", "complete(text, pg_lsn, integer, timestamptz, text[])",
+		"ensure_partition(timestamptz)", "drop_before(timestamptz)", "protect(regclass)",
+	} {
+		sql = append(sql, "DROP FUNCTION IF EXISTS "+quoted+"."+function)
+	}
+	if schema != "public" {
+		sql = append(sql, "DROP SCHEMA IF EXISTS "+quoted)
+	}
+	return sql
+}
+
 func versionsTable(schema string) string {
 	return "CREATE TABLE IF NOT EXISTS " + schema + `.schema_migrations (
     version    integer     PRIMARY KEY,

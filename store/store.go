@@ -106,11 +106,18 @@ func (s *Store) NewWriter(ctx context.Context, cfg WriterConfig) (*Writer, wal.L
 		done: make(chan struct{}),
 	}
 	var committed *time.Time
+	var ended int
+	// The writer before may be asleep in the midst of a COPY, with rows that ours
+	// would wait for: its session is ended, which its role may do.
 	err := s.pool.QueryRow(ctx, `
 		UPDATE `+s.schema+`.checkpoints
 		SET epoch = epoch + 1, updated_at = now()
 		WHERE database = $1
-		RETURNING position::text, epoch, committed_at`, cfg.Database).Scan(&w.from, &w.epoch, &committed)
+		RETURNING position::text, epoch, committed_at, (
+			SELECT count(pg_catalog.pg_terminate_backend(a.pid))
+			FROM pg_catalog.pg_stat_activity a
+			WHERE a.pid = writer_pid AND a.backend_start = writer_start AND a.usename = current_user)`, cfg.Database).
+		Scan(&w.from, &w.epoch, &committed, &ended)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, 0, ErrNoCheckpoint
 	}
@@ -131,6 +138,16 @@ func (s *Store) NewWriter(ctx context.Context, cfg WriterConfig) (*Writer, wal.L
 	w.conn, err = newCopyConn(ctx, s.writerConfig(), "COPY "+s.schema+".changes ("+copyColumns+") FROM STDIN (FORMAT binary)")
 	if err != nil {
 		return nil, 0, fmt.Errorf("connect writer to the store: %w", err)
+	}
+	w.enc.literal = w.conn.encoding == "SQL_ASCII"
+	_, err = s.pool.Exec(ctx, `
+		UPDATE `+s.schema+`.checkpoints
+		SET writer_pid = a.pid, writer_start = a.backend_start
+		FROM pg_catalog.pg_stat_activity a
+		WHERE database = $1 AND epoch = $2 AND a.pid = $3`, cfg.Database, w.epoch, w.conn.pid)
+	if err != nil {
+		w.conn.abort()
+		return nil, 0, fmt.Errorf("take over checkpoint of %q: %w", cfg.Database, err)
 	}
 	go w.run()
 	return w, w.from, nil

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -44,7 +45,8 @@ const (
 	CautionNone    Caution = iota
 	CautionIsolate         // every source transaction in a store transaction of its own
 	CautionText            // images hold plain strings but for numbers and booleans
-	CautionBare            // images are left out, which the defect says
+	CautionContext         // the context is left out, which the defect says; images are as usual
+	CautionBare            // images are left out as well
 )
 
 // WriterConfig configures a Writer.
@@ -89,6 +91,10 @@ func (e *RefusedError) Error() string {
 }
 
 func (e *RefusedError) Unwrap() error { return e.Cause }
+
+// RetryAtOnce tells that there is more caution to try, so that waiting would only
+// hold up what comes behind.
+func (e *RefusedError) RetryAtOnce() bool { return e.Caution < CautionBare }
 
 // ErrFenced is returned when another instance of the program has taken over the
 // source, so that this writer may not write any more.
@@ -276,7 +282,13 @@ func (w *Writer) Stamp(content []byte) {
 	if !w.tx.open {
 		return
 	}
+	if w.enc.literal {
+		content = withoutEscapes(content)
+	}
 	stamp := newStampField(content, w.cfg.MaxContext)
+	if w.enc.caution >= CautionContext {
+		stamp = stampField{field: appendNull(nil), defect: "context of " + strconv.Itoa(len(content)) + " bytes left out: the store refused it"}
+	}
 	if !w.tx.stamped && w.tx.sequence > 0 {
 		w.restamp(stamp)
 	}
@@ -428,7 +440,7 @@ func (w *Writer) seal() {
 	}
 	w.push()
 	b := &w.batch
-	s := &seal{from: w.from, to: b.to, rows: b.rows, bytes: b.bytes, committed: b.committed, caution: w.cfg.Caution}
+	s := &seal{from: w.from, to: b.to, rows: b.rows, bytes: b.bytes, committed: b.committed, caution: w.enc.caution}
 	s.sql = append(b.fixups, b.sql...)
 	if b.rows > 0 {
 		w.timesN += b.rows
@@ -524,7 +536,8 @@ func (w *Writer) explain(s *seal, err error) error {
 	switch class := pgErr.Code[:min(2, len(pgErr.Code))]; {
 	case pgErr.Code == "AU001":
 		return fmt.Errorf("%w: %w", ErrFenced, err)
-	case (class == "22" || class == "54") && s.rows > 0:
+	case (class == "22" || class == "54" || class == "0A") && s.rows > 0:
+		// 0A000 is what jsonb says of an escape that the encoding has no character for.
 		return &RefusedError{From: s.from, To: s.to, Caution: s.caution, Cause: redact(pgErr)}
 	}
 	return fmt.Errorf("store changes: %w", redact(pgErr))

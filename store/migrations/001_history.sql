@@ -64,12 +64,15 @@ CREATE TABLE {{schema}}.checkpoints (
     epoch             bigint      NOT NULL DEFAULT 0,
     committed_at      timestamptz,
     changes           bigint      NOT NULL DEFAULT 0,
+    writer_pid        integer,
+    writer_start      timestamptz,
     created_at        timestamptz NOT NULL DEFAULT now(),
     updated_at        timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 
 COMMENT ON COLUMN {{schema}}.checkpoints.position IS 'End LSN of the last transaction that the store holds.';
 COMMENT ON COLUMN {{schema}}.checkpoints.epoch IS 'Counts the holders of the slot; a writer of an earlier epoch is fenced.';
+COMMENT ON COLUMN {{schema}}.checkpoints.writer_pid IS 'Backend of the writer in office, which whoever takes over ends.';
 COMMENT ON COLUMN {{schema}}.checkpoints.committed_at IS 'Running maximum of the commit times up to position.';
 
 -- Maps a time to a position. A row says: the running maximum of commit times
@@ -109,10 +112,21 @@ CREATE TABLE {{schema}}.coverage (
     until_position    pg_lsn,
     until_time        timestamptz,
     relation_id       bigint NOT NULL,
-    previous_identity jsonb  NOT NULL DEFAULT '{}',
     PRIMARY KEY (database, schema, "table", from_position)
 );
-COMMENT ON COLUMN {{schema}}.coverage.previous_identity IS 'The replica identity that the table, or each of its partitions, had before it was tracked, by quoted name: d, n, or i: and the index name. Uninstall puts it back.';
+-- A table is covered at most once at a time.
+CREATE UNIQUE INDEX coverage_open_idx ON {{schema}}.coverage (database, relation_id) WHERE until_position IS NULL;
+
+-- The replica identity that a table, or a partition, had before it was tracked:
+-- d, n, or i: and the index name. Noted before it is changed, so that Uninstall
+-- can put it back whatever happens in between.
+CREATE TABLE {{schema}}.replica_identities (
+    database    text   COLLATE "C" NOT NULL,
+    relation_id bigint NOT NULL,
+    identity    text   NOT NULL,
+    PRIMARY KEY (database, relation_id)
+);
+
 
 -- Holes in the history that can never be filled: the slot was lost, dropped or
 -- recreated. Every query of the past that would cross one is refused.

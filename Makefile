@@ -1,0 +1,53 @@
+GOLANGCI_LINT_VERSION ?= v2.5.0
+GOLANGCI_LINT         ?= go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+TEST_FLAGS            ?= -timeout 10m
+FUZZ_TIME             ?= 30s
+
+.DEFAULT_GOAL := help
+.PHONY: help test race fuzz vet lint fmt examples ci bench bench-drain bench-latency bench-memory bench-source
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test: ## run all tests; they start a PostgreSQL of their own
+	go test $(TEST_FLAGS) ./...
+
+race: ## run all tests with the race detector
+	go test -race $(TEST_FLAGS) ./...
+
+fuzz: ## run every fuzz test for FUZZ_TIME
+	@set -e; for package in $$(go list ./...); do \
+		for name in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+			echo "== $$package $$name"; \
+			go test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZ_TIME) $$package; \
+		done; \
+	done
+
+vet: ## run go vet
+	go vet ./...
+
+lint: ## run golangci-lint
+	$(GOLANGCI_LINT) run ./...
+
+fmt: ## format the code
+	$(GOLANGCI_LINT) fmt ./...
+
+examples: ## run the example programs
+	go run ./examples/todo
+
+ci: ## what the build machine runs
+	.ci/run
+
+bench: bench-drain bench-latency bench-memory bench-source ## run all benchmarks
+
+bench-drain: ## drain a backlog: against a bare COPY, and against decoding alone
+	go run ./internal/bench drain
+
+bench-latency: ## from commit to queryable, at 500 transactions a second
+	go run ./internal/bench latency
+
+bench-memory: ## peak memory while a transaction of a million rows is drained
+	go run ./internal/bench memory
+
+bench-source: ## what capture costs the source, against none and against triggers
+	go run ./internal/bench source

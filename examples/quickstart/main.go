@@ -1,0 +1,71 @@
+// Command quickstart is the program of the README: it makes a table, writes to
+// it in somebody's name, and asks the history what was done.
+//
+//	DATABASE_URL=postgres://... go run ./examples/quickstart
+package main
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"os"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit"
+)
+
+func main() {
+	if err := run(context.Background(), os.Getenv("DATABASE_URL")); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run(ctx context.Context, url string) error {
+	db, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer db.Close(ctx)
+	if _, err := db.Exec(ctx, "CREATE TABLE IF NOT EXISTS todo (id bigint PRIMARY KEY, task text)"); err != nil {
+		return err
+	}
+
+	// Open checks the configuration; Start checks the database, sets up what is
+	// missing there, and then captures in the background.
+	client, err := audit.Open(ctx, audit.Config{SourceURL: url, Tables: []string{"public.*"}})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if err := client.Start(ctx); err != nil {
+		return err
+	}
+
+	// Write as ever, and say on whose behalf: once in a transaction, at its
+	// beginning.
+	ctx = audit.WithContext(ctx, audit.Context{UserID: 187234, RequestID: "req-1", Endpoint: "POST /todo"})
+	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+		if err := audit.Stamp(ctx, tx); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, "INSERT INTO todo VALUES (26, 'Sleep') ON CONFLICT (id) DO UPDATE SET task = 'Sleep more'")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+
+	// Changes are there within milliseconds; Sync waits until those committed so
+	// far are.
+	if err := client.Sync(ctx); err != nil {
+		return err
+	}
+	for change, err := range client.Changes().ForTable("todo").ByUser(187234).All(ctx) {
+		if err != nil {
+			return err
+		}
+		fmt.Println(change)
+	}
+	return client.Stop(ctx)
+}

@@ -1,0 +1,112 @@
+// Command todo is a small todo service with a history. It serves HTTP from
+// PostgreSQL through pgx, is used by a scripted client of its own, and then asks
+// the history who did what.
+//
+//	go run ./examples/todo
+//
+// It needs nothing but Go and PostgreSQL's server binaries or a container
+// engine: the database is a throwaway one that is gone when the program ends.
+// To have it made on a server of yours, name that in AUDIT_TEST_DATABASE_URL.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/audittest"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "todo:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// run is the program: a database, the history of it, the service, and two people
+// who use it.
+func run(ctx context.Context, out io.Writer) (err error) {
+	database, err := audittest.StartDatabase(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, database.Close()) }()
+
+	db, err := pgxpool.New(ctx, database.URL())
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	defer db.Close()
+	if _, err := db.Exec(ctx, schema); err != nil {
+		return fmt.Errorf("create tables: %w", err)
+	}
+
+	history, err := audit.Open(ctx, audit.Config{
+		SourceURL:   database.URL(),
+		Tables:      []string{"public.*"},
+		Environment: "example",
+		Logger:      slog.New(slog.DiscardHandler), // for a clean picture
+	})
+	if err != nil {
+		return err
+	}
+	defer history.Close()
+	if err := history.Start(ctx); err != nil {
+		return err
+	}
+	audit.SetDefault(history)
+
+	address, stop, err := serve(ctx, &service{db: db})
+	if err != nil {
+		return err
+	}
+	defer stop()
+	if err := useService(ctx, address); err != nil {
+		return err
+	}
+
+	// Everything committed so far is in the history when Sync returns.
+	if err := history.Sync(ctx); err != nil {
+		return err
+	}
+	if err := printTable(ctx, out, db, changesSQL); err != nil {
+		return err
+	}
+	if err := tellStory(ctx, out, db); err != nil {
+		return err
+	}
+	return history.Stop(ctx)
+}
+
+// serve runs the service on a free port until stop is called.
+func serve(ctx context.Context, s *service) (address string, stop func(), err error) {
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, fmt.Errorf("listen: %w", err)
+	}
+	server := &http.Server{Handler: s.routes(), ReadHeaderTimeout: 5 * time.Second}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = server.Serve(listener) // http.ErrServerClosed, once stop was called
+	}()
+	return "http://" + listener.Addr().String(), func() {
+		_ = server.Close()
+		<-ended
+	}, nil
+}

@@ -1,0 +1,240 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/store"
+)
+
+// startPatience is how long Start tries to get the locks for the tables before
+// it leaves the rest to the background.
+const startPatience = 10 * time.Second
+
+// Refresh looks for new tables that match Config.Tables and tracks them, now
+// rather than within Config.RefreshInterval. Call it after a migration. A SQL
+// client has the same effect with
+//
+//	SELECT pg_logical_emit_message(false, 'audit_refresh', '')
+//
+// It returns an error that joins those of the tables that could not be tracked
+// yet, because the application held them; they are tried again in the
+// background.
+func (c *Client) Refresh(ctx context.Context) error {
+	r := c.running()
+	if r == nil {
+		return errStopped
+	}
+	if err := c.refreshTables(ctx, r); err != nil {
+		return fmt.Errorf("audit: refresh: %w", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var problems []error
+	for _, p := range c.last.pending {
+		problems = append(problems, p.Reason)
+	}
+	return errors.Join(problems...)
+}
+
+// refreshTables is joinTables while nobody else sets up.
+func (c *Client) refreshTables(ctx context.Context, r *run) error {
+	release, err := c.lockSetup(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return c.joinTables(ctx, r, nil)
+}
+
+// join makes new tables tracked, whatever coverage says.
+func (c *Client) join(ctx context.Context, r *run) ([]capture.Tracked, []capture.Pending, error) {
+	return c.setup.Join(ctx, func(ctx context.Context, identities map[uint32]string) error {
+		return c.history.RememberIdentities(ctx, r.facts.Database, identities)
+	})
+}
+
+// joinAtStart gives the tables some time to get their locks before the slot is
+// made, and returns from which positions those that it published are. The others
+// will join later.
+func (c *Client) joinAtStart(ctx context.Context, r *run) (map[uint32]LSN, error) {
+	patience, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	joined := make(map[uint32]LSN)
+	for wait := 50 * time.Millisecond; ; wait = min(wait*2, time.Second) {
+		tracked, pending, err := c.join(patience, r)
+		for _, t := range tracked {
+			if t.From != 0 {
+				joined[t.OID] = t.From
+			}
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err != nil && patience.Err() == nil {
+			return nil, err
+		}
+		if len(pending) == 0 || patience.Err() != nil {
+			return joined, nil
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-patience.Done():
+			timer.Stop()
+			return joined, ctx.Err()
+		}
+	}
+}
+
+// joinTables makes new tables tracked and keeps coverage true. joined are those
+// that were published just before.
+func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]LSN) error {
+	checkpoint, err := c.history.Checkpoint(ctx, r.facts.Database)
+	if err != nil {
+		return err
+	}
+	before, err := c.position(ctx)
+	if err != nil {
+		return err
+	}
+	tracked, pending, err := c.join(ctx, r)
+	if err != nil {
+		return err
+	}
+	c.setPending(pending)
+	covered, err := c.history.Coverage(ctx, r.facts.Database)
+	if err != nil {
+		return err
+	}
+	open := make(map[uint32]store.Coverage)
+	for _, cov := range covered {
+		if cov.Until == 0 {
+			open[cov.RelationID] = cov
+		}
+	}
+	if err := c.closeDropped(ctx, r, open, tracked, before); err != nil {
+		return err
+	}
+	for _, t := range tracked {
+		if from, ok := joined[t.OID]; ok && t.From == 0 {
+			t.From = from
+		}
+		if err := c.cover(ctx, r, t, open, checkpoint, before); err != nil {
+			return err
+		}
+	}
+	c.mu.Lock()
+	c.last.verified = before
+	c.mu.Unlock()
+	return nil
+}
+
+// cover makes the coverage of one table true.
+func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, open map[uint32]store.Coverage, checkpoint store.Checkpoint, here LSN) error {
+	cov, ok := open[t.OID]
+	renamed := ok && (cov.Schema != t.Schema || cov.Table != t.Name)
+	if ok && t.From == 0 && !renamed {
+		return nil
+	}
+	from := t.From
+	if from == 0 {
+		// Published by somebody else, or by us just before a crash: from here on
+		// it is certain. Where there is no history yet, since the slot is.
+		if from = here; !ok && checkpoint.Changes == 0 {
+			from = checkpoint.Position
+		}
+	}
+	if ok {
+		until := from
+		if t.From != 0 {
+			// It was out of the publication, or a part of it was. Until when it
+			// was not is known only from the last look.
+			c.mu.Lock()
+			until = max(c.last.verified, cov.From)
+			c.mu.Unlock()
+			c.cfg.Logger.Warn("audit: table was not tracked for a while", "schema", t.Schema, "table", t.Name, "from", until, "until", from)
+		}
+		if err := c.history.CloseCoverage(ctx, r.facts.Database, t.OID, until); err != nil {
+			return err
+		}
+	}
+	err := c.history.OpenCoverage(ctx, r.facts.Database, store.Coverage{Schema: t.Schema, Table: t.Name, From: max(from, checkpoint.Position), RelationID: t.OID})
+	if err != nil {
+		return err
+	}
+	c.cfg.Logger.Info("audit: tracking", "schema", t.Schema, "table", t.Name, "from", from)
+	return nil
+}
+
+// closeDropped ends the coverage of tables that are gone.
+func (c *Client) closeDropped(ctx context.Context, r *run, open map[uint32]store.Coverage, tracked []capture.Tracked, here LSN) error {
+	seen := make(map[uint32]bool)
+	for _, t := range tracked {
+		seen[t.OID] = true
+	}
+	for oid, cov := range open {
+		if seen[oid] {
+			continue
+		}
+		var exists bool
+		if err := c.source.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = $1)", oid).Scan(&exists); err != nil {
+			return fmt.Errorf("look for table %s.%s: %w", cov.Schema, cov.Table, err)
+		}
+		if exists {
+			continue
+		}
+		if err := c.history.CloseCoverage(ctx, r.facts.Database, oid, here); err != nil {
+			return err
+		}
+		c.cfg.Logger.Info("audit: table is gone; its history stays", "schema", cov.Schema, "table", cov.Table)
+	}
+	return nil
+}
+
+// leaveTables stops tracking what Config.Tables no longer names. Only Start does
+// so: during a deployment two configurations would undo each other's work.
+func (c *Client) leaveTables(ctx context.Context, r *run) error {
+	covered, err := c.history.Coverage(ctx, r.facts.Database)
+	if err != nil {
+		return err
+	}
+	identities, err := c.history.Identities(ctx, r.facts.Database)
+	if err != nil {
+		return err
+	}
+	for _, cov := range covered {
+		if track, _ := c.cfg.patterns.Match(cov.Schema, cov.Table); track || cov.Until != 0 {
+			continue
+		}
+		// Before: what is written after it may not be in the stream any more.
+		here, err := c.position(ctx)
+		if err != nil {
+			return err
+		}
+		restored, err := c.setup.Leave(ctx, cov.RelationID, identities)
+		if err != nil {
+			c.cfg.Logger.Warn("audit: table is not in Config.Tables any more, but could not be left yet", "schema", cov.Schema, "table", cov.Table, "error", err)
+			continue
+		}
+		if err := c.history.CloseCoverage(ctx, r.facts.Database, cov.RelationID, here); err != nil {
+			return err
+		}
+		if err := c.history.ForgetIdentities(ctx, r.facts.Database, restored); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// position returns where the source is.
+func (c *Client) position(ctx context.Context) (LSN, error) {
+	var here LSN
+	if err := c.source.QueryRow(ctx, "SELECT pg_catalog.pg_current_wal_insert_lsn()::text").Scan(&here); err != nil {
+		return 0, fmt.Errorf("read position: %w", err)
+	}
+	return here, nil
+}
