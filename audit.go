@@ -2,7 +2,6 @@ package audit
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -159,8 +158,3 @@ func (b *broadcast) send() {
 	close(b.ch)
 	b.ch = make(chan struct{})
 }
-
-var errStopped = errors.New("audit: capture is not running: call Start first")
-
-// ErrClosed is returned by Start after Close.
-var ErrClosed = errors.New("audit: the client is closed")

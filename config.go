@@ -20,8 +20,8 @@ import (
 // never be had, because the replication slot was lost, dropped or moved.
 type GapPolicy int
 
-// What to do at a gap. Either way the gap is recorded and reported, and queries
-// of a past that would cross it are refused.
+// What to do at a gap. Either way it is reported: Changes lists what there is,
+// Status.Gaps what is missing.
 const (
 	// ContinueAfterGap captures what follows the gap.
 	ContinueAfterGap GapPolicy = iota
@@ -126,7 +126,7 @@ func (c Config) resolve() (resolved, error) {
 		}
 		config, err := pgxpool.ParseConfig(url)
 		if err != nil {
-			problems = append(problems, &ConfigError{Field: field, Problem: "is not a connection string: " + withoutDSN(err), cause: err})
+			problems = append(problems, &ConfigError{Field: field, Problem: "is not a connection string: " + withoutDSN(err)})
 			return nil
 		}
 		return config

@@ -194,7 +194,7 @@ func isExactText(text []byte) bool {
 		return true
 	}
 	if text = []byte(strings.TrimSpace(string(text))); text[0] != '"' {
-		return false
+		return text[0] == 'n' // in an image, null is NULL
 	}
 	// A string that would be mistaken for exact text is itself kept as text.
 	return isExactText([]byte(rawText(text)))
@@ -230,20 +230,22 @@ func losesByEmbedding(text []byte) bool {
 			if top >= 0 {
 				open[top].member()
 			}
-			open = append(open, newJSONLevel(token))
 			if len(open) > storeDepth {
 				return true
 			}
+			open = append(open, newJSONLevel(token))
 			continue
 		case string:
 			if top >= 0 && open[top].key(token) {
 				return true
 			}
 		case json.Number:
-			d := parseExponentOf(token)
-			if len(token) > storeNumber || d > storeNumber {
+			if len(token) > storeNumber || exponentSize(token) > storeNumber {
 				return true
 			}
+		}
+		if len(open) > storeDepth {
+			return true
 		}
 		if top >= 0 {
 			open[top].member()
@@ -279,8 +281,8 @@ func (l *jsonLevel) key(name string) bool {
 	return false
 }
 
-// parseExponentOf returns the size of a number's exponent.
-func parseExponentOf(number json.Number) int {
+// exponentSize returns the size of a number's exponent.
+func exponentSize(number json.Number) int {
 	i := strings.IndexAny(string(number), "eE")
 	if i < 0 {
 		return 0

@@ -4,7 +4,44 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+
+	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/store"
 )
+
+// When capture starts.
+type (
+	// SetupError is returned by [Client.Start] when the source is not ready. It
+	// lists everything that is missing, each with the SQL that sets it right.
+	SetupError = capture.SetupError
+	// SlotBlockedError is returned by [Client.Start] when the replication slot
+	// could not be made in time, because of transactions that it names.
+	SlotBlockedError = capture.SlotBlockedError
+	// ForeignSlotError is returned by [Client.Start] when the slot's name belongs
+	// to something else.
+	ForeignSlotError = capture.ForeignSlotError
+	// SourceMismatchError is returned by [Client.Start] when the server is not the
+	// one that the history was captured from.
+	SourceMismatchError = capture.SourceMismatchError
+	// NewerSchemaError is returned by [Client.Start] when the store was migrated
+	// by a newer version of this package.
+	NewerSchemaError = store.NewerSchemaError
+)
+
+// ErrClosed is returned by [Client.Start] after [Client.Close].
+var ErrClosed = errors.New("audit: the client is closed")
+
+// ErrNotRunning is returned by [Client.Refresh] on a client that does not
+// capture.
+var ErrNotRunning = errors.New("audit: capture is not running: call Start first")
+
+// GapError is returned by [Client.Start], and shown by Status, when a part of the
+// history is lost for good and [Config.OnGap] says to stop there.
+type GapError struct{ Gap Gap }
+
+func (e *GapError) Error() string {
+	return fmt.Sprintf("audit: history is lost from %s on: %s: set Config.OnGap to ContinueAfterGap to go on behind the gap", e.Gap.From, e.Gap.Reason)
+}
 
 // Before a query runs.
 var (

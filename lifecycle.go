@@ -192,7 +192,7 @@ func (c *Client) recover(ctx context.Context, r *run, err error) error {
 		if dropErr := c.setup.DropSlot(ctx); dropErr != nil {
 			return errors.Join(err, dropErr)
 		}
-		if setupErr := c.setup.EnsurePublication(ctx, r.facts.Version); setupErr != nil {
+		if _, setupErr := c.setup.EnsurePublication(ctx, r.facts.Version); setupErr != nil {
 			return errors.Join(err, setupErr)
 		}
 	case errors.As(err, &blocked):

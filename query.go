@@ -27,6 +27,7 @@ type Query struct {
 	where  []sq.Sqlizer
 	tables []tableName
 	hasRow bool
+	dated  bool // Since was given, if only the zero time
 	rare   bool // a filter that by its nature leaves few changes: see pages.fenced
 	oldest bool
 	limit  int // 0: none

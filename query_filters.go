@@ -96,6 +96,7 @@ func (q Query) Operations(operations ...Operation) Query {
 // History whose time is over by then is not even looked at.
 func (q Query) Since(t time.Time) Query {
 	t = ceilMicro(t)
+	q.dated = true
 	if t.After(q.since) {
 		q.since = t
 	}

@@ -103,12 +103,18 @@ func TestTransactions(t *testing.T) {
 		change(1, 1), change(1, 2, user(1)), change(1, 3, user(2), in("billing", "invoices"), did(audit.Delete)), change(1, 4, user(1), did(audit.Create)),
 		change(2, 1), change(3, 1, user(1)))
 	want := []audit.Transaction{
-		{ID: 1003, Position: at(3, 0).LSN, Database: "shop", First: 1, Last: 1, Context: audit.Context{UserID: int64(1)}, Stamped: true,
-			CommittedAt: epoch.Add(3 * time.Minute), Counts: audit.Counts{Updates: 1}, Tables: []string{"public.todo"}},
-		{ID: 1002, Position: at(2, 0).LSN, Database: "shop", First: 1, Last: 1,
-			CommittedAt: epoch.Add(2 * time.Minute), Counts: audit.Counts{Updates: 1}, Tables: []string{"public.todo"}},
-		{ID: 1001, Position: at(1, 0).LSN, Database: "shop", First: 1, Last: 4, Context: audit.Context{UserID: int64(1)}, Stamped: true,
-			CommittedAt: epoch.Add(time.Minute), Counts: audit.Counts{Creates: 1, Updates: 2, Deletes: 1}, Tables: []string{"billing.invoices", "public.todo"}},
+		{
+			ID: 1003, Position: at(3, 0).LSN, Database: "shop", First: 1, Last: 1, Context: audit.Context{UserID: int64(1)}, Stamped: true,
+			CommittedAt: epoch.Add(3 * time.Minute), Counts: audit.Counts{Updates: 1}, Tables: []string{"public.todo"},
+		},
+		{
+			ID: 1002, Position: at(2, 0).LSN, Database: "shop", First: 1, Last: 1,
+			CommittedAt: epoch.Add(2 * time.Minute), Counts: audit.Counts{Updates: 1}, Tables: []string{"public.todo"},
+		},
+		{
+			ID: 1001, Position: at(1, 0).LSN, Database: "shop", First: 1, Last: 4, Context: audit.Context{UserID: int64(1)}, Stamped: true,
+			CommittedAt: epoch.Add(time.Minute), Counts: audit.Counts{Creates: 1, Updates: 2, Deletes: 1}, Tables: []string{"billing.invoices", "public.todo"},
+		},
 	}
 	var got []audit.Transaction
 	for transaction, err := range h.client.Changes().Transactions(t.Context()) {

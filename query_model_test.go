@@ -111,65 +111,94 @@ func (m *model) condition() condition {
 	switch m.IntN(15) {
 	case 0:
 		table := pick(m, "todo", "users", "Odd Table", "none")
-		return condition{"table " + table, func(q audit.Query) audit.Query { return q.ForTable(table) },
-			func(c audit.Change) bool { return c.Table == table }}
+		return condition{
+			"table " + table, func(q audit.Query) audit.Query { return q.ForTable(table) },
+			func(c audit.Change) bool { return c.Table == table },
+		}
 	case 1:
 		schema, table := pick(m, "public", "billing"), pick(m, "todo", "users")
-		return condition{"table " + schema + "." + table, func(q audit.Query) audit.Query { return q.ForTable(schema+"."+table, "none") },
-			func(c audit.Change) bool { return c.Schema == schema && c.Table == table }}
+		return condition{
+			"table " + schema + "." + table, func(q audit.Query) audit.Query { return q.ForTable(schema+"."+table, "none") },
+			func(c audit.Change) bool { return c.Schema == schema && c.Table == table },
+		}
 	case 2:
 		row := pick(m, "1", "2", "9")
-		return condition{"row " + row, func(q audit.Query) audit.Query { return q.ForTable("todo").ForRow(row) },
+		return condition{
+			"row " + row, func(q audit.Query) audit.Query { return q.ForTable("todo").ForRow(row) },
 			func(c audit.Change) bool {
 				return c.Table == "todo" && (c.HasKey && c.PrimaryKey == row || c.KeyChanged && c.PreviousKey == row)
-			}}
+			},
+		}
 	case 3:
 		user := pick[any](m, 1, "1", "ann", "nobody")
-		return condition{fmt.Sprint("user ", user), func(q audit.Query) audit.Query { return q.ByUser(user) },
+		return condition{
+			fmt.Sprint("user ", user), func(q audit.Query) audit.Query { return q.ByUser(user) },
 			func(c audit.Change) bool {
 				return c.Context.User() == fmt.Sprint(user) || hasMember(c, fmt.Sprint(user), "userId", "user_id")
-			}}
+			},
+		}
 	case 4:
 		request := pick(m, "r1", "r2", "7", "none")
-		return condition{"request " + request, func(q audit.Query) audit.Query { return q.InRequest(request) },
-			func(c audit.Change) bool { return hasMember(c, request, "requestId", "request_id") }}
+		return condition{
+			"request " + request, func(q audit.Query) audit.Query { return q.InRequest(request) },
+			func(c audit.Change) bool { return hasMember(c, request, "requestId", "request_id") },
+		}
 	case 5:
-		return condition{"trace", func(q audit.Query) audit.Query { return q.InTrace("t1") },
-			func(c audit.Change) bool { return hasMember(c, "t1", "traceId", "trace_id") }}
+		return condition{
+			"trace", func(q audit.Query) audit.Query { return q.InTrace("t1") },
+			func(c audit.Change) bool { return hasMember(c, "t1", "traceId", "trace_id") },
+		}
 	case 6:
-		return condition{"endpoint", func(q audit.Query) audit.Query { return q.ByEndpoint("POST /") },
-			func(c audit.Change) bool { return hasMember(c, "POST /", "endpoint") }}
+		return condition{
+			"endpoint", func(q audit.Query) audit.Query { return q.ByEndpoint("POST /") },
+			func(c audit.Change) bool { return hasMember(c, "POST /", "endpoint") },
+		}
 	case 7:
-		return condition{"without context", audit.Query.WithoutContext,
-			func(c audit.Change) bool { return !c.Stamped || string(c.RawContext) == "{}" }}
+		return condition{
+			"without context", audit.Query.WithoutContext,
+			func(c audit.Change) bool { return !c.Stamped || string(c.RawContext) == "{}" },
+		}
 	case 8:
 		operations := []audit.Operation{pick(m, audit.Create, audit.Update), pick(m, audit.Update, audit.Truncate)}
-		return condition{fmt.Sprint(operations), func(q audit.Query) audit.Query { return q.Operations(operations...) },
-			func(c audit.Change) bool { return slices.Contains(operations, c.Operation) }}
+		return condition{
+			fmt.Sprint(operations), func(q audit.Query) audit.Query { return q.Operations(operations...) },
+			func(c audit.Change) bool { return slices.Contains(operations, c.Operation) },
+		}
 	case 9:
 		t := epoch.Add(time.Duration(m.IntN(1000)) * time.Hour)
-		return condition{"since " + t.String(), func(q audit.Query) audit.Query { return q.Since(t) },
-			func(c audit.Change) bool { return !c.CommittedAt.Before(t) }}
+		return condition{
+			"since " + t.String(), func(q audit.Query) audit.Query { return q.Since(t) },
+			func(c audit.Change) bool { return !c.CommittedAt.Before(t) },
+		}
 	case 10:
 		t := epoch.Add(time.Duration(m.IntN(1000)) * time.Hour)
-		return condition{"until " + t.String(), func(q audit.Query) audit.Query { return q.Until(t) },
-			func(c audit.Change) bool { return c.CommittedAt.Before(t) }}
+		return condition{
+			"until " + t.String(), func(q audit.Query) audit.Query { return q.Until(t) },
+			func(c audit.Change) bool { return c.CommittedAt.Before(t) },
+		}
 	case 11:
 		id := pick(m, m.changes...).TransactionID
-		return condition{fmt.Sprint("transaction ", id), func(q audit.Query) audit.Query { return q.InTransaction(id) },
-			func(c audit.Change) bool { return c.TransactionID == id }}
+		return condition{
+			fmt.Sprint("transaction ", id), func(q audit.Query) audit.Query { return q.InTransaction(id) },
+			func(c audit.Change) bool { return c.TransactionID == id },
+		}
 	case 12:
 		environment, database := pick(m, "test", "production"), pick(m, "shop", "archive")
-		return condition{environment + " " + database, func(q audit.Query) audit.Query { return q.InEnvironment(environment).InDatabase(database) },
-			func(c audit.Change) bool { return c.Environment == environment && c.Database == database }}
+		return condition{
+			environment + " " + database, func(q audit.Query) audit.Query { return q.InEnvironment(environment).InDatabase(database) },
+			func(c audit.Change) bool { return c.Environment == environment && c.Database == database },
+		}
 	case 13:
 		columns := []string{pick(m, "id", "state", "price"), pick(m, "state", "none")}
-		return condition{fmt.Sprint("changed ", columns), func(q audit.Query) audit.Query { return q.Changed(columns...) },
-			func(c audit.Change) bool { return c.Changed(columns...) }}
+		return condition{
+			fmt.Sprint("changed ", columns), func(q audit.Query) audit.Query { return q.Changed(columns...) },
+			func(c audit.Change) bool { return c.Changed(columns...) },
+		}
 	default:
 		value := pick[any](m, "new", 1, 1.0, nil)
 		text := map[any]string{"new": `"new"`, 1: "1", 1.0: "1", nil: "null"}[value]
-		return condition{fmt.Sprint("state changed to ", value), func(q audit.Query) audit.Query { return q.ChangedTo("state", value) },
+		return condition{
+			fmt.Sprint("state changed to ", value), func(q audit.Query) audit.Query { return q.ChangedTo("state", value) },
 			func(c audit.Change) bool {
 				for _, d := range c.Diff() {
 					if d.Column == "state" && strings.TrimSuffix(string(d.New), ".0") == text {
@@ -177,7 +206,8 @@ func (m *model) condition() condition {
 					}
 				}
 				return false
-			}}
+			},
+		}
 	}
 }
 

@@ -120,7 +120,7 @@ func (q Query) watch(ctx context.Context) (*watcher, error) {
 		return nil, err
 	}
 	switch {
-	case q.cursor == nil && q.since.IsZero():
+	case q.cursor == nil && !q.dated:
 		for _, at := range reached {
 			w.marks[at.database] = endOf(at)
 		}

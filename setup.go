@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/jackc/pgx/v5"
 
@@ -19,6 +20,10 @@ const setupLock = 0x617564697473
 // publication with its tables, and the slot.
 func (c *Client) prepareSource(ctx context.Context) (capture.Facts, error) {
 	facts, err := c.setup.Check(ctx)
+	var notReady *SetupError
+	if errors.As(err, &notReady) {
+		return facts, err // which says all there is to say
+	}
 	if err != nil {
 		return facts, fmt.Errorf("audit: start: %w", err)
 	}
@@ -50,7 +55,8 @@ func (c *Client) makeSource(ctx context.Context, facts capture.Facts) error {
 	if err := c.keepPartitions(ctx); err != nil {
 		return err
 	}
-	if err := c.setup.EnsurePublication(ctx, facts.Version); err != nil {
+	repaired, err := c.setup.EnsurePublication(ctx, facts.Version)
+	if err != nil {
 		return err
 	}
 	r := &run{facts: facts}
@@ -62,7 +68,7 @@ func (c *Client) makeSource(ctx context.Context, facts capture.Facts) error {
 		return err
 	}
 	// Again, now that there is a slot: coverage begins where the slot does.
-	if err := c.joinTables(ctx, r, joined); err != nil {
+	if err := c.joinTables(ctx, r, joined, repaired); err != nil {
 		return err
 	}
 	return c.leaveTables(ctx, r)
@@ -138,14 +144,31 @@ func (c *Client) prepareSlot(ctx context.Context, r *run) (capture.Resume, error
 // sameSource refuses to go on from a checkpoint of another cluster, before
 // anything is made there.
 func (c *Client) sameSource(ctx context.Context, checkpoint store.Checkpoint) error {
-	var system string
+	var system, walFile string
 	var end capture.LSN
 	err := c.source.QueryRow(ctx, `
-		SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()), pg_catalog.pg_current_wal_flush_lsn()::text`).Scan(&system, &end)
+		SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()), pg_catalog.pg_current_wal_flush_lsn()::text,
+			pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn())`).Scan(&system, &end, &walFile)
 	if err != nil {
 		return fmt.Errorf("identify the source: %w", err)
 	}
-	return capture.Permanent(capture.CheckSource(system, end, capture.Resume{Position: checkpoint.Position, SystemIdentifier: checkpoint.SystemIdentifier}))
+	if err := capture.CheckSource(system, end, capture.Resume{Position: checkpoint.Position, SystemIdentifier: checkpoint.SystemIdentifier}); err != nil {
+		return capture.Permanent(err)
+	}
+	// The name of a WAL file begins with its timeline; the control file would
+	// name the one before until the first checkpoint after a promotion.
+	timeline, err := strconv.ParseInt(walFile[:8], 16, 32)
+	if err != nil {
+		return fmt.Errorf("identify the source: %w", err)
+	}
+	if int32(timeline) == checkpoint.Timeline {
+		return nil
+	}
+	if err := capture.CheckTimeline(ctx, &c.cfg.source.ConnConfig.Config, int32(timeline), checkpoint.Timeline, checkpoint.Position); err != nil {
+		return err
+	}
+	c.cfg.Logger.Info("audit: the source is on a new timeline", "from", checkpoint.Timeline, "to", timeline)
+	return c.history.SetTimeline(ctx, checkpoint.Database, int32(timeline))
 }
 
 func (c *Client) firstCheckpoint(ctx context.Context, r *run, at capture.LSN) (store.Checkpoint, error) {
@@ -184,7 +207,7 @@ func (c *Client) bridgeGap(ctx context.Context, r *run, checkpoint store.Checkpo
 				return checkpoint, err
 			}
 		}
-		if err := c.setup.EnsurePublication(ctx, r.facts.Version); err != nil {
+		if _, err := c.setup.EnsurePublication(ctx, r.facts.Version); err != nil {
 			return checkpoint, err
 		}
 		if _, _, err := c.join(ctx, r); err != nil {

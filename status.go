@@ -73,14 +73,6 @@ type TableStatus struct {
 // Gap is a hole in the history that cannot be filled.
 type Gap = store.Gap
 
-// GapError is returned when history was lost, to those who asked to stop there
-// (Config.OnGap).
-type GapError struct{ Gap Gap }
-
-func (e *GapError) Error() string {
-	return fmt.Sprintf("audit: history is lost from %s on: %s: set Config.OnGap to ContinueAfterGap to go on behind the gap", e.Gap.From, e.Gap.Reason)
-}
-
 // view is what Status shows of the running capture.
 type view struct {
 	state   capture.State

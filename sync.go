@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"github.com/hindsight-go/audit/capture"
 	"github.com/hindsight-go/audit/store"
 )
@@ -20,7 +22,13 @@ import (
 func (c *Client) Sync(ctx context.Context) error {
 	var database string
 	var target LSN
-	err := c.source.QueryRow(ctx, "SELECT current_database(), pg_catalog.pg_logical_emit_message(true, $1, '')::text", c.cfg.ContextPrefix+capture.SyncSuffix).Scan(&database, &target)
+	mark := func() error {
+		return c.source.QueryRow(ctx, "SELECT current_database(), pg_catalog.pg_logical_emit_message(true, $1, '')::text", c.cfg.ContextPrefix+capture.SyncSuffix).Scan(&database, &target)
+	}
+	err := mark()
+	if pgconn.SafeToRetry(err) { // the pool's connection was from before a restart
+		err = mark()
+	}
 	if err != nil {
 		return fmt.Errorf("audit: sync: mark the source's WAL: %w", err)
 	}

@@ -26,7 +26,7 @@ const startPatience = 10 * time.Second
 func (c *Client) Refresh(ctx context.Context) error {
 	r := c.running()
 	if r == nil {
-		return errStopped
+		return ErrNotRunning
 	}
 	if err := c.refreshTables(ctx, r); err != nil {
 		return fmt.Errorf("audit: refresh: %w", err)
@@ -47,7 +47,11 @@ func (c *Client) refreshTables(ctx context.Context, r *run) error {
 		return err
 	}
 	defer release()
-	return c.joinTables(ctx, r, nil)
+	repaired, err := c.setup.EnsurePublication(ctx, r.facts.Version)
+	if err != nil {
+		return err
+	}
+	return c.joinTables(ctx, r, nil, repaired)
 }
 
 // join makes new tables tracked, whatever coverage says.
@@ -91,8 +95,9 @@ func (c *Client) joinAtStart(ctx context.Context, r *run) (map[uint32]LSN, error
 }
 
 // joinTables makes new tables tracked and keeps coverage true. joined are those
-// that were published just before.
-func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]LSN) error {
+// that were published just before; repaired tells that the publication may have
+// left something out of every table.
+func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]LSN, repaired bool) error {
 	checkpoint, err := c.history.Checkpoint(ctx, r.facts.Database)
 	if err != nil {
 		return err
@@ -123,6 +128,9 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]LSN) 
 		if from, ok := joined[t.OID]; ok && t.From == 0 {
 			t.From = from
 		}
+		if repaired {
+			t.From = max(t.From, before)
+		}
 		if err := c.cover(ctx, r, t, open, checkpoint, before); err != nil {
 			return err
 		}
@@ -137,7 +145,8 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]LSN) 
 func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, open map[uint32]store.Coverage, checkpoint store.Checkpoint, here LSN) error {
 	cov, ok := open[t.OID]
 	renamed := ok && (cov.Schema != t.Schema || cov.Table != t.Name)
-	if ok && t.From == 0 && !renamed {
+	left := ok && (t.From != 0 || cov.Membership != t.Membership)
+	if ok && !left && !renamed {
 		return nil
 	}
 	from := t.From
@@ -150,7 +159,7 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, open map[
 	}
 	if ok {
 		until := from
-		if t.From != 0 {
+		if left {
 			// It was out of the publication, or a part of it was. Until when it
 			// was not is known only from the last look.
 			c.mu.Lock()
@@ -162,7 +171,7 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, open map[
 			return err
 		}
 	}
-	err := c.history.OpenCoverage(ctx, r.facts.Database, store.Coverage{Schema: t.Schema, Table: t.Name, From: max(from, checkpoint.Position), RelationID: t.OID})
+	err := c.history.OpenCoverage(ctx, r.facts.Database, store.Coverage{Schema: t.Schema, Table: t.Name, From: max(from, checkpoint.Position), RelationID: t.OID, Membership: t.Membership})
 	if err != nil {
 		return err
 	}

@@ -48,8 +48,15 @@ func (s *session) describe(ctx context.Context, m relationMessage) (*wal.Relatio
 		}
 	}
 	if facts.exists {
-		rel.Schema, rel.Table, rel.Known = facts.rootSchema, facts.rootTable, true
+		// Only a partition takes its name from the catalog: a table renamed since
+		// had the name that the message says.
+		if facts.partition {
+			rel.Schema, rel.Table = facts.rootSchema, facts.rootTable
+		}
 		rel.Key = keyIndexes(rel.Columns, facts.key)
+		// A key with other columns than those of then, renamed since, is not that
+		// of then.
+		rel.Known = len(rel.Key) == len(facts.key)
 	}
 	if rel.Key == nil && m.ReplicaIdentity == 'd' {
 		// With the default identity the flags are the primary key.
@@ -77,7 +84,7 @@ func keyIndexes(columns []wal.Column, key []string) []int {
 }
 
 type tableFacts struct {
-	exists                bool
+	exists, partition     bool
 	rootSchema, rootTable string
 	key                   []string
 	columns               map[string]columnFacts
@@ -93,11 +100,11 @@ type columnFacts struct {
 func lookUpColumns(ctx context.Context, db Querier, oid uint32) (tableFacts, error) {
 	facts := tableFacts{columns: make(map[string]columnFacts)}
 	err := db.QueryRow(ctx, `
-		SELECT n.nspname, c.relname
+		SELECT n.nspname, c.relname, leaf.relispartition
 		FROM pg_catalog.pg_class leaf
 		JOIN pg_catalog.pg_class c ON c.oid = CASE WHEN leaf.relispartition THEN pg_catalog.pg_partition_root(leaf.oid) ELSE leaf.oid END
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-		WHERE leaf.oid = $1`, oid).Scan(&facts.rootSchema, &facts.rootTable)
+		WHERE leaf.oid = $1`, oid).Scan(&facts.rootSchema, &facts.rootTable, &facts.partition)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return facts, nil
 	}

@@ -117,7 +117,7 @@ func (c *cursor) str() []byte {
 // tuple reads TupleData into dst, whose values alias the message.
 func (c *cursor) tuple(dst wal.Tuple) (wal.Tuple, error) {
 	n := int(c.u16())
-	if cap(dst) < n {
+	if dst == nil || cap(dst) < n { // nil means that there is no row, one without columns is one
 		// A table has at most 1,600 columns, so this stays small.
 		dst = make(wal.Tuple, n)
 	}
@@ -295,7 +295,7 @@ func decodeTruncate(b []byte, each func(oid uint32) error) error {
 	c := cursor{b: b}
 	n := c.u32()
 	c.u8() // options: CASCADE, RESTART IDENTITY
-	if uint64(n)*4 > uint64(len(c.b)) {
+	if c.bad || uint64(n)*4 > uint64(len(c.b)) {
 		return errShort
 	}
 	for range n {

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -19,15 +18,19 @@ import (
 )
 
 const (
+	// defaultPrefix is what package audit stamps with. It is understood even where
+	// another prefix is configured, for the services that have one of their own.
+	defaultPrefix = "audit"
+
 	// bemiPrefix is the prefix of the context messages of Bemi's published
 	// clients, so that services in other languages feed the same history.
 	bemiPrefix = "_bemi"
 
-	// SyncSuffix and RefreshSuffix, behind the context prefix, make the prefixes
-	// of two messages to capture itself: a transactional one that asks for the
-	// checkpoint to be stored, and a non-transactional one that asks to look for
-	// new tables at once.
-	SyncSuffix    = "_sync"
+	// SyncSuffix, behind the context prefix, makes the prefix of a transactional
+	// message that asks capture to store the checkpoint.
+	SyncSuffix = "_sync"
+	// RefreshSuffix, behind the context prefix, makes the prefix of a
+	// non-transactional message that asks capture to look for new tables at once.
 	RefreshSuffix = "_refresh"
 )
 
@@ -127,13 +130,13 @@ type Reader struct {
 	cfg      Config
 	stopping chan struct{}
 	stopOnce sync.Once
-	through  atomic.Uint64
+	streamed bool // the last session got as far as streaming
 }
 
 // New returns a Reader. Run starts it.
 func New(cfg Config) *Reader {
 	if cfg.Prefix == "" {
-		cfg.Prefix = "audit"
+		cfg.Prefix = defaultPrefix
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -151,11 +154,11 @@ func (r *Reader) Run(ctx context.Context) error {
 	backoff := retryMin
 	for {
 		r.state(Starting, nil)
-		began := time.Now()
+		r.streamed = false
 		err := r.session(ctx)
 		if err == nil || ctx.Err() != nil {
 			r.state(Stopped, nil)
-			return nil
+			return nil //nolint:nilerr // what ctx has ended is no failure
 		}
 		if r.cfg.Recover != nil {
 			err = r.cfg.Recover(ctx, err)
@@ -176,7 +179,7 @@ func (r *Reader) Run(ctx context.Context) error {
 			wait = time.Millisecond
 			r.state(Retrying, err)
 		default:
-			if time.Since(began) > time.Minute {
+			if r.streamed {
 				backoff = retryMin
 			}
 			wait, backoff = backoff, min(backoff*2, retryMax)
@@ -238,7 +241,9 @@ func (r *Reader) session(ctx context.Context) error {
 	defer s.sink.Close()
 	s.confirmed = s.start
 	r.state(Streaming, nil)
-	return s.run(ctx)
+	err = s.run(ctx)
+	r.streamed = s.through > s.start
+	return err
 }
 
 // connect starts streaming from the slot, which is what holding it means.
@@ -255,6 +260,14 @@ func (r *Reader) connect(ctx context.Context, resume Resume) (*stream, error) {
 	if err := CheckSource(system.SystemID, system.XLogPos, resume); err != nil {
 		_ = pg.Close(context.WithoutCancel(ctx))
 		return nil, Permanent(err)
+	}
+	if pg.ParameterStatus("server_encoding") == "SQL_ASCII" {
+		// Such a database takes any bytes. The server would stop at the first that
+		// are not UTF-8, if it were asked for UTF-8.
+		if _, err := pg.Exec(ctx, "SET client_encoding = 'SQL_ASCII'").ReadAll(); err != nil {
+			_ = pg.Close(context.WithoutCancel(ctx))
+			return nil, fmt.Errorf("set encoding for replication: %w", err)
+		}
 	}
 	stream, err := startStream(ctx, pg, r.cfg.Slot, r.cfg.Publication, resume.Position)
 	var pgErr *pgconn.PgError

@@ -50,7 +50,6 @@ type session struct {
 
 	confirmed  LSN
 	statusSent time.Time
-	pending    []byte // reply owed
 	reply      bool
 }
 
@@ -387,7 +386,7 @@ func (s *session) logicalMessage(body []byte) error {
 	case !s.inTx:
 		return errors.New("transactional message outside a transaction")
 	case s.skip:
-	case prefix == s.cfg.Prefix, prefix == bemiPrefix:
+	case prefix == s.cfg.Prefix, prefix == defaultPrefix, prefix == bemiPrefix:
 		s.sink.Stamp(m.Content)
 	case prefix == s.cfg.Prefix+SyncSuffix:
 		s.sink.Barrier()

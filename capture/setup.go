@@ -16,7 +16,6 @@ import (
 )
 
 const (
-	minVersion = 140000
 	// alterLockTimeout is how long an ALTER on the user's table may wait for its
 	// lock, and so how long it may hold up the application's statements that
 	// queue behind it.
@@ -36,189 +35,70 @@ type Setup struct {
 	Logger      *slog.Logger
 }
 
-// Problem is something that the current role cannot set right by itself.
-type Problem struct {
-	// What is wrong, with names.
-	What string
-	// SQL is what somebody with the right to do it would run.
-	SQL []string
-	// Config is what to set in postgresql.conf and restart for, if anything.
-	Config string
-}
-
-// SetupError is returned when the source is not ready. It lists everything that
-// is missing, so that one visit to the DBA is enough.
-type SetupError struct{ Problems []Problem }
-
-func (e *SetupError) Error() string {
-	var b strings.Builder
-	b.WriteString("audit: the source is not ready:")
-	for _, p := range e.Problems {
-		b.WriteString("\n  - " + p.What)
-		if p.Config != "" {
-			b.WriteString("\n      set and restart: " + p.Config)
-		}
-		for _, sql := range p.SQL {
-			b.WriteString("\n      run: " + sql + ";")
-		}
-	}
-	return b.String()
-}
-
-// SQL returns all statements of all problems, as a script.
-func (e *SetupError) SQL() string {
-	var b strings.Builder
-	for _, p := range e.Problems {
-		for _, sql := range p.SQL {
-			b.WriteString(sql + ";\n")
-		}
-	}
-	return b.String()
-}
-
-// Facts are what Check has learned about the source.
-type Facts struct {
-	Version          int // as server_version_num
-	Database         string
-	Role             string
-	SystemIdentifier string
-	Timeline         int32
-}
-
-// Check looks at everything that capture needs and changes nothing. It returns a
-// *SetupError if something is missing that the current role may not make.
-func (s *Setup) Check(ctx context.Context) (Facts, error) {
-	var f Facts
-	var walLevel string
-	var standby, replication, superuser, createDB, publication, ownsPublication, slotExists bool
-	var slots, usedSlots, senders int
-	err := s.DB.QueryRow(ctx, `
-		SELECT current_setting('server_version_num')::int, current_database(), current_user::text,
-			current_setting('wal_level'), pg_catalog.pg_is_in_recovery(),
-			r.rolreplication OR EXISTS (SELECT FROM pg_catalog.pg_roles m WHERE m.rolname IN ('rds_replication', 'azure_pg_admin', 'cloudsqlsuperuser') AND pg_catalog.pg_has_role(r.oid, m.oid, 'MEMBER')),
-			r.rolsuper,
-			pg_catalog.has_database_privilege(current_database(), 'CREATE'),
-			EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1),
-			EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1 AND pg_catalog.pg_has_role(pubowner, 'USAGE')),
-			EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = $2),
-			current_setting('max_replication_slots')::int,
-			(SELECT count(*) FROM pg_catalog.pg_replication_slots),
-			current_setting('max_wal_senders')::int
-		FROM pg_catalog.pg_roles r
-		WHERE r.rolname = current_user`, s.Publication, s.Slot).
-		Scan(&f.Version, &f.Database, &f.Role, &walLevel, &standby, &replication, &superuser, &createDB, &publication, &ownsPublication, &slotExists, &slots, &usedSlots, &senders)
-	if err != nil {
-		return f, fmt.Errorf("check source: %w", err)
-	}
-	var problems []Problem
-	add := func(p Problem) { problems = append(problems, p) }
-	role := pgx.Identifier{f.Role}.Sanitize()
-	if f.Version < minVersion {
-		add(Problem{What: fmt.Sprintf("the server is PostgreSQL %d; 14 is the first whose logical replication carries context", f.Version/10000)})
-	}
-	if standby {
-		add(Problem{What: "the server is a standby, on which no publication can be made: connect to the primary"})
-	}
-	if walLevel != "logical" {
-		add(Problem{What: "wal_level is " + walLevel + ", not logical", Config: "wal_level = logical", SQL: []string{"ALTER SYSTEM SET wal_level = 'logical'"}})
-	}
-	if !replication && !superuser {
-		add(Problem{What: "role " + f.Role + " may not use replication slots", SQL: []string{"ALTER ROLE " + role + " REPLICATION"}})
-	}
-	if !slotExists && usedSlots >= slots {
-		add(Problem{What: fmt.Sprintf("all %d replication slots are in use (see pg_replication_slots)", slots), Config: fmt.Sprintf("max_replication_slots = %d", slots+5)})
-	}
-	if senders == 0 {
-		add(Problem{What: "max_wal_senders is 0", Config: "max_wal_senders = 10"})
-	}
-	if !publication && !createDB && !superuser {
-		add(Problem{What: fmt.Sprintf("role %s may not create the publication %s", f.Role, s.Publication),
-			SQL: []string{"GRANT CREATE ON DATABASE " + pgx.Identifier{f.Database}.Sanitize() + " TO " + role}})
-	}
-	tables, err := s.tables(ctx, s.DB)
-	if err != nil {
-		return f, err
-	}
-	problems = append(problems, s.tableProblems(tables, f, superuser, publication, ownsPublication)...)
-	if len(problems) > 0 {
-		return f, &SetupError{Problems: problems}
-	}
-	err = s.DB.QueryRow(ctx, `
-		SELECT s.system_identifier::text, c.timeline_id
-		FROM pg_catalog.pg_control_system() s, pg_catalog.pg_control_checkpoint() c`).Scan(&f.SystemIdentifier, &f.Timeline)
-	if err != nil {
-		return f, fmt.Errorf("identify the source: %w", err)
-	}
-	return f, nil
-}
-
-func (s *Setup) tableProblems(tables []Table, f Facts, superuser, publication, ownsPublication bool) []Problem {
-	var problems []Problem
-	foreignPublication := publication && !ownsPublication
-	for _, t := range tables {
-		switch {
-		case t.Named && !t.Persistent:
-			problems = append(problems, Problem{What: "table " + t.Ident() + " is unlogged: its changes are not in the WAL", SQL: []string{"ALTER TABLE " + t.Ident() + " SET LOGGED"}})
-		case !t.Persistent || t.tracked() || superuser:
-		case !t.owned():
-			// With it, nothing about the table is left to do.
-			sql := t.statements(s.Publication)
-			if !publication {
-				sql = append([]string{s.createPublication(f.Version)}, sql...)
-				publication = true // by whoever runs this
-			}
-			problems = append(problems, Problem{What: fmt.Sprintf("table %s is not owned by role %s", t.Ident(), f.Role), SQL: sql})
-		case foreignPublication:
-			problems = append(problems, Problem{
-				What: fmt.Sprintf("publication %s is not owned by role %s", s.Publication, f.Role),
-				SQL:  t.statements(s.Publication),
-			})
-		}
-	}
-	for _, p := range s.Patterns {
-		if p.Exclude || !p.Literal() {
-			continue
-		}
-		if slices.ContainsFunc(tables, func(t Table) bool { return p.matches(t.Schema, t.Name) }) {
-			continue
-		}
-		what := fmt.Sprintf("table %s, which a pattern names, does not exist", pgx.Identifier{p.Schema.Text, p.Table.Text}.Sanitize())
-		for _, t := range tables {
-			if strings.EqualFold(t.Schema, p.Schema.Text) && strings.EqualFold(t.Name, p.Table.Text) {
-				what += "; did you mean " + t.Ident() + "?"
-			}
-		}
-		problems = append(problems, Problem{What: what})
-	}
-	return problems
-}
-
-func (s *Setup) createPublication(version int) string {
+// publicationOptions returns the options of the publication. Less than them would
+// leave holes in the history.
+func publicationOptions(version int) string {
 	options := "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
 	if version >= 180000 {
 		// Without it an UPDATE of a table with a stored generated column would
 		// fail in the application, because REPLICA IDENTITY FULL includes it.
 		options += ", publish_generated_columns = stored"
 	}
-	return "CREATE PUBLICATION " + pgx.Identifier{s.Publication}.Sanitize() + " WITH (" + options + ")"
+	return options
 }
 
-// EnsurePublication makes the publication if it is not there. It has to be there
-// before the slot: decoding looks it up in the catalog as of the change, and
-// stops for good where it does not find it.
-func (s *Setup) EnsurePublication(ctx context.Context, version int) error {
-	var exists bool
-	err := s.DB.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1)", s.Publication).Scan(&exists)
-	if err == nil && !exists {
-		_, err = s.DB.Exec(ctx, s.createPublication(version))
-		if isCode(err, "42710") { // another instance was faster
-			err = nil
-		}
+func (s *Setup) createPublication(version int) string {
+	return "CREATE PUBLICATION " + pgx.Identifier{s.Publication}.Sanitize() + " WITH (" + publicationOptions(version) + ")"
+}
+
+func (s *Setup) repairPublication(version int) string {
+	return "ALTER PUBLICATION " + pgx.Identifier{s.Publication}.Sanitize() + " SET (" + publicationOptions(version) + ")"
+}
+
+// publication is what there is of the publication.
+type publication struct {
+	exists, owned bool
+	// complete tells that its options leave nothing out.
+	complete bool
+}
+
+func (s *Setup) publicationState(ctx context.Context) (p publication, err error) {
+	err = s.DB.QueryRow(ctx, `
+		SELECT pg_catalog.pg_has_role(pubowner, 'USAGE'),
+			pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot AND coalesce(to_jsonb(p) ->> 'pubgencols', 's') = 's'
+		FROM pg_catalog.pg_publication p
+		WHERE pubname = $1`, s.Publication).Scan(&p.owned, &p.complete)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return p, nil
 	}
 	if err != nil {
-		return fmt.Errorf("create publication %s: %w", s.Publication, err)
+		return p, fmt.Errorf("look at publication %s: %w", s.Publication, err)
 	}
-	return nil
+	p.exists = true
+	return p, nil
+}
+
+// EnsurePublication makes the publication if it is not there, and puts its
+// options right if somebody changed them, which it reports: history may have a
+// hole then. The publication has to be there before the slot: decoding looks it
+// up in the catalog as of the change, and stops for good where it does not find
+// it.
+func (s *Setup) EnsurePublication(ctx context.Context, version int) (repaired bool, err error) {
+	p, err := s.publicationState(ctx)
+	if err != nil || p.complete {
+		return false, err
+	}
+	if p.exists {
+		if _, err := s.DB.Exec(ctx, s.repairPublication(version)); err != nil {
+			return false, fmt.Errorf("set options of publication %s: %w", s.Publication, err)
+		}
+		return true, nil
+	}
+	_, err = s.DB.Exec(ctx, s.createPublication(version))
+	if err != nil && !isCode(err, "42710") { // another instance was faster
+		return false, fmt.Errorf("create publication %s: %w", s.Publication, err)
+	}
+	return false, nil
 }
 
 // Tracked is a table that is published with a full replica identity.
@@ -228,6 +108,9 @@ type Tracked struct {
 	// From is set if this call published the table, or a part of it: a position
 	// before which something may have been missed, and after which nothing is.
 	From LSN
+	// Membership stays the same as long as nobody takes the table out of the
+	// publication, be it for a moment.
+	Membership string
 }
 
 // Pending is a table that could not be made tracked yet.
@@ -246,28 +129,34 @@ func (s *Setup) Join(ctx context.Context, remember func(ctx context.Context, ide
 	if err != nil {
 		return nil, nil, err
 	}
+	froms := make(map[uint32]LSN)
 	for _, t := range tables {
-		if !t.Persistent {
-			continue
-		}
-		if t.tracked() {
-			tracked = append(tracked, Tracked{OID: t.OID, Schema: t.Schema, Name: t.Name})
+		if !t.Persistent || t.tracked() {
 			continue
 		}
 		if err := remember(ctx, t.identities()); err != nil {
-			return tracked, pending, err
+			return nil, pending, err
 		}
 		from, err := s.join(ctx, t)
 		switch {
 		case ctx.Err() != nil:
-			return tracked, pending, ctx.Err()
+			return nil, pending, ctx.Err()
 		case err != nil:
 			pending = append(pending, Pending{Schema: t.Schema, Name: t.Name, Reason: err})
+		case t.published():
+			froms[t.OID] = 0 // only its replica identity had to be seen to
 		default:
-			if t.published() {
-				from = 0 // only its replica identity had to be seen to
-			}
-			tracked = append(tracked, Tracked{OID: t.OID, Schema: t.Schema, Name: t.Name, From: from})
+			froms[t.OID] = from
+		}
+	}
+	if len(froms) > 0 {
+		if tables, err = s.tables(ctx, s.DB); err != nil {
+			return nil, pending, err
+		}
+	}
+	for _, t := range tables {
+		if t.Persistent && t.tracked() {
+			tracked = append(tracked, Tracked{OID: t.OID, Schema: t.Schema, Name: t.Name, From: froms[t.OID], Membership: t.membership()})
 		}
 	}
 	return tracked, pending, nil

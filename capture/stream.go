@@ -56,6 +56,7 @@ func replicationConfig(base *pgconn.Config) *pgconn.Config {
 		"datestyle":          "ISO",
 		"intervalstyle":      "postgres",
 		"timezone":           "UTC",
+		"search_path":        "pg_catalog", // names in regclass and the like get their schema
 		"extra_float_digits": "3",
 		"bytea_output":       "hex",
 		"statement_timeout":  "0",

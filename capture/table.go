@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -18,11 +19,22 @@ type Table struct {
 	// Partitioned tables have Leaves; all others are their own leaf.
 	Partitioned bool
 	HasKey      bool
-	Owned       bool // by the current role
-	Persistent  bool // neither unlogged nor temporary
-	Published   bool
+	Owned       bool   // by the current role
+	Persistent  bool   // neither unlogged nor temporary
 	Identity    string // d, n, f, or i and the index name
-	Leaves      []Leaf
+	Membership
+	Leaves []Leaf
+}
+
+// Membership is a table's place in the publication.
+type Membership struct {
+	Published bool
+	// Partial tells that it is published with a row filter or a column list, by
+	// somebody else: what it leaves out would be missing from history.
+	Partial bool
+	// Row identifies the entry in pg_publication_rel: taken out and put in again,
+	// a table has another.
+	Row uint32
 }
 
 // Leaf is a table that holds rows of its own.
@@ -31,7 +43,7 @@ type Leaf struct {
 	Schema, Name string
 	Identity     string
 	Owned        bool
-	Published    bool
+	Membership
 }
 
 // Ident returns the table's name, quoted.
@@ -72,17 +84,37 @@ func (t Table) statements(publication string) []string {
 			out = append(out, "ALTER TABLE ONLY "+l.Ident()+" REPLICA IDENTITY FULL")
 		}
 	}
-	pub := pgx.Identifier{publication}.Sanitize()
+	pub := "ALTER PUBLICATION " + pgx.Identifier{publication}.Sanitize()
+	publish := func(m Membership, ident string) {
+		if m.Partial {
+			out = append(out, pub+" DROP TABLE ONLY "+ident)
+		}
+		if !m.Published {
+			out = append(out, pub+" ADD TABLE ONLY "+ident)
+		}
+	}
 	if t.byLeaves() {
 		for _, l := range t.Leaves {
-			if !l.Published {
-				out = append(out, "ALTER PUBLICATION "+pub+" ADD TABLE ONLY "+l.Ident())
-			}
+			publish(l.Membership, l.Ident())
 		}
-	} else if !t.Published {
-		out = append(out, "ALTER PUBLICATION "+pub+" ADD TABLE ONLY "+t.Ident())
+	} else {
+		publish(t.Membership, t.Ident())
 	}
 	return out
+}
+
+// membership returns a text that is the same as long as the table, and each part
+// of it that has to be, stays in the publication.
+func (t Table) membership() string {
+	if !t.byLeaves() {
+		return strconv.FormatUint(uint64(t.Row), 10)
+	}
+	var rows []string
+	for _, l := range t.Leaves {
+		rows = append(rows, strconv.FormatUint(uint64(l.Row), 10))
+	}
+	slices.Sort(rows)
+	return strings.Join(rows, ",")
 }
 
 // published tells that all that has to be published is.
@@ -128,12 +160,14 @@ func (s *Setup) tables(ctx context.Context, db Querier) ([]Table, error) {
 		SELECT c.oid, n.nspname, c.relname, c.relkind = 'p', c.relpersistence = 'p',
 			pg_catalog.pg_has_role(c.relowner, 'USAGE'),
 			EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary),
-			EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = c.oid AND p.pubname = $1),
+			coalesce(pr.oid, 0), coalesce(coalesce(to_jsonb(pr) ->> 'prqual', to_jsonb(pr) ->> 'prattrs') IS NOT NULL, false),
 			EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'),
 			`+identityColumn+`,
 			CASE WHEN c.relispartition THEN pg_catalog.pg_partition_root(c.oid)::oid ELSE 0 END
 		FROM pg_catalog.pg_class c
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		LEFT JOIN pg_catalog.pg_publication p ON p.pubname = $1
+		LEFT JOIN pg_catalog.pg_publication_rel pr ON pr.prpubid = p.oid AND pr.prrelid = c.oid
 		WHERE c.relkind IN ('r', 'p')
 		  AND c.relpersistence <> 't'
 		  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND n.nspname <> $2
@@ -148,10 +182,11 @@ func (s *Setup) tables(ctx context.Context, db Querier) ([]Table, error) {
 		var t Table
 		var extension bool
 		var root uint32
-		if err := rows.Scan(&t.OID, &t.Schema, &t.Name, &t.Partitioned, &t.Persistent, &t.Owned, &t.HasKey, &t.Published, &extension, &t.Identity, &root); err != nil {
+		if err := rows.Scan(&t.OID, &t.Schema, &t.Name, &t.Partitioned, &t.Persistent, &t.Owned, &t.HasKey, &t.Row, &t.Partial, &extension, &t.Identity, &root); err != nil {
 			return nil, fmt.Errorf("list tables: %w", err)
 		}
-		leaf := Leaf{OID: t.OID, Schema: t.Schema, Name: t.Name, Identity: t.Identity, Owned: t.Owned, Published: t.Published}
+		t.Published = t.Row != 0 && !t.Partial
+		leaf := Leaf{OID: t.OID, Schema: t.Schema, Name: t.Name, Identity: t.Identity, Owned: t.Owned, Membership: t.Membership}
 		if root != 0 {
 			// Partitions follow their root's pattern, under their root's name.
 			if at, ok := roots[root]; ok && !t.Partitioned {

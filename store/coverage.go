@@ -20,6 +20,8 @@ type Coverage struct {
 	Until      wal.LSN
 	UntilTime  time.Time
 	RelationID uint32
+	// Membership tells one stay in the publication from another.
+	Membership string
 }
 
 // Gap is a hole in the history that cannot be filled.
@@ -32,9 +34,9 @@ type Gap struct {
 // OpenCoverage records that a table is tracked from a position on.
 func (s *Store) OpenCoverage(ctx context.Context, database string, c Coverage) error {
 	_, err := s.pool.Exec(ctx, `
-		INSERT INTO `+s.schema+`.coverage (database, schema, "table", from_position, relation_id)
-		VALUES ($1, $2, $3, $4, $5)
-		ON CONFLICT DO NOTHING`, database, c.Schema, c.Table, c.From.String(), int64(c.RelationID))
+		INSERT INTO `+s.schema+`.coverage (database, schema, "table", from_position, relation_id, membership)
+		VALUES ($1, $2, $3, $4, $5, $6)
+		ON CONFLICT DO NOTHING`, database, c.Schema, c.Table, c.From.String(), int64(c.RelationID), c.Membership)
 	if err != nil {
 		return fmt.Errorf("record coverage of %s.%s: %w", c.Schema, c.Table, err)
 	}
@@ -57,7 +59,7 @@ func (s *Store) CloseCoverage(ctx context.Context, database string, relation uin
 // Coverage returns the coverage of every table of a database, oldest first.
 func (s *Store) Coverage(ctx context.Context, database string) ([]Coverage, error) {
 	rows, err := s.pool.Query(ctx, `
-		SELECT schema, "table", from_position::text, from_time, coalesce(until_position, '0/0')::text, until_time, relation_id
+		SELECT schema, "table", from_position::text, from_time, coalesce(until_position, '0/0')::text, until_time, relation_id, membership
 		FROM `+s.schema+`.coverage
 		WHERE database = $1
 		ORDER BY schema, "table", from_position`, database)
@@ -67,7 +69,7 @@ func (s *Store) Coverage(ctx context.Context, database string) ([]Coverage, erro
 	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c Coverage, err error) {
 		var until *time.Time
 		var oid int64
-		err = row.Scan(&c.Schema, &c.Table, &c.From, &c.FromTime, &c.Until, &until, &oid)
+		err = row.Scan(&c.Schema, &c.Table, &c.From, &c.FromTime, &c.Until, &until, &oid, &c.Membership)
 		if until != nil {
 			c.UntilTime = *until
 		}

@@ -1,14 +1,14 @@
 package store
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"strconv"
 	"strings"
-
-	"crypto/sha256"
-	"encoding/hex"
+	"unicode/utf8"
 
 	"github.com/hindsight-go/audit/internal/wal"
 )
@@ -32,6 +32,10 @@ const (
 	// maxImage is what one image may hold, in bytes of text: jsonb's own bound is
 	// 256 MiB less one, and the offsets of many members need some of it.
 	maxImage = 200 << 20
+	// maxEncoded is what one image may take on its way to the store, where quoting
+	// can make six bytes of one: a row with both images has to stay under the 1 GiB
+	// that the server allocates at once.
+	maxEncoded = 450 << 20
 	// maxKey keeps a key's index entry under a third of a page.
 	maxKey = 2000
 )
@@ -128,6 +132,9 @@ func (e *encoder) image(dst []byte, p *relationPlan, label string, tuple, fill w
 		if e.literal && p.kinds[i].Base == wal.JSON {
 			datum.Text = withoutEscapes(datum.Text)
 		}
+		if p.kinds[i].Base == wal.JSONB && string(datum.Text) == "null" {
+			e.defect("%s: column %q is the null of JSON, not NULL", label, p.relation.Columns[i].Name)
+		}
 		var valid bool
 		if dst, valid = appendValue(dst, p.kinds[i], datum.Text); !valid {
 			e.defect("%s: column %q is not valid UTF-8 and is kept as the hexadecimal digits of its bytes", label, p.relation.Columns[i].Name)
@@ -140,12 +147,30 @@ func (e *encoder) image(dst []byte, p *relationPlan, label string, tuple, fill w
 
 func tupleSize(tuple, fill wal.Tuple) (size int) {
 	for i := range tuple {
-		size += len(tuple[i].Text)
+		size += textSize(tuple[i].Text)
 		if tuple[i].State == wal.Unchanged && fill != nil {
-			size += len(fill[i].Text)
+			size += textSize(fill[i].Text)
 		}
 	}
 	return size
+}
+
+// textSize is what a value counts against maxImage: its length, or more if
+// maxEncoded is the tighter bound.
+func textSize(text []byte) int {
+	if len(text) < 1<<20 {
+		return len(text)
+	}
+	encoded := len(text)
+	for _, c := range text {
+		switch {
+		case c < 0x20:
+			encoded += 5
+		case c == '"' || c == '\\':
+			encoded++
+		}
+	}
+	return max(len(text), encoded*(maxImage>>20)/(maxEncoded>>20))
 }
 
 // shrink drops the largest values until the rest fits into a jsonb.
@@ -160,14 +185,14 @@ func (e *encoder) shrink(p *relationPlan, label string, tuple, fill wal.Tuple, s
 	for size > maxImage {
 		largest := 0
 		for i := range small {
-			if len(small[i].Text) > len(small[largest].Text) {
+			if textSize(small[i].Text) > textSize(small[largest].Text) {
 				largest = i
 			}
 		}
-		n := len(small[largest].Text)
-		e.defect("%s: column %q left out: its %d bytes are more than a jsonb holds", label, p.relation.Columns[largest].Name, n)
+		text := small[largest].Text
+		e.defect("%s: column %q left out: its %d bytes are more than a jsonb holds", label, p.relation.Columns[largest].Name, len(text))
 		small[largest] = wal.Datum{State: wal.Absent}
-		size -= n
+		size -= textSize(text)
 	}
 	return small
 }
@@ -191,6 +216,11 @@ func (e *encoder) key(dst []byte, p *relationPlan, tuple, fill wal.Tuple) ([]byt
 			return dst, false
 		}
 		if len(p.key) == 1 {
+			if !utf8.Valid(datum.Text) { // as in an image
+				dst = append(dst, `\x`...)
+				dst = hex.AppendEncode(dst, datum.Text)
+				break
+			}
 			dst = append(dst, datum.Text...)
 			break
 		}

@@ -61,14 +61,15 @@ func isNumber(text []byte) bool {
 }
 
 // keepsText tells that a value of type json has to be kept as a JSON string of
-// its exact text: embedding it would be refused by jsonb or lose a member.
+// its exact text: embedding it would be refused by jsonb, lose a member, or, for
+// the null of JSON, make it NULL.
 //
 // It is also true of a JSON string whose content is such a text. So a reader
 // can tell the two apart: a string in the place of a json column is exact text
 // if keepsText holds of its content, and else it is that string.
 func keepsText(text []byte) bool {
 	facts, err := scanJSON(text)
-	if err != nil || !facts.embeds() {
+	if err != nil || !facts.embeds() || facts.top == 'n' {
 		return true
 	}
 	if facts.top != '"' {
@@ -79,7 +80,7 @@ func keepsText(text []byte) bool {
 		return true
 	}
 	inner, err := scanJSON([]byte(content))
-	return err == nil && (!inner.embeds() || inner.top == '"' && keepsText([]byte(content)))
+	return err == nil && (!inner.embeds() || inner.top == 'n' || inner.top == '"' && keepsText([]byte(content)))
 }
 
 const hexDigits = "0123456789abcdef"

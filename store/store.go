@@ -92,6 +92,15 @@ func (s *Store) CreateCheckpoint(ctx context.Context, c Checkpoint) error {
 	return nil
 }
 
+// SetTimeline records that the source goes on on another timeline.
+func (s *Store) SetTimeline(ctx context.Context, database string, timeline int32) error {
+	_, err := s.pool.Exec(ctx, `UPDATE `+s.schema+`.checkpoints SET timeline = $2, updated_at = now() WHERE database = $1`, database, timeline)
+	if err != nil {
+		return fmt.Errorf("record timeline of %q: %w", database, err)
+	}
+	return nil
+}
+
 // NewWriter takes the source over from whoever wrote before and returns a
 // writer that goes on at the returned position. Earlier writers are fenced from
 // then on.

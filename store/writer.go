@@ -30,6 +30,11 @@ const (
 	// do not concern us. Less would make a store in the same database chase its
 	// own writes; more would hold back WAL.
 	idleStride = 1 << 20
+	// When the writes end, what is left behind them would hold back WAL for good:
+	// the source is followed a few more times, which covers the record of running
+	// transactions that the server lets go of its WAL by.
+	idleNudge  = 10 * time.Second
+	idleNudges = 3
 
 	// One commit_times row for so many changes or so much time.
 	commitTimesRows = 1000
@@ -126,6 +131,8 @@ type Writer struct {
 	parts   partitions
 	timesAt int64 // read time of the last commit_times row
 	timesN  int64
+	sealed  time.Time // when the last batch ended
+	nudges  int       // batches without a change of their own since
 
 	work chan step
 	free chan []byte
@@ -405,8 +412,13 @@ func (w *Writer) Advance(lsn wal.LSN) {
 		return
 	}
 	w.batch.to = lsn
-	if lsn-max(w.from, w.Durable()) >= idleStride {
+	behind := lsn - w.from
+	switch {
+	case behind >= idleStride:
+		w.batch.dirty, w.nudges = true, 0
+	case behind > 0 && w.nudges < idleNudges && time.Since(w.sealed) > idleNudge:
 		w.batch.dirty = true
+		w.nudges++
 	}
 }
 
@@ -450,6 +462,10 @@ func (w *Writer) seal() {
 			w.timesAt, w.timesN = now, 0
 		}
 	}
+	if b.rows > 0 {
+		w.nudges = 0
+	}
+	w.sealed = time.Now()
 	w.from = b.to
 	w.batch = openBatch{to: b.to, committed: b.committed}
 	w.submit(step{seal: s})

@@ -47,8 +47,9 @@ CREATE INDEX changes_previous_key_idx ON {{schema}}.changes ("table", previous_k
 CREATE INDEX changes_table_idx ON {{schema}}.changes ("table", position, sequence);
 -- A user's latest changes. Clients in other languages write user_id.
 CREATE INDEX changes_user_idx ON {{schema}}.changes ((coalesce(context ->> 'userId', context ->> 'user_id')), position, sequence) WHERE context IS NOT NULL;
--- Request, trace, endpoint and every other containment in the context.
-CREATE INDEX changes_context_idx ON {{schema}}.changes USING gin (context jsonb_path_ops) WHERE context IS NOT NULL;
+-- Request, trace, endpoint and every other containment in the context. The list
+-- of entries still to be sorted in is read by every query: it is kept short.
+CREATE INDEX changes_context_idx ON {{schema}}.changes USING gin (context jsonb_path_ops) WITH (gin_pending_list_limit = 512) WHERE context IS NOT NULL;
 -- Time ranges and transaction ids are almost in the order of the heap.
 CREATE INDEX changes_time_idx ON {{schema}}.changes USING brin (committed_at, transaction_id) WITH (pages_per_range = 32, autosummarize = on);
 
@@ -112,10 +113,13 @@ CREATE TABLE {{schema}}.coverage (
     until_position    pg_lsn,
     until_time        timestamptz,
     relation_id       bigint NOT NULL,
+    membership        text   NOT NULL,
     PRIMARY KEY (database, schema, "table", from_position)
 );
 -- A table is covered at most once at a time.
 CREATE UNIQUE INDEX coverage_open_idx ON {{schema}}.coverage (database, relation_id) WHERE until_position IS NULL;
+
+COMMENT ON COLUMN {{schema}}.coverage.membership IS 'The table''s entries in pg_publication_rel: others mean that it was out of the publication meanwhile.';
 
 -- The replica identity that a table, or a partition, had before it was tracked:
 -- d, n, or i: and the index name. Noted before it is changed, so that Uninstall
@@ -129,7 +133,7 @@ CREATE TABLE {{schema}}.replica_identities (
 
 
 -- Holes in the history that can never be filled: the slot was lost, dropped or
--- recreated. Every query of the past that would cross one is refused.
+-- recreated. What is said of the past across one may be wrong.
 CREATE TABLE {{schema}}.gaps (
     database      text   COLLATE "C" NOT NULL,
     from_position pg_lsn NOT NULL,

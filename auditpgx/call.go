@@ -1,0 +1,89 @@
+package auditpgx
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// call is a call of Exec or Query with its options taken off the arguments, as
+// pgx takes them off.
+type call struct {
+	sql  string
+	args []any
+
+	options   []any // as given, without the rewriter
+	mode      pgx.QueryExecMode
+	formats   pgx.QueryResultFormats
+	byOID     pgx.QueryResultFormatsByOID
+	rewritten bool
+	original  string
+	err       error // the rewriter's
+}
+
+// fixed is a rewriter that gives a text and arguments made before. With it pgx
+// runs, and shows to tracers, the caller's statement, and the caller's rewriter
+// runs once.
+type fixed struct {
+	sql  string
+	args []any
+	err  error
+}
+
+func (f fixed) RewriteQuery(context.Context, *pgx.Conn, string, []any) (string, []any, error) {
+	return f.sql, f.args, f.err
+}
+
+func parseCall(ctx context.Context, conn *pgx.Conn, isQuery bool, sql string, args []any) call {
+	c := call{sql: sql, original: sql, mode: stateOf(conn).mode}
+	var rewriter pgx.QueryRewriter
+options:
+	for len(args) > 0 {
+		switch arg := args[0].(type) {
+		case pgx.QueryExecMode:
+			c.mode = arg
+			c.options = append(c.options, arg)
+		case pgx.QueryRewriter:
+			rewriter = arg
+		case pgx.QueryResultFormats:
+			if !isQuery {
+				break options
+			}
+			c.formats = arg
+			c.options = append(c.options, arg)
+		case pgx.QueryResultFormatsByOID:
+			if !isQuery {
+				break options
+			}
+			c.byOID = arg
+			c.options = append(c.options, arg)
+		default:
+			break options
+		}
+		args = args[1:]
+	}
+	c.args = args
+	if rewriter != nil {
+		c.rewritten = true
+		c.sql, c.args, c.err = rewriter.RewriteQuery(ctx, conn, sql, args)
+	}
+	return c
+}
+
+// native returns the arguments with which pgx runs the call as it is.
+func (c call) native() []any {
+	args := append([]any(nil), c.options...)
+	if c.rewritten {
+		return append(args, fixed{c.sql, c.args, c.err})
+	}
+	return append(args, c.args...)
+}
+
+// with returns the arguments with which pgx runs another text in its place.
+func (c call) with(sql string) []any {
+	return append(append([]any(nil), c.options...), fixed{sql: sql, args: c.args})
+}
+
+func (c call) isDefault(st *connState) bool {
+	return c.mode == st.mode && c.formats == nil && c.byOID == nil
+}
