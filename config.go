@@ -64,7 +64,8 @@ type Config struct {
 	Publication string
 
 	// ContextPrefix is the prefix of the logical messages that carry context.
-	// Default: "audit". Messages of Bemi's clients ("_bemi") are understood, too.
+	// Default: "audit", which Stamp writes and which is understood beside another
+	// one. So are the messages of Bemi's clients ("_bemi").
 	ContextPrefix string
 
 	// MaxContextBytes is the size from which a context is cut down to its short

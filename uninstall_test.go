@@ -27,7 +27,7 @@ func traces(t *testing.T, db *audittest.Database) map[string][]string {
 	return found
 }
 
-func TestUninstallLeavesNoTrace(t *testing.T) {
+func TestUninstallPutsReplicaIdentitiesBack(t *testing.T) {
 	t.Parallel()
 	db := audittest.NewDatabase(t)
 	db.Exec(t, `

@@ -87,9 +87,13 @@ func TestContextPrefixIsConfigurable(t *testing.T) {
 	a := audittest.New(t, audit.Config{ContextPrefix: "shop"}, "CREATE TABLE todo (id int PRIMARY KEY)")
 	a.Exec(t, `
 		SELECT pg_logical_emit_message(true, 'shop', '{"n": 1}');
-		SELECT pg_logical_emit_message(true, 'audit', '{"n": 2}');
+		SELECT pg_logical_emit_message(true, 'office', '{"n": 2}');
 		INSERT INTO todo VALUES (1)`)
-	tell(t, a, "primary_key, context", `1 {"n": 1}`)
+	// What audit.Stamp writes is understood as well.
+	a.Exec(t, `
+		SELECT pg_logical_emit_message(true, 'audit', '{"n": 3}');
+		INSERT INTO todo VALUES (2)`)
+	tell(t, a, "primary_key, context", `1 {"n": 1}`, `2 {"n": 3}`)
 }
 
 // Bemi's clients emit a message just before each row or statement.

@@ -22,7 +22,6 @@ const (
 	unknown
 )
 
-
 // classify looks at every statement of a text. It goes by the words: a SELECT
 // that calls a function that writes is a read to it. Where the words leave it
 // open, it says write: a stamp too many does no harm.

@@ -69,7 +69,7 @@ func (r runner) querySimple(ctx context.Context, c call, content []byte) (pgx.Ro
 
 // queryBatch runs a stamp and a statement as one batch.
 func (r runner) queryBatch(ctx context.Context, c call, content []byte) (pgx.Rows, error) {
-	results, s, err := r.sendBatch(ctx, c, content)
+	results, s, err := r.sendPair(ctx, c, content)
 	if results == nil {
 		if err != nil {
 			return failedRows{err: err}, err
@@ -276,6 +276,7 @@ func (r failedRows) Scan(...any) error                          { return r.err }
 func (r failedRows) Values() ([]any, error)                     { return nil, r.err }
 func (failedRows) RawValues() [][]byte                          { return nil }
 func (failedRows) Conn() *pgx.Conn                              { return nil }
+func (failedRows) TypeMap() *pgtype.Map                         { return nil }
 
 // row is the first of rows.
 type row struct{ rows pgx.Rows }

@@ -20,9 +20,11 @@ type session interface {
 }
 
 // lone is a connection as a session.
-type lone struct{ *pgx.Conn }
+type lone struct{ *pgxConn }
 
-func (l lone) Conn() *pgx.Conn { return l.Conn }
+type pgxConn = pgx.Conn
+
+func (l lone) Conn() *pgx.Conn { return l.pgxConn }
 
 // runner runs one call.
 type runner struct {
@@ -89,7 +91,7 @@ func (r runner) stamp(content []byte) stamp {
 const (
 	guard   = "SAVEPOINT audit_stamp"
 	unguard = "RELEASE SAVEPOINT audit_stamp"
-	recover = "ROLLBACK TO SAVEPOINT audit_stamp"
+	backout = "ROLLBACK TO SAVEPOINT audit_stamp"
 )
 
 // queries returns the stamp as the queries of a batch.
@@ -113,7 +115,7 @@ func (r runner) text(s stamp) string {
 func (r runner) took(s stamp) {
 	r.s.stamped.Add(1)
 	r.state().proven = true
-	if r.status() == 'T' {
+	if s.status == 'T' {
 		r.tx.add(s.content)
 	}
 }
@@ -145,7 +147,7 @@ func (r runner) undo(ctx context.Context, s stamp, cause error) error {
 	r.state().refused = true
 	switch {
 	case s.guarded:
-		_, err := r.q.Exec(ctx, recover+";"+unguard)
+		_, err := r.q.Exec(ctx, backout+";"+unguard)
 		return err
 	case s.status == 'I' && r.status() != 'I':
 		_, err := r.q.Conn().Exec(ctx, "ROLLBACK")
@@ -300,7 +302,7 @@ func (r runner) isSimpleRefusal(ctx context.Context, err error) bool {
 
 // execBatch runs a stamp and a statement as one batch.
 func (r runner) execBatch(ctx context.Context, c call, content []byte) (tag pgconn.CommandTag, err error) {
-	results, s, err := r.sendBatch(ctx, c, content)
+	results, s, err := r.sendPair(ctx, c, content)
 	if results == nil {
 		if err != nil {
 			return tag, err
@@ -325,10 +327,10 @@ type oneResult struct {
 	traced func(pgconn.CommandTag, error)
 }
 
-// sendBatch sends a stamp and a statement and reads the answer to the stamp. If
+// sendPair sends a stamp and a statement and reads the answer to the stamp. If
 // the server refused the stamp, there are no results and no error, and the
 // connection is as before.
-func (r runner) sendBatch(ctx context.Context, c call, content []byte) (*oneResult, stamp, error) {
+func (r runner) sendPair(ctx context.Context, c call, content []byte) (*oneResult, stamp, error) {
 	s := r.stamp(content)
 	queries := r.queries(s)
 	batch := &pgx.Batch{QueuedQueries: queries}

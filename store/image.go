@@ -167,8 +167,15 @@ func appendArray(dst []byte, kind wal.Kind, text []byte) ([]byte, bool) {
 	elem := wal.Kind{Base: kind.Elem}
 	var scratch [64]byte
 	depth := 0
+	comma, ended := false, false // what stands before i: a comma, the end of an element
 	for i := 0; i < len(text); {
-		switch c := text[i]; {
+		c := text[i]
+		switch { // a type's text is what its author made it: trust no order
+		case c == kind.Delimiter && !ended, c == '}' && comma, c != kind.Delimiter && c != '}' && ended:
+			return dst[:begin], false
+		}
+		comma, ended = c == kind.Delimiter, c != kind.Delimiter && c != '{'
+		switch {
 		case c == '{':
 			depth++
 			dst = append(dst, '[')
@@ -180,7 +187,7 @@ func appendArray(dst []byte, kind wal.Kind, text []byte) ([]byte, bool) {
 			if depth == 0 {
 				return dst, i == len(text)
 			}
-		case c == kind.Delimiter:
+		case comma:
 			dst = append(dst, ',')
 			i++
 		case c == '"':

@@ -109,7 +109,7 @@ func (s *Store) NewWriter(ctx context.Context, cfg WriterConfig) (*Writer, wal.L
 		cfg.MaxContext = 64 << 10
 	}
 	w := &Writer{
-		cfg: cfg, schema: s.schema,
+		cfg: cfg, store: s, schema: s.schema,
 		plans: make(map[uint32]*relationPlan),
 		work:  make(chan step, 64), free: make(chan []byte, chunks),
 		done: make(chan struct{}),

@@ -116,6 +116,7 @@ var ErrFenced = errors.New("store: another instance has taken over")
 type Writer struct {
 	cfg    WriterConfig
 	conn   *copyConn
+	store  *Store
 	schema string
 	epoch  int64
 
@@ -479,6 +480,9 @@ func (w *Writer) run() {
 		select {
 		case s := <-w.work:
 			if err := w.execute(s); err != nil {
+				if s.seal == nil {
+					err = w.orFenced(fmt.Errorf("store changes: %w", err))
+				}
 				w.fail(err)
 				w.conn.abort()
 				if w.cfg.Progress != nil {
@@ -547,7 +551,7 @@ func (w *Writer) commit(s *seal) error {
 func (w *Writer) explain(s *seal, err error) error {
 	var pgErr *pgconn.PgError
 	if !errors.As(err, &pgErr) {
-		return fmt.Errorf("store changes: %w", err)
+		return w.orFenced(fmt.Errorf("store changes: %w", err))
 	}
 	switch class := pgErr.Code[:min(2, len(pgErr.Code))]; {
 	case pgErr.Code == "AU001":
@@ -557,6 +561,17 @@ func (w *Writer) explain(s *seal, err error) error {
 		return &RefusedError{From: s.from, To: s.to, Caution: s.caution, Cause: redact(pgErr)}
 	}
 	return fmt.Errorf("store changes: %w", redact(pgErr))
+}
+
+// orFenced tells a connection that was cut by whoever took over from one that
+// broke.
+func (w *Writer) orFenced(err error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if c, readErr := w.store.Checkpoint(ctx, w.cfg.Database); readErr == nil && c.Epoch != w.epoch {
+		return fmt.Errorf("%w: %w", ErrFenced, err)
+	}
+	return err
 }
 
 // redact drops what of a server error may quote a row: COPY puts values into

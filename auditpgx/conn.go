@@ -1,0 +1,100 @@
+package auditpgx
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Conn is a connection that stamps. Like a *pgx.Conn it is for one goroutine at a
+// time.
+type Conn struct {
+	conn    *pgx.Conn
+	s       *stamper
+	release func() // nil if it is the caller's own, or released
+}
+
+func newConn(conn *pgx.Conn, s *stamper) *Conn { return &Conn{conn: conn, s: s} }
+
+func (c *Conn) runner() runner { return runner{s: c.s, q: lone{c.conn}} }
+
+// Exec is Exec of *pgx.Conn.
+func (c *Conn) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	if !hasContext(ctx) {
+		return c.conn.Exec(ctx, sql, args...)
+	}
+	return c.runner().exec(ctx, sql, args)
+}
+
+// Query is Query of *pgx.Conn.
+func (c *Conn) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	if !hasContext(ctx) {
+		return c.conn.Query(ctx, sql, args...)
+	}
+	return c.runner().query(ctx, sql, args)
+}
+
+// QueryRow is QueryRow of *pgx.Conn.
+func (c *Conn) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	rows, _ := c.Query(ctx, sql, args...) //nolint:sqlclosecheck // Scan closes them and gives the error
+	return row{rows}
+}
+
+// SendBatch is SendBatch of *pgx.Conn.
+func (c *Conn) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+	return c.runner().batch(ctx, b)
+}
+
+// CopyFrom is CopyFrom of *pgx.Conn. With a context to stamp, and outside a
+// transaction, it is a transaction of its own, which takes more round trips.
+func (c *Conn) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, rows pgx.CopyFromSource) (int64, error) {
+	if !hasContext(ctx) {
+		return c.conn.CopyFrom(ctx, table, columns, rows)
+	}
+	return c.runner().copyFrom(ctx, table, columns, rows)
+}
+
+// Begin begins a transaction that stamps.
+func (c *Conn) Begin(ctx context.Context) (pgx.Tx, error) { return c.BeginTx(ctx, pgx.TxOptions{}) }
+
+// BeginTx begins a transaction that stamps.
+func (c *Conn) BeginTx(ctx context.Context, options pgx.TxOptions) (pgx.Tx, error) {
+	tx, err := c.conn.BeginTx(ctx, options)
+	if err != nil {
+		return nil, err
+	}
+	return wrapTx(tx, c.s), nil
+}
+
+// Prepare is Prepare of *pgx.Conn.
+func (c *Conn) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
+	return c.conn.Prepare(ctx, name, sql)
+}
+
+// Ping is Ping of *pgx.Conn.
+func (c *Conn) Ping(ctx context.Context) error { return c.conn.Ping(ctx) }
+
+// Conn returns the connection of pgx, which does not stamp.
+func (c *Conn) Conn() *pgx.Conn { return c.conn }
+
+// Release gives a connection that was acquired from a [DB] back. For others, and
+// the second time, it does nothing.
+func (c *Conn) Release() {
+	if c.release != nil {
+		c.release()
+		c.release = nil
+	}
+}
+
+// Close closes the connection. One that was acquired from a [DB] is released as
+// well.
+func (c *Conn) Close(ctx context.Context) error {
+	err := c.conn.Close(ctx)
+	c.Release()
+	return err
+}
+
+// Stats counts what became of the contexts that went through the DB or the
+// Config that the connection is from.
+func (c *Conn) Stats() Stats { return c.s.stats() }

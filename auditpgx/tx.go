@@ -1,0 +1,131 @@
+package auditpgx
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hindsight-go/audit"
+)
+
+// Tx is a pgx.Tx that stamps. Like any pgx.Tx it is for one goroutine at a time.
+type Tx struct {
+	tx        pgx.Tx
+	s         *stamper
+	state     *txState
+	savepoint int  // the number of the savepoint of a nested one, 0 for others
+	closed    bool // by Commit or Rollback
+	done      func()
+}
+
+var _ pgx.Tx = (*Tx)(nil)
+
+func wrapTx(tx pgx.Tx, s *stamper) *Tx { return &Tx{tx: tx, s: s, state: &txState{}} }
+
+func (tx *Tx) runner() runner { return runner{s: tx.s, q: tx.tx, tx: tx.state} }
+
+// passes reports whether a statement goes to pgx as it is: the connection of a
+// closed transaction must not even be looked at, somebody else may have it.
+func (tx *Tx) passes(ctx context.Context) bool { return tx.closed || !hasContext(ctx) }
+
+// Begin begins a nested transaction: a savepoint.
+func (tx *Tx) Begin(ctx context.Context) (pgx.Tx, error) {
+	nested, err := tx.tx.Begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	tx.state.savepoints++
+	return &Tx{tx: nested, s: tx.s, state: tx.state, savepoint: tx.state.savepoints}, nil
+}
+
+// Commit commits the transaction, or releases the savepoint of a nested one.
+func (tx *Tx) Commit(ctx context.Context) error {
+	err := tx.tx.Commit(ctx)
+	tx.close()
+	return err
+}
+
+// Rollback rolls the transaction back, or goes back to the savepoint of a nested
+// one. What was stamped since is stamped again before the next write.
+func (tx *Tx) Rollback(ctx context.Context) error {
+	err := tx.tx.Rollback(ctx)
+	if !tx.closed {
+		tx.state.rolledBack(tx.savepoint)
+	}
+	tx.close()
+	return err
+}
+
+func (tx *Tx) close() {
+	if tx.closed {
+		return
+	}
+	tx.closed = true
+	if tx.done != nil {
+		tx.done()
+	}
+}
+
+// Exec is Exec of pgx.Tx.
+func (tx *Tx) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	if tx.passes(ctx) {
+		tag, err := tx.tx.Exec(ctx, sql, args...)
+		tx.runner().ran(sql)
+		return tag, err
+	}
+	return tx.runner().exec(ctx, sql, args)
+}
+
+// Query is Query of pgx.Tx.
+func (tx *Tx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	if tx.passes(ctx) {
+		rows, err := tx.tx.Query(ctx, sql, args...)
+		tx.runner().ran(sql)
+		return rows, err
+	}
+	return tx.runner().query(ctx, sql, args)
+}
+
+// QueryRow is QueryRow of pgx.Tx.
+func (tx *Tx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	rows, _ := tx.Query(ctx, sql, args...) //nolint:sqlclosecheck // Scan closes them and gives the error
+	return row{rows}
+}
+
+// SendBatch is SendBatch of pgx.Tx.
+func (tx *Tx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+	if tx.closed {
+		return tx.tx.SendBatch(ctx, b)
+	}
+	return tx.runner().batch(ctx, b)
+}
+
+// CopyFrom is CopyFrom of pgx.Tx. If the context has to be stamped first, that
+// takes a round trip.
+func (tx *Tx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, rows pgx.CopyFromSource) (int64, error) {
+	if tx.passes(ctx) {
+		return tx.tx.CopyFrom(ctx, table, columns, rows)
+	}
+	return tx.runner().copyFrom(ctx, table, columns, rows)
+}
+
+// Prepare is Prepare of pgx.Tx.
+func (tx *Tx) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
+	return tx.tx.Prepare(ctx, name, sql)
+}
+
+// LargeObjects is LargeObjects of pgx.Tx. Large objects are not captured.
+func (tx *Tx) LargeObjects() pgx.LargeObjects { return tx.tx.LargeObjects() }
+
+// Conn returns the connection of pgx, which does not stamp.
+func (tx *Tx) Conn() *pgx.Conn { return tx.tx.Conn() }
+
+// Stats counts what became of the contexts that went through the DB, the Conn
+// or the Config that the transaction is from.
+func (tx *Tx) Stats() Stats { return tx.s.stats() }
+
+func hasContext(ctx context.Context) bool {
+	content, err := audit.StampContent(ctx)
+	return content != nil || err != nil
+}
