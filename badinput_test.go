@@ -214,8 +214,10 @@ func TestEverythingThatIsMissingIsListedAtOnce(t *testing.T) {
 	t.Cleanup(client.Close)
 	err = client.Start(t.Context())
 	problems := setupProblems(t, err)
-	for _, want := range []string{"wal_level is replica", "may not use replication slots", "all 1 replication slots are in use",
-		"may not create the publication", `"todo" is not owned by role app`, `"absent"`} {
+	for _, want := range []string{
+		"wal_level is replica", "may not use replication slots", "all 1 replication slots are in use",
+		"may not create the publication", `"todo" is not owned by role app`, `"absent"`,
+	} {
 		if !strings.Contains(problems, want) {
 			t.Errorf("the problems do not say %q:\n%s", want, problems)
 		}

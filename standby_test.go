@@ -264,8 +264,10 @@ func TestWriterOfAnEarlierEpochIsFenced(t *testing.T) {
 		t.Cleanup(w.Close)
 		return w, progress
 	}
-	relation := &wal.Relation{OID: 1, Schema: "public", Table: "todo", ReplicaIdentity: 'f', Known: true,
-		Columns: []wal.Column{{Name: "id", TypeOID: 23, Kind: wal.Kind{Base: wal.Number}}}, Key: []int{0}}
+	relation := &wal.Relation{
+		OID: 1, Schema: "public", Table: "todo", ReplicaIdentity: 'f', Known: true,
+		Columns: []wal.Column{{Name: "id", TypeOID: 23, Kind: wal.Kind{Base: wal.Number}}}, Key: []int{0},
+	}
 	write := func(w *store.Writer, progress <-chan struct{}) error {
 		now := wal.Microseconds(time.Now())
 		w.Begin(wal.Transaction{XID: 7, CommitLSN: 150, CommitTime: now, ReadTime: now})

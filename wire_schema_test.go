@@ -148,6 +148,7 @@ func TestColumnsChangeInMidStream(t *testing.T) {
 		"one transaction": func(t *testing.T, a *audittest.Audited) { a.Exec(t, strings.Join(steps, ";")) },
 		"step by step":    func(t *testing.T, a *audittest.Audited) { each(t, a, steps, a.Sync) },
 		"after the events": func(t *testing.T, a *audittest.Audited) {
+			t.Helper()
 			restart(t, a, func() { each(t, a, steps, func(testing.TB) {}) })
 		},
 	} {
@@ -192,6 +193,7 @@ func TestTableIsRenamed(t *testing.T) {
 		"as it comes":  func(t *testing.T, a *audittest.Audited) { each(t, a, steps, func(testing.TB) {}) },
 		"step by step": func(t *testing.T, a *audittest.Audited) { each(t, a, steps, a.Sync) },
 		"after the events": func(t *testing.T, a *audittest.Audited) {
+			t.Helper()
 			restart(t, a, func() { each(t, a, steps, func(testing.TB) {}) })
 		},
 	} {
@@ -216,6 +218,7 @@ func TestKeyColumnIsRenamed(t *testing.T) {
 	for name, run := range map[string]func(t *testing.T, a *audittest.Audited){
 		"step by step": func(t *testing.T, a *audittest.Audited) { each(t, a, steps, a.Sync) },
 		"after the events": func(t *testing.T, a *audittest.Audited) {
+			t.Helper()
 			restart(t, a, func() { each(t, a, steps, func(testing.TB) {}) })
 		},
 	} {

@@ -3,6 +3,7 @@ package audit_test
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -108,8 +109,6 @@ func TestTruncateOfPartitions(t *testing.T) {
 			a.Exec(t, "TRUNCATE todo")
 			a.Exec(t, "INSERT INTO todo VALUES (2), (12)")
 			lines := told(t, a, `operation, "table", after, defect`)
-			want := []string{`TRUNCATE todo {}`, `CREATE todo {} {"id": 2}`, `CREATE todo {} {"id": 12}`}
-			_ = want
 			truncates := 0
 			for _, line := range lines {
 				if line == "TRUNCATE todo {}" {
@@ -127,6 +126,13 @@ func TestTruncateOfPartitions(t *testing.T) {
 					t.Errorf("history says that the whole table was truncated: %q", lines)
 				}
 			}
+			// Of a table published by its root, PostgreSQL does not send that one
+			// partition was truncated: docs/guarantees.md says so. Of one published
+			// by its partitions, history has it.
+			if name == "without key" && !slices.Contains(lines, `TRUNCATE todo {} only the partition "public"."todo_1" was truncated`) {
+				t.Errorf("history of a TRUNCATE of one partition: %q", lines)
+			}
+			a.Exec(t, "TRUNCATE todo")
 		})
 	}
 }

@@ -51,7 +51,9 @@ func (s *session) describe(ctx context.Context, m relationMessage) (*wal.Relatio
 		// Only a partition takes its name from the catalog: a table renamed since
 		// had the name that the message says.
 		if facts.partition {
+			rel.Partition = pgx.Identifier{m.Schema, m.Table}.Sanitize()
 			rel.Schema, rel.Table = facts.rootSchema, facts.rootTable
+			rel.Root, rel.Leaves = facts.root, facts.leaves
 		}
 		rel.Key = keyIndexes(rel.Columns, facts.key)
 		// A key with other columns than those of then, renamed since, is not that
@@ -86,6 +88,8 @@ func keyIndexes(columns []wal.Column, key []string) []int {
 type tableFacts struct {
 	exists, partition     bool
 	rootSchema, rootTable string
+	root                  uint32
+	leaves                int
 	key                   []string
 	columns               map[string]columnFacts
 }
@@ -100,11 +104,12 @@ type columnFacts struct {
 func lookUpColumns(ctx context.Context, db Querier, oid uint32) (tableFacts, error) {
 	facts := tableFacts{columns: make(map[string]columnFacts)}
 	err := db.QueryRow(ctx, `
-		SELECT n.nspname, c.relname, leaf.relispartition
+		SELECT n.nspname, c.relname, leaf.relispartition, c.oid,
+			CASE WHEN leaf.relispartition THEN (SELECT count(*) FROM pg_catalog.pg_partition_tree(c.oid) t WHERE t.isleaf) ELSE 0 END
 		FROM pg_catalog.pg_class leaf
 		JOIN pg_catalog.pg_class c ON c.oid = CASE WHEN leaf.relispartition THEN pg_catalog.pg_partition_root(leaf.oid) ELSE leaf.oid END
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-		WHERE leaf.oid = $1`, oid).Scan(&facts.rootSchema, &facts.rootTable, &facts.partition)
+		WHERE leaf.oid = $1`, oid).Scan(&facts.rootSchema, &facts.rootTable, &facts.partition, &facts.root, &facts.leaves)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return facts, nil
 	}

@@ -152,11 +152,15 @@ func (s *Setup) serverProblems(v serverState) []Problem {
 	switch {
 	case v.superuser:
 	case !v.publication.exists && !v.createInDatabase:
-		add(Problem{What: fmt.Sprintf("role %s may not create the publication %s", v.Role, s.Publication),
-			SQL: []string{"GRANT CREATE ON DATABASE " + pgx.Identifier{v.Database}.Sanitize() + " TO " + role}})
+		add(Problem{
+			What: fmt.Sprintf("role %s may not create the publication %s", v.Role, s.Publication),
+			SQL:  []string{"GRANT CREATE ON DATABASE " + pgx.Identifier{v.Database}.Sanitize() + " TO " + role},
+		})
 	case v.publication.exists && !v.publication.complete && !v.publication.owned:
-		add(Problem{What: fmt.Sprintf("publication %s leaves changes out, and is not owned by role %s", s.Publication, v.Role),
-			SQL: []string{s.repairPublication(v.Version)}})
+		add(Problem{
+			What: fmt.Sprintf("publication %s leaves changes out, and is not owned by role %s", s.Publication, v.Role),
+			SQL:  []string{s.repairPublication(v.Version)},
+		})
 	}
 	return problems
 }

@@ -297,6 +297,7 @@ func FuzzMessages(f *testing.F) {
 	f.Add([]byte("I\x00\x00\x00\x07N\xff\xff"))
 	f.Add([]byte("R\x00\x00\x00\x07\x00\x00f\xff\xff"))
 	prepare := func(t *testing.T) (*session, *recorder) {
+		t.Helper()
 		r := &recorder{}
 		s := newTestSession(r)
 		for _, step := range script[:4] {

@@ -26,10 +26,10 @@ const (
 	// clients, so that services in other languages feed the same history.
 	bemiPrefix = "_bemi"
 
-	// SyncSuffix, behind the context prefix, makes the prefix of a transactional
+	// SyncSuffix behind the context prefix makes the prefix of a transactional
 	// message that asks capture to store the checkpoint.
 	SyncSuffix = "_sync"
-	// RefreshSuffix, behind the context prefix, makes the prefix of a
+	// RefreshSuffix behind the context prefix makes the prefix of a
 	// non-transactional message that asks capture to look for new tables at once.
 	RefreshSuffix = "_refresh"
 )

@@ -358,14 +358,46 @@ func (s *session) pass(state *relationState, row *wal.Row) error {
 	return nil
 }
 
+// truncate handles the one message that names all relations of a TRUNCATE. A
+// partition in it is emptied on its own, unless its root, or every partition of
+// that, is named as well.
 func (s *session) truncate(body []byte) error {
-	return decodeTruncate(body, func(oid uint32) error {
+	var states []*relationState
+	whole := make(map[uint32]bool) // by OID: said to be empty as a whole
+	leaves := make(map[uint32]int) // by root: partitions named
+	err := decodeTruncate(body, func(oid uint32) error {
 		state, err := s.state(oid)
 		if err != nil {
 			return err
 		}
-		return s.pass(state, &wal.Row{Operation: wal.Truncate, Relation: state.relation})
+		states = append(states, state)
+		if rel := state.relation; rel.Partition == "" {
+			whole[oid] = true
+		} else {
+			leaves[rel.Root]++
+		}
+		return nil
 	})
+	if err != nil {
+		return err
+	}
+	for _, state := range states {
+		rel := state.relation
+		row := &wal.Row{Operation: wal.Truncate, Relation: rel}
+		switch {
+		case rel.Partition == "":
+		case whole[rel.Root]:
+			continue
+		case leaves[rel.Root] >= rel.Leaves:
+			whole[rel.Root] = true // the first of them stands for all
+		default:
+			row.Partition = rel.Partition
+		}
+		if err := s.pass(state, row); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *session) logicalMessage(body []byte) error {

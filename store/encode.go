@@ -275,6 +275,9 @@ func (e *encoder) row(dst []byte, txPrefix []byte, p *relationPlan, r *wal.Row, 
 		dst = append(dst, "\x00\x00\x00\x06DELETE"...)
 	default:
 		dst = append(dst, "\x00\x00\x00\x08TRUNCATE"...)
+		if r.Partition != "" {
+			e.defect("only the partition %s was truncated", r.Partition)
+		}
 	}
 	dst = e.keys(dst, p, r)
 

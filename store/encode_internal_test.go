@@ -79,40 +79,58 @@ func TestRowsAreEncoded(t *testing.T) {
 		want     []string
 	}{
 		"insert": {
-			todo(0), wal.Row{Operation: wal.Insert, New: wal.Tuple{value("1"), value("a\nb"), value("t")}}, newStampField([]byte(`{"n":1}`), 100),
+			todo(0),
+			wal.Row{Operation: wal.Insert, New: wal.Tuple{value("1"), value("a\nb"), value("t")}},
+			newStampField([]byte(`{"n":1}`), 100),
 			[]string{"CREATE", "1", "-", "\x01{}", `` + "\x01" + `{"id":1,"the \"title\"":"a\nb","done":true}`, "\x01" + `{"n":1}`, "-"},
 		},
 		"update": {
-			todo(0), wal.Row{Operation: wal.Update, Old: wal.Tuple{value("1"), value("long"), null}, New: wal.Tuple{value("1"), unchanged, value("f")}}, none,
+			todo(0),
+			wal.Row{Operation: wal.Update, Old: wal.Tuple{value("1"), value("long"), null}, New: wal.Tuple{value("1"), unchanged, value("f")}},
+			none,
 			[]string{"UPDATE", "1", "-", "\x01" + `{"id":1,"the \"title\"":"long","done":null}`, "\x01" + `{"id":1,"the \"title\"":"long","done":false}`, "-", "-"},
 		},
 		"update of the key": {
-			todo(0), wal.Row{Operation: wal.Update, Old: wal.Tuple{value("1"), null, null}, New: wal.Tuple{value("2"), null, null}}, none,
+			todo(0),
+			wal.Row{Operation: wal.Update, Old: wal.Tuple{value("1"), null, null}, New: wal.Tuple{value("2"), null, null}},
+			none,
 			[]string{"UPDATE", "2", "1", "\x01" + `{"id":1,"the \"title\"":null,"done":null}`, "\x01" + `{"id":2,"the \"title\"":null,"done":null}`, "-", "-"},
 		},
 		"update with the key of the old row": {
-			todo(0), wal.Row{Operation: wal.Update, OldIsKey: true, Old: wal.Tuple{value("1"), null, null}, New: wal.Tuple{value("2"), unchanged, null}}, none,
+			todo(0),
+			wal.Row{Operation: wal.Update, OldIsKey: true, Old: wal.Tuple{value("1"), null, null}, New: wal.Tuple{value("2"), unchanged, null}},
+			none,
 			[]string{"UPDATE", "2", "1", "\x01" + `{"id":1}`, "\x01" + `{"id":2,"the \"title\"":null,"done":null}`, "-", "-"},
 		},
 		"update without the old row": {
-			todo(0), wal.Row{Operation: wal.Update, New: wal.Tuple{value("1"), unchanged, value("t")}}, none,
+			todo(0),
+			wal.Row{Operation: wal.Update, New: wal.Tuple{value("1"), unchanged, value("t")}},
+			none,
 			[]string{"UPDATE", "1", "-", "\x01{}", "\x01" + `{"id":1,"done":true}`, "-", "-"},
 		},
 		"delete": {
-			todo(0), wal.Row{Operation: wal.Delete, Old: wal.Tuple{value("1"), value(""), null}}, none,
+			todo(0),
+			wal.Row{Operation: wal.Delete, Old: wal.Tuple{value("1"), value(""), null}},
+			none,
 			[]string{"DELETE", "1", "-", "\x01" + `{"id":1,"the \"title\"":"","done":null}`, "\x01{}", "-", "-"},
 		},
 		"truncate": {todo(0), wal.Row{Operation: wal.Truncate}, none, []string{"TRUNCATE", "-", "-", "\x01{}", "\x01{}", "-", "-"}},
 		"no key": {
-			todo(), wal.Row{Operation: wal.Delete, Old: wal.Tuple{null, null, null}}, none,
+			todo(),
+			wal.Row{Operation: wal.Delete, Old: wal.Tuple{null, null, null}},
+			none,
 			[]string{"DELETE", "-", "-", "\x01" + `{"id":null,"the \"title\"":null,"done":null}`, "\x01{}", "-", "-"},
 		},
 		"a key of two columns, in its own order": {
-			todo(1, 0), wal.Row{Operation: wal.Insert, New: wal.Tuple{value("1"), value(`"x"`), null}}, none,
+			todo(1, 0),
+			wal.Row{Operation: wal.Insert, New: wal.Tuple{value("1"), value(`"x"`), null}},
+			none,
 			[]string{"CREATE", `["\"x\"","1"]`, "-", "\x01{}", "\x01" + `{"id":1,"the \"title\"":"\"x\"","done":null}`, "-", "-"},
 		},
 		"bytes that are no UTF-8, and a bad context": {
-			todo(1), wal.Row{Operation: wal.Insert, New: wal.Tuple{value("1"), value("\xff"), null}}, newStampField([]byte("x"), 100),
+			todo(1),
+			wal.Row{Operation: wal.Insert, New: wal.Tuple{value("1"), value("\xff"), null}},
+			newStampField([]byte("x"), 100),
 			[]string{
 				"CREATE", `\xff`, "-", "\x01{}", "\x01" + `{"id":1,"the \"title\"":"\\xff","done":null}`, "-",
 				`context is not JSON (1 bytes); after: column "the \"title\"" is not valid UTF-8 and is kept as the hexadecimal digits of its bytes`,

@@ -17,17 +17,6 @@ import (
 // stand as a \x string of hexadecimal digits.
 func appendValue(dst []byte, kind wal.Kind, text []byte) ([]byte, bool) {
 	switch kind.Base {
-	case wal.Number:
-		if isNumber(text) {
-			return append(dst, text...), true
-		}
-	case wal.Bool:
-		if len(text) == 1 {
-			if text[0] == 't' {
-				return append(dst, "true"...), true
-			}
-			return append(dst, "false"...), true
-		}
 	case wal.JSONB:
 		return append(dst, text...), true
 	case wal.JSON:
@@ -38,7 +27,21 @@ func appendValue(dst []byte, kind wal.Kind, text []byte) ([]byte, bool) {
 		if out, ok := appendArray(dst, kind, text); ok {
 			return out, true
 		}
-	case wal.String:
+	case wal.Number, wal.Bool, wal.String:
+		return appendScalar(dst, kind.Base, text)
+	}
+	return appendString(dst, text)
+}
+
+// appendScalar is appendValue for what can be an element of an array.
+func appendScalar(dst []byte, base wal.Base, text []byte) ([]byte, bool) {
+	switch {
+	case base == wal.Number && isNumber(text):
+		return append(dst, text...), true
+	case base == wal.Bool && string(text) == "t":
+		return append(dst, "true"...), true
+	case base == wal.Bool && string(text) == "f":
+		return append(dst, "false"...), true
 	}
 	return appendString(dst, text)
 }
@@ -164,7 +167,6 @@ func appendArray(dst []byte, kind wal.Kind, text []byte) ([]byte, bool) {
 		return dst, false
 	}
 	begin := len(dst)
-	elem := wal.Kind{Base: kind.Elem}
 	var scratch [64]byte
 	depth := 0
 	comma, ended := false, false // what stands before i: a comma, the end of an element
@@ -195,7 +197,7 @@ func appendArray(dst []byte, kind wal.Kind, text []byte) ([]byte, bool) {
 			if !ok {
 				return dst[:begin], false
 			}
-			if dst, ok = appendValue(dst, elem, value); !ok {
+			if dst, ok = appendScalar(dst, kind.Elem, value); !ok {
 				return dst[:begin], false
 			}
 			i = next
@@ -212,7 +214,7 @@ func appendArray(dst []byte, kind wal.Kind, text []byte) ([]byte, bool) {
 				dst = append(dst, "null"...)
 			} else {
 				var ok bool
-				if dst, ok = appendValue(dst, elem, value); !ok {
+				if dst, ok = appendScalar(dst, kind.Elem, value); !ok {
 					return dst[:begin], false
 				}
 			}

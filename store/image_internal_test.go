@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"reflect"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -254,10 +255,20 @@ func TestWhatJSONBWouldRefuseOrLose(t *testing.T) {
 		{`{"a":1,"b":{"a":1}}`, true},
 		{`{"a":1,"\u0061":2}`, false},
 		{`{"":1,"":2}`, false},
-		{`"\u0000"`, false}, {`"\\u0000"`, true}, {`"\u0001"`, true},
-		{`"\ud83d\ude00"`, true}, {`"\ud83d"`, false}, {`"\ud83d\u0041"`, false}, {`"\ude00\ud83d"`, false}, {`"\ud83d\ud83d\ude00"`, false},
-		{"1e8000", true}, {"1e8001", false}, {"1e-8001", false}, {"1E+99999999999999999999", false},
-		{strings.Repeat("1", maxNumber), true}, {strings.Repeat("1", maxNumber+1), false},
+		{`"\u0000"`, false},
+		{`"\\u0000"`, true},
+		{`"\u0001"`, true},
+		{`"\ud83d\ude00"`, true},
+		{`"\ud83d"`, false},
+		{`"\ud83d\u0041"`, false},
+		{`"\ude00\ud83d"`, false},
+		{`"\ud83d\ud83d\ude00"`, false},
+		{"1e8000", true},
+		{"1e8001", false},
+		{"1e-8001", false},
+		{"1E+99999999999999999999", false},
+		{strings.Repeat("1", maxNumber), true},
+		{strings.Repeat("1", maxNumber+1), false},
 		{strings.Repeat("[", maxDepth) + strings.Repeat("]", maxDepth), true},
 		{strings.Repeat("[", maxDepth+2) + strings.Repeat("]", maxDepth+2), false},
 	} {
@@ -292,7 +303,7 @@ func FuzzScanJSON(f *testing.F) {
 				t.Errorf("%q: a repeated name is found: %v, is there: %v", text, facts.duplicate, got)
 			}
 		}
-		if plain := withoutEscapes(text); !json.Valid(plain) || !utf8.Valid(plain) || !cmp.Equal(decodeJSON(t, plain), decodeJSON(t, text)) {
+		if plain := withoutEscapes(text); !json.Valid(plain) || !utf8.Valid(plain) || !reflect.DeepEqual(decodeJSON(t, plain), decodeJSON(t, text)) {
 			t.Errorf("%q without escapes is %q", text, plain)
 		}
 	})

@@ -114,7 +114,7 @@ func (s *jsonScanner) value(depth int) bool {
 
 func (s *jsonScanner) object(depth int) bool {
 	s.i++
-	var few [16]string // most objects: no allocation for the slice
+	var few [16][]byte // most objects: no allocation for the slice
 	keys := few[:0]
 	for first := true; ; first = false {
 		s.space()
@@ -129,11 +129,11 @@ func (s *jsonScanner) object(depth int) bool {
 		if !ok {
 			return false
 		}
-		key := string(raw)
+		key := raw
 		if slices.Contains(raw, '\\') {
 			var plain string
 			if json.Unmarshal(s.b[s.i-len(raw)-2:s.i], &plain) == nil {
-				key = plain
+				key = []byte(plain)
 			}
 		}
 		keys = append(keys, key)
@@ -147,7 +147,7 @@ func (s *jsonScanner) object(depth int) bool {
 		if !s.value(depth + 1) {
 			return false
 		}
-		if depth == 0 && (key == "userId" || key == "user_id") && s.i-start > maxUser {
+		if depth == 0 && (string(key) == "userId" || string(key) == "user_id") && s.i-start > maxUser {
 			s.facts.longUser = true
 		}
 		s.space()
@@ -159,8 +159,8 @@ func (s *jsonScanner) object(depth int) bool {
 			s.i++
 		case '}':
 			s.i++
-			slices.Sort(keys)
-			if len(slices.Compact(keys)) != len(keys) {
+			slices.SortFunc(keys, bytes.Compare)
+			if len(slices.CompactFunc(keys, bytes.Equal)) != len(keys) {
 				s.facts.duplicate = true
 			}
 			return true

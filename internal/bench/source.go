@@ -41,11 +41,13 @@ func source(ctx context.Context, b *bench) error {
 			}
 			return client.Uninstall(ctx)
 		}},
-		{"row trigger",
+		{
+			"row trigger",
 			func() error {
 				return b.exec(ctx, "CREATE TRIGGER log AFTER INSERT OR UPDATE OR DELETE ON item FOR EACH ROW EXECUTE FUNCTION item_log()")
 			},
-			func() error { return b.exec(ctx, "DROP TRIGGER log ON item", "TRUNCATE item_log") }},
+			func() error { return b.exec(ctx, "DROP TRIGGER log ON item", "TRUNCATE item_log") },
+		},
 	}
 	const rounds = 6
 	n := b.n(10_000)

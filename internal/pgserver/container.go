@@ -145,7 +145,7 @@ type debugLog struct{ logger *slog.Logger }
 
 // Printf implements testcontainers' logger.
 func (l debugLog) Printf(format string, args ...any) {
-	l.logger.Debug("pgserver: " + fmt.Sprintf(format, args...))
+	l.logger.Debug("pgserver: container", "message", fmt.Sprintf(format, args...))
 }
 
 // discard is for the question whether there is an engine: the answer says all.

@@ -58,7 +58,7 @@ func findInstalled(ctx context.Context) (*installation, []Attempt, error) {
 	}
 	who, err := serverAccount()
 	if err != nil {
-		return nil, []Attempt{{"private cluster", err.Error()}}, nil
+		return nil, []Attempt{{"private cluster", err.Error()}}, nil //nolint:nilerr // the attempt says it
 	}
 	s := search{binDir: os.Getenv(EnvBinDir), path: os.Getenv("PATH"), patterns: usualDirs, account: who}
 	return s.find(ctx)

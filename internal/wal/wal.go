@@ -82,6 +82,12 @@ type Relation struct {
 	// Schema and Table name the table as history knows it: the root of a
 	// partition tree, not the leaf.
 	Schema, Table string
+	// Partition is the leaf's own quoted name where the row comes from a partition
+	// under its own OID; Root is its root's OID, and Leaves how many leaves that
+	// has.
+	Partition string
+	Root      uint32
+	Leaves    int
 	// ReplicaIdentity is d, n, f or i.
 	ReplicaIdentity byte
 	Columns         []Column
@@ -102,6 +108,9 @@ type Row struct {
 	OldIsKey bool
 	// New is the version after; nil for DELETE and TRUNCATE.
 	New Tuple
+	// Partition is the quoted name of the only partition that a TRUNCATE emptied;
+	// without it, the whole table is empty.
+	Partition string
 }
 
 // Stamp is a context message of a transaction. Content belongs to the reader's
