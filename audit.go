@@ -35,6 +35,7 @@ type Client struct {
 
 	stored *broadcast // told whenever something was stored
 	poke   chan struct{}
+	turn   chan struct{} // of one place: whose turn it is to set up
 }
 
 // Open checks cfg and returns a Client. It does not connect: a server that is
@@ -46,15 +47,16 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: r, stored: newBroadcast(), poke: make(chan struct{}, 1)}
+	c := &Client{cfg: r, stored: newBroadcast(), poke: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
 	c.last.state = capture.Stopped
 	if c.metrics, err = newInstruments(r.MeterProvider, c); err != nil {
 		return nil, err
 	}
 	// Sessions of our own, so that the settings they need disturb nobody.
 	for _, pool := range []*pgxpool.Config{r.source, r.store} {
-		pool.ConnConfig.RuntimeParams["application_name"] = "audit"
-		pool.ConnConfig.RuntimeParams["timezone"] = "UTC"
+		for name, value := range sessionSettings {
+			pool.ConnConfig.RuntimeParams[name] = value
+		}
 	}
 	r.source.MaxConns = 4
 	if c.source, err = pgxpool.NewWithConfig(ctx, r.source); err != nil {
@@ -70,6 +72,22 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		StoreSchema: r.Schema, Logger: r.Logger,
 	}
 	return c, nil
+}
+
+// sessionSettings pin what a role or a database may have for its default, and
+// what would then turn against us.
+var sessionSettings = map[string]string{
+	"application_name":                    "audit",
+	"timezone":                            "UTC",
+	"datestyle":                           "ISO",
+	"client_encoding":                     "UTF8",
+	"standard_conforming_strings":         "on",
+	"statement_timeout":                   "0",
+	"lock_timeout":                        "0",
+	"idle_in_transaction_session_timeout": "0",
+	"default_transaction_read_only":       "off",
+	"default_transaction_isolation":       "read committed",
+	"search_path":                         "pg_catalog",
 }
 
 // Close stops capture at once if it runs, and closes all connections. Stop first

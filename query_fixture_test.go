@@ -31,7 +31,7 @@ func newHistory(t *testing.T) *history { return newHistoryIn(t, "audit") }
 func newHistoryIn(t *testing.T, schema string) *history {
 	t.Helper()
 	db := audittest.NewDatabase(t)
-	script, err := store.MigrationSQL(schema)
+	script, err := store.SetupSQL(schema, "postgres", db.Name(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

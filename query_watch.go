@@ -35,8 +35,9 @@ type Event struct {
 // the store holds one source. Where it holds several, commit order is within
 // each of them. NewestFirst has no meaning here.
 //
-// A change is seen a few milliseconds after it was stored while the store is
-// busy, and up to a quarter of a second after it was idle. No connection is held
+// In the program that captures, a change is seen at once when it is stored. In
+// others, it is a few milliseconds later while the store is busy, and up to a
+// quarter of a second after it was idle. No connection is held
 // while the loop's body runs or while there is nothing new; a loop that is slow
 // falls behind, but loses nothing.
 //
@@ -50,6 +51,7 @@ func (q Query) Watch(ctx context.Context) iter.Seq2[Event, error] {
 			return
 		}
 		for wait := watchBusy; ; wait = min(wait*3/2, watchIdle) {
+			stored := w.client.stored.next()
 			moved, more, err := w.poll(ctx, yield)
 			if err != nil {
 				yield(Event{}, err)
@@ -65,6 +67,7 @@ func (q Query) Watch(ctx context.Context) iter.Seq2[Event, error] {
 			case <-ctx.Done():
 				yield(Event{}, ctx.Err())
 				return
+			case <-stored: // this program captures, and has just stored something
 			case <-time.After(wait):
 			}
 		}

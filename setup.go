@@ -19,7 +19,10 @@ const setupLock = 0x617564697473
 // prepareSource checks the source and makes, in this order, the store, the
 // publication with its tables, and the slot.
 func (c *Client) prepareSource(ctx context.Context) (capture.Facts, error) {
-	facts, err := c.setup.Check(ctx)
+	if err := c.locateStore(ctx); err != nil {
+		return capture.Facts{}, fmt.Errorf("audit: start: %w", err)
+	}
+	facts, err := c.check(ctx)
 	var notReady *SetupError
 	if errors.As(err, &notReady) {
 		return facts, err // which says all there is to say
@@ -41,6 +44,45 @@ func (c *Client) prepareSource(ctx context.Context) (capture.Facts, error) {
 	return facts, nil
 }
 
+// locateStore finds out whether the store is in the source itself, where its
+// schema must not be tracked.
+func (c *Client) locateStore(ctx context.Context) error {
+	const identity = "SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()) || '/' || current_database()"
+	var source, history string
+	if err := c.source.QueryRow(ctx, identity).Scan(&source); err != nil {
+		return fmt.Errorf("connect to the source: %w", err)
+	}
+	if err := c.store.QueryRow(ctx, identity).Scan(&history); err != nil {
+		return fmt.Errorf("connect to the store: %w", err)
+	}
+	c.setup.StoreSchema = ""
+	if source == history {
+		c.setup.StoreSchema = c.cfg.Schema
+	}
+	return nil
+}
+
+// check looks at the source and at the store, so that one error says all.
+func (c *Client) check(ctx context.Context) (capture.Facts, error) {
+	facts, err := c.setup.Check(ctx)
+	var notReady *SetupError
+	if err != nil && !errors.As(err, &notReady) {
+		return facts, err
+	}
+	what, sql, storeErr := c.history.Check(ctx)
+	if storeErr != nil {
+		return facts, storeErr
+	}
+	if what == "" {
+		return facts, err
+	}
+	all := &SetupError{Problems: []capture.Problem{{What: what, SQL: sql}}}
+	if notReady != nil {
+		all.Problems = append(notReady.Problems, all.Problems...)
+	}
+	return facts, all
+}
+
 func (c *Client) makeSource(ctx context.Context, facts capture.Facts) error {
 	// Before anything is made here: is it the source that the history is of?
 	checkpoint, err := c.history.Checkpoint(ctx, facts.Database)
@@ -60,6 +102,9 @@ func (c *Client) makeSource(ctx context.Context, facts capture.Facts) error {
 		return err
 	}
 	r := &run{facts: facts}
+	if err := c.leaveTables(ctx, r); err != nil {
+		return err
+	}
 	joined, err := c.joinAtStart(ctx, r)
 	if err != nil {
 		return err
@@ -68,14 +113,23 @@ func (c *Client) makeSource(ctx context.Context, facts capture.Facts) error {
 		return err
 	}
 	// Again, now that there is a slot: coverage begins where the slot does.
-	if err := c.joinTables(ctx, r, joined, repaired); err != nil {
-		return err
-	}
-	return c.leaveTables(ctx, r)
+	return c.joinTables(ctx, r, joined, repaired)
 }
 
 // lockSetup keeps other instances from setting up at the same time.
 func (c *Client) lockSetup(ctx context.Context) (release func(), err error) {
+	// First among the calls on this client: each of them would hold a connection
+	// while it waits for the lock, and the one that has it needs more.
+	select {
+	case c.turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("audit: wait for another call to set up: %w", ctx.Err())
+	}
+	defer func() {
+		if err != nil {
+			<-c.turn
+		}
+	}()
 	conn, err := c.source.Acquire(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("audit: connect to the source: %w", err)
@@ -90,6 +144,7 @@ func (c *Client) lockSetup(ctx context.Context) (release func(), err error) {
 			_ = conn.Conn().Close(context.WithoutCancel(ctx)) // which unlocks as well
 		}
 		conn.Release()
+		<-c.turn
 	}, nil
 }
 
@@ -237,18 +292,26 @@ func (c *Client) SetupSQL(ctx context.Context, role string) (string, error) {
 	if role == "" {
 		return "", &ConfigError{Field: "role", Problem: "is empty: name the role that the program connects as"}
 	}
-	source, err := c.setup.Script(ctx, role)
+	c.starting.Lock() // which decides what the store's schema means
+	defer c.starting.Unlock()
+	if err := c.locateStore(ctx); err != nil {
+		return "", fmt.Errorf("audit: setup script: %w", err)
+	}
+	source, identities, err := c.setup.Script(ctx, role)
 	if err != nil {
 		return "", fmt.Errorf("audit: setup script: %w", err)
 	}
-	migrations, err := store.MigrationSQL(c.cfg.Schema)
+	var database string
+	if err := c.source.QueryRow(ctx, "SELECT current_database()").Scan(&database); err != nil {
+		return "", fmt.Errorf("audit: setup script: %w", err)
+	}
+	history, err := store.SetupSQL(c.cfg.Schema, role, database, identities)
 	if err != nil {
 		return "", fmt.Errorf("audit: setup script: %w", err)
 	}
 	where := "in the source database"
-	if c.cfg.StoreURL != c.cfg.SourceURL {
+	if c.setup.StoreSchema == "" {
 		where = "in the store's database"
 	}
-	quoted := pgx.Identifier{role}.Sanitize()
-	return fmt.Sprintf("%s\n-- The store, %s. Run as %s, which has to own it.\n%s", source, where, quoted, migrations), nil
+	return fmt.Sprintf("%s\n-- The store, %s. A DBA who is no superuser needs this first: GRANT %s TO CURRENT_USER;\n%s", source, where, pgx.Identifier{role}.Sanitize(), history), nil
 }

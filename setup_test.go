@@ -1009,7 +1009,7 @@ func TestMigrations(t *testing.T) {
 		if err := store.New(pool(t, migrated), `odd "schema"`).Migrate(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		script, err := store.MigrationSQL(`odd "schema"`)
+		script, err := store.SetupSQL(`odd "schema"`, "postgres", "odd", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -1094,7 +1094,7 @@ func TestHostileSettingsOfRoleAndDatabase(t *testing.T) {
 		CREATE FUNCTION trap.current_setting(text) RETURNS text LANGUAGE sql AS $$SELECT '1'::text$$;
 		CREATE TABLE trap.pg_class (oid int); CREATE TABLE trap.pg_publication (pubname text)`)
 	for _, setting := range []string{
-		"search_path = 'trap, pg_catalog, public'", "timezone = 'Asia/Tokyo'", "datestyle = 'SQL, DMY'", "intervalstyle = 'iso_8601'", "extra_float_digits = -10",
+		"search_path = trap, pg_catalog, public", "timezone = 'Asia/Tokyo'", "datestyle = 'SQL, DMY'", "intervalstyle = 'iso_8601'", "extra_float_digits = -10",
 		"bytea_output = 'escape'", "statement_timeout = '3s'", "idle_in_transaction_session_timeout = '2s'",
 		"default_transaction_isolation = 'serializable'", "default_transaction_read_only = on", "standard_conforming_strings = off", "client_encoding = 'LATIN1'", "synchronous_commit = off",
 		"row_security = off", "lock_timeout = '1ms'", "quote_all_identifiers = on", "default_tablespace = ''", "check_function_bodies = off",
@@ -1104,9 +1104,14 @@ func TestHostileSettingsOfRoleAndDatabase(t *testing.T) {
 	a := audittest.Open(t, db, audit.Config{Tables: []string{"public.*"}})
 	mustStart(t, a)
 	conn := db.Connect(t)
-	if _, err := conn.Exec(t.Context(), `SET default_transaction_read_only = off; SET standard_conforming_strings = on; SET search_path = public; SET lock_timeout = 0;
-		INSERT INTO odd VALUES (1, '2024-05-06 07:08:09.123456+00', 0.1::float8 + 0.2, '\x00ff', '1 year 2 days 3 hours')`); err != nil {
-		t.Fatal(err)
+	for _, sql := range []string{
+		// Each on its own: the first ones change how the last is read.
+		"SET default_transaction_read_only = off", "SET standard_conforming_strings = on", "SET search_path = public", "SET lock_timeout = 0",
+		`INSERT INTO odd VALUES (1, '2024-05-06 07:08:09.123456+00', 0.1::float8 + 0.2, '\x00ff', '1 year 2 days 3 hours')`,
+	} {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
 	}
 	a.Sync(t)
 	got := audittest.Value[string](t, db, `SELECT after::text FROM audit.changes WHERE "table" = 'odd'`)

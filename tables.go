@@ -121,7 +121,7 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]LSN, 
 			open[cov.RelationID] = cov
 		}
 	}
-	if err := c.closeDropped(ctx, r, open, tracked, before); err != nil {
+	if err := c.closeGone(ctx, r, open, tracked, pending, before); err != nil {
 		return err
 	}
 	for _, t := range tracked {
@@ -179,27 +179,24 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, open map[
 	return nil
 }
 
-// closeDropped ends the coverage of tables that are gone.
-func (c *Client) closeDropped(ctx context.Context, r *run, open map[uint32]store.Coverage, tracked []capture.Tracked, here LSN) error {
+// closeGone ends the coverage of tables that are gone, or have left what
+// Config.Tables names by a new name or schema.
+func (c *Client) closeGone(ctx context.Context, r *run, open map[uint32]store.Coverage, tracked []capture.Tracked, pending []capture.Pending, here LSN) error {
 	seen := make(map[uint32]bool)
 	for _, t := range tracked {
 		seen[t.OID] = true
+	}
+	for _, p := range pending {
+		seen[p.OID] = true
 	}
 	for oid, cov := range open {
 		if seen[oid] {
 			continue
 		}
-		var exists bool
-		if err := c.source.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = $1)", oid).Scan(&exists); err != nil {
-			return fmt.Errorf("look for table %s.%s: %w", cov.Schema, cov.Table, err)
-		}
-		if exists {
-			continue
-		}
 		if err := c.history.CloseCoverage(ctx, r.facts.Database, oid, here); err != nil {
 			return err
 		}
-		c.cfg.Logger.Info("audit: table is gone; its history stays", "schema", cov.Schema, "table", cov.Table)
+		c.cfg.Logger.Info("audit: table is not tracked any more; its history stays", "schema", cov.Schema, "table", cov.Table)
 	}
 	return nil
 }
@@ -207,29 +204,26 @@ func (c *Client) closeDropped(ctx context.Context, r *run, open map[uint32]store
 // leaveTables stops tracking what Config.Tables no longer names. Only Start does
 // so: during a deployment two configurations would undo each other's work.
 func (c *Client) leaveTables(ctx context.Context, r *run) error {
-	covered, err := c.history.Coverage(ctx, r.facts.Database)
-	if err != nil {
+	unmatched, err := c.setup.Unmatched(ctx)
+	if err != nil || len(unmatched) == 0 {
 		return err
 	}
 	identities, err := c.history.Identities(ctx, r.facts.Database)
 	if err != nil {
 		return err
 	}
-	for _, cov := range covered {
-		if track, _ := c.cfg.patterns.Match(cov.Schema, cov.Table); track || cov.Until != 0 {
-			continue
-		}
+	for _, t := range unmatched {
 		// Before: what is written after it may not be in the stream any more.
 		here, err := c.position(ctx)
 		if err != nil {
 			return err
 		}
-		restored, err := c.setup.Leave(ctx, cov.RelationID, identities)
+		restored, err := c.setup.Leave(ctx, t.OID, identities)
 		if err != nil {
-			c.cfg.Logger.Warn("audit: table is not in Config.Tables any more, but could not be left yet", "schema", cov.Schema, "table", cov.Table, "error", err)
+			c.cfg.Logger.Warn("audit: table is not in Config.Tables, but could not be left yet", "schema", t.Schema, "table", t.Name, "error", err)
 			continue
 		}
-		if err := c.history.CloseCoverage(ctx, r.facts.Database, cov.RelationID, here); err != nil {
+		if err := c.history.CloseCoverage(ctx, r.facts.Database, t.OID, here); err != nil {
 			return err
 		}
 		if err := c.history.ForgetIdentities(ctx, r.facts.Database, restored); err != nil {

@@ -63,7 +63,7 @@ var builtinTypes = []kindOfType{
 	{name: "timestamptz", values: []string{"2024-02-29 23:59:59.999999+00", "294276-12-31 23:59:59.999999+00", "4713-01-01 00:00:00+00 BC", "infinity", "-infinity", "1890-01-01 00:00:00+05:41:16", "2024-03-31 01:30:00+00"}},
 	{name: "interval", values: []string{
 		"0", "1 year 2 mons 3 days 04:05:06.789", "-1 year -2 mons -3 days -04:05:06.789", "-1 year +2 mons -3 days +04:05:06", "1 mon -1 day",
-		"-1 day +00:00:01", "00:00:00.000001", "-00:00:00.000001", "178000000 years", "-178000000 years", "2147483647 days", "2562047788:00:54.775807", "-13 mons",
+		"-1 day +00:00:01", "00:00:00.000001", "-00:00:00.000001", "178000000 years", "-178000000 years", "2147483647 days", "2147483647:59:59.999999", "-13 mons",
 	}},
 	{name: "uuid", values: []string{"00000000-0000-0000-0000-000000000000", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"}},
 	{name: "inet", values: []string{"192.168.0.1", "192.168.0.1/24", "::1", "2001:db8::ff00:42:8329/64", "0.0.0.0/0", "::ffff:1.2.3.4"}},
@@ -132,6 +132,10 @@ var madeTypes = []kindOfType{
 	{name: "kinds.span", values: []string{"empty", "[a,b)", `["a b",)`, `["a,\"b\\",z]`}},
 	{name: "kinds.amountspan", values: []string{"[1.10,2.20)"}},
 	{name: "kinds.spanmultirange", values: []string{"{}", "{[a,b),[c,d]}"}},
+}
+
+// contribTypes are those of extensions, which have the names of their types.
+var contribTypes = []kindOfType{
 	{name: "hstore", values: []string{"", `"a"=>"1", "b"=>NULL`, `"quo\"te\\"=>"=>,'", "NULL"=>"NULL"`}},
 	{name: "citext", values: quotable[:20]},
 	{name: "ltree", values: []string{"", "top.a_1.b"}},
@@ -141,7 +145,6 @@ var madeTypes = []kindOfType{
 const makeTypes = `
 	CREATE SCHEMA kinds;
 	CREATE SCHEMA ctl;
-	CREATE EXTENSION hstore; CREATE EXTENSION citext; CREATE EXTENSION ltree; CREATE EXTENSION cube;
 	CREATE TYPE kinds.mood AS ENUM ('sad', 'so, so', '"ha\ppy"', 'NULL', '''', '😀', '');
 	CREATE FUNCTION kinds.odd(kinds.mood) RETURNS int LANGUAGE sql AS 'SELECT 1';
 	CREATE TABLE kinds."Odd Table" ();
@@ -232,6 +235,15 @@ func TestEveryTypeComesBackAsItWas(t *testing.T) {
 			types := append(append([]kindOfType(nil), builtinTypes...), madeTypes...)
 			if db.Server().Version() >= 150000 {
 				types = append(types, kindOfType{name: "numeric(3,-2)", values: []string{"99900", "0"}})
+			}
+			for _, k := range contribTypes {
+				// Packages of the server without its extensions are common.
+				if audittest.Value[bool](t, db, "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = $1)", k.name) {
+					db.Exec(t, "CREATE EXTENSION "+k.name)
+					types = append(types, k)
+				} else {
+					t.Logf("the server has no extension %s", k.name)
+				}
 			}
 			for n, k := range types {
 				db.Exec(t, k.makeTable(n))

@@ -214,13 +214,7 @@ var oddNames = []string{
 
 func TestOddNames(t *testing.T) {
 	t.Parallel()
-	var setup strings.Builder
 	ident := func(parts ...string) string { return pgx.Identifier(parts).Sanitize() }
-	for _, name := range oddNames {
-		fmt.Fprintf(&setup, "CREATE SCHEMA %s; CREATE TABLE %s (%s int PRIMARY KEY, \"value of\" text);", ident("s"+name[1:]+"x"), ident("s"+name[1:]+"x", name), ident(name))
-	}
-	db := audittest.NewDatabase(t)
-	_ = db
 	t.Run("tables and columns", func(t *testing.T) {
 		t.Parallel()
 		a := audittest.New(t, audit.Config{}, func() string {
@@ -290,9 +284,11 @@ func TestGeneratedAndIdentityColumns(t *testing.T) {
 	tell(t, a, `operation, primary_key, (before || after) - 'size', defect`,
 		`CREATE 1 {"n": 1, "id": 1, "title": "abc"}`, `UPDATE 1 {"n": 1, "id": 1, "title": "abcdef"}`,
 		`DELETE 1 {"n": 1, "id": 1, "title": "abcdef"}`, `CREATE 2 {"n": 2, "id": 2, "title": "x"}`)
-	if n := audittest.Value[int](t, a.Database, "SELECT count(*) FROM audit.changes WHERE after -> 'size' = 'null'"); n != 0 {
-		t.Errorf("%d images say that a generated column is NULL", n)
+	sizes := []string{"", "", "", ""}
+	if a.Server().Version() >= 180000 {
+		sizes = []string{"3", "3 6", "6", "1"}
 	}
+	tell(t, a, "before -> 'size', after -> 'size'", sizes...)
 }
 
 func TestRowsOfManyColumns(t *testing.T) {

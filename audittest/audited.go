@@ -116,13 +116,14 @@ type trackedTable struct {
 	oid           uint32
 	schema, table string
 	name          string // quoted
+	from          string // the position from which it is covered
 	columns       []string
 	key           []string
 }
 
 func trackedTables(ctx context.Context, conn *pgx.Conn) ([]trackedTable, error) {
 	rows, err := conn.Query(ctx, `
-		SELECT c.oid, v.schema, v."table",
+		SELECT c.oid, v.schema, v."table", v.from_position::text,
 			array(SELECT CASE WHEN a.atttypid = 'json'::regtype THEN quote_ident(a.attname) || '::jsonb' ELSE quote_ident(a.attname) END
 				FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum),
 			array(SELECT quote_ident(a.attname)
@@ -137,7 +138,7 @@ func trackedTables(ctx context.Context, conn *pgx.Conn) ([]trackedTable, error) 
 		return nil, err
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (t trackedTable, err error) {
-		err = row.Scan(&t.oid, &t.schema, &t.table, &t.columns, &t.key)
+		err = row.Scan(&t.oid, &t.schema, &t.table, &t.from, &t.columns, &t.key)
 		t.name = pgx.Identifier{t.schema, t.table}.Sanitize()
 		return t, err
 	})
@@ -145,11 +146,13 @@ func trackedTables(ctx context.Context, conn *pgx.Conn) ([]trackedTable, error) 
 
 // compare returns in what history and table differ, in words without values.
 func (t trackedTable) compare(ctx context.Context, conn *pgx.Conn) ([]string, error) {
-	// Everything since the last TRUNCATE, which leaves no rows behind.
+	// Everything since the last TRUNCATE, which leaves no rows behind, and since
+	// coverage began: before, there may have been another table of the name.
 	changes := `
 		SELECT ch.*
 		FROM audit.changes ch
 		WHERE ch.database = current_database() AND ch.schema = $1 AND ch."table" = $2 AND ch.operation <> 'TRUNCATE'
+		  AND ch.position >= $3::text::pg_lsn
 		  AND (ch.position, ch.sequence) > coalesce((
 			SELECT (tr.position, tr.sequence) FROM audit.changes tr
 			WHERE tr.database = current_database() AND tr.schema = $1 AND tr."table" = $2 AND tr.operation = 'TRUNCATE'
@@ -210,7 +213,7 @@ func (t trackedTable) compare(ctx context.Context, conn *pgx.Conn) ([]string, er
 	var problems []string
 	for what, sql := range checks {
 		var n int
-		if err := conn.QueryRow(ctx, sql, t.schema, t.table).Scan(&n); err != nil {
+		if err := conn.QueryRow(ctx, sql, t.schema, t.table, t.from).Scan(&n); err != nil {
 			return problems, fmt.Errorf("look for %s: %w", what, err)
 		}
 		if n > 0 {

@@ -115,6 +115,7 @@ type Tracked struct {
 
 // Pending is a table that could not be made tracked yet.
 type Pending struct {
+	OID          uint32
 	Schema, Name string
 	Reason       error
 }
@@ -142,7 +143,7 @@ func (s *Setup) Join(ctx context.Context, remember func(ctx context.Context, ide
 		case ctx.Err() != nil:
 			return nil, pending, ctx.Err()
 		case err != nil:
-			pending = append(pending, Pending{Schema: t.Schema, Name: t.Name, Reason: err})
+			pending = append(pending, Pending{OID: t.OID, Schema: t.Schema, Name: t.Name, Reason: err})
 		case t.published():
 			froms[t.OID] = 0 // only its replica identity had to be seen to
 		default:
@@ -188,6 +189,39 @@ func (s *Setup) join(ctx context.Context, t Table) (from LSN, err error) {
 		return 0, fmt.Errorf("track table %s: %w", t.Ident(), err)
 	}
 	return from, nil
+}
+
+// Unmatched returns the tables that are published but do not match, or not any
+// more.
+func (s *Setup) Unmatched(ctx context.Context) ([]Tracked, error) {
+	tables, err := s.tables(ctx, s.DB)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := s.DB.Query(ctx, `
+		SELECT DISTINCT c.oid, n.nspname, c.relname
+		FROM pg_catalog.pg_publication_rel r
+		JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
+		JOIN pg_catalog.pg_class leaf ON leaf.oid = r.prrelid
+		JOIN pg_catalog.pg_class c ON c.oid = CASE WHEN leaf.relispartition THEN pg_catalog.pg_partition_root(leaf.oid) ELSE leaf.oid END
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		WHERE p.pubname = $1
+		ORDER BY 2, 3`, s.Publication)
+	if err != nil {
+		return nil, fmt.Errorf("list published tables: %w", err)
+	}
+	var unmatched []Tracked
+	var t Tracked
+	_, err = pgx.ForEachRow(rows, []any{&t.OID, &t.Schema, &t.Name}, func() error {
+		if !slices.ContainsFunc(tables, func(m Table) bool { return m.OID == t.OID }) {
+			unmatched = append(unmatched, t)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list published tables: %w", err)
+	}
+	return unmatched, nil
 }
 
 // Leave takes a table out of the publication and puts back those of the given
@@ -268,31 +302,35 @@ func (s *Setup) RestoreSQL(ctx context.Context, identities map[uint32]string) ([
 }
 
 // Script returns the SQL that does beforehand what Check would ask for, for a
-// DBA to run: rights for role, the publication, the tables and the slot.
-func (s *Setup) Script(ctx context.Context, role string) (string, error) {
+// DBA to run: rights for role, the publication, the tables and the slot; and the
+// replica identities that it changes, by OID.
+func (s *Setup) Script(ctx context.Context, role string) (script string, identities map[uint32]string, err error) {
 	var version int
 	var database string
 	if err := s.DB.QueryRow(ctx, "SELECT current_setting('server_version_num')::int, current_database()").Scan(&version, &database); err != nil {
-		return "", fmt.Errorf("look at the source: %w", err)
+		return "", nil, fmt.Errorf("look at the source: %w", err)
 	}
 	tables, err := s.tables(ctx, s.DB)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
+	identities = make(map[uint32]string)
 	var b strings.Builder
-	fmt.Fprintf(&b, "-- Run as a role that owns the tables, in database %s. wal_level must be logical.\n", database)
+	fmt.Fprintf(&b, "-- The source: run with psql, in database %s, as a role that owns the tables and may\n-- make slots. wal_level must be logical. Not in one transaction: the slot could not\n-- be made in it, and the locks on the tables would be held throughout.\n", database)
+	b.WriteString("SET lock_timeout = '5s';\n")
 	fmt.Fprintf(&b, "ALTER ROLE %s REPLICATION;\n", pgx.Identifier{role}.Sanitize())
 	fmt.Fprintf(&b, "\n-- The publication comes before the slot.\n%s;\n", s.createPublication(version))
 	for _, t := range tables {
 		if !t.Persistent {
 			continue
 		}
+		maps.Copy(identities, t.identities())
 		for _, sql := range t.statements(s.Publication) {
 			b.WriteString(sql + ";\n")
 		}
 	}
 	fmt.Fprintf(&b, "\n-- The slot keeps WAL until the program has read it: make it when the program is about to run.\nSELECT pg_create_logical_replication_slot(%s, 'pgoutput');\n", quoteLiteral(s.Slot))
-	return b.String(), nil
+	return b.String(), identities, nil
 }
 
 func isCode(err error, codes ...string) bool {

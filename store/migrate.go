@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -62,19 +63,49 @@ func Migrations(schema string) ([]Migration, error) {
 	return migrations, nil
 }
 
-// MigrationSQL returns one script that makes the store from nothing, for a DBA
-// to run where the program's role may not.
-func MigrationSQL(schema string) (string, error) {
+// Check says what keeps the current role from making the store, and the SQL that
+// helps; or nothing, if it may or the store is there.
+func (s *Store) Check(ctx context.Context) (what string, sql []string, err error) {
+	var schema, create, createHere bool
+	var role, database string
+	err = s.pool.QueryRow(ctx, `
+		SELECT n.oid IS NOT NULL, pg_catalog.has_database_privilege(current_database(), 'CREATE'),
+			coalesce(pg_catalog.has_schema_privilege(n.oid, 'CREATE, USAGE'), false), current_user::text, current_database()
+		FROM (SELECT) one
+		LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = $1`, s.name).Scan(&schema, &create, &createHere, &role, &database)
+	if err != nil {
+		return "", nil, fmt.Errorf("check store: %w", err)
+	}
+	user := pgx.Identifier{role}.Sanitize()
+	switch {
+	case !schema && !create:
+		return fmt.Sprintf("role %s may not create the store's schema %s in database %s", role, s.name, database),
+			[]string{"CREATE SCHEMA " + s.schema + " AUTHORIZATION " + user}, nil
+	case schema && !createHere:
+		return fmt.Sprintf("role %s may not create tables in the store's schema %s", role, s.name),
+			[]string{"GRANT CREATE, USAGE ON SCHEMA " + s.schema + " TO " + user}, nil
+	}
+	return "", nil, nil
+}
+
+// SetupSQL returns one script that makes the store from nothing, for a DBA to
+// run where the program's role may not, and that leaves it owned by role. It
+// notes the replica identities that tables of the source database had, by OID.
+func SetupSQL(schema, role, database string, identities map[uint32]string) (string, error) {
 	migrations, err := Migrations(schema)
 	if err != nil {
 		return "", err
 	}
-	quoted := pgx.Identifier{schema}.Sanitize()
+	quoted, owner := pgx.Identifier{schema}.Sanitize(), pgx.Identifier{role}.Sanitize()
 	var b strings.Builder
-	fmt.Fprintf(&b, "CREATE SCHEMA IF NOT EXISTS %s;\n%s;\n", quoted, versionsTable(quoted))
+	fmt.Fprintf(&b, "CREATE SCHEMA IF NOT EXISTS %s AUTHORIZATION %s;\nGRANT CREATE, USAGE ON SCHEMA %s TO %s;\nSET ROLE %s;\n%s;\n", quoted, owner, quoted, owner, owner, versionsTable(quoted))
 	for _, m := range migrations {
 		fmt.Fprintf(&b, "\n-- %s\n%s\nINSERT INTO %s.schema_migrations (version, name) VALUES (%d, %s);\n", m.Name, m.SQL, quoted, m.Version, quoteLiteral(m.Name))
 	}
+	for _, relation := range slices.Sorted(maps.Keys(identities)) {
+		fmt.Fprintf(&b, "INSERT INTO %s.replica_identities VALUES (%s, %d, %s) ON CONFLICT DO NOTHING;\n", quoted, quoteLiteral(database), relation, quoteLiteral(identities[relation]))
+	}
+	b.WriteString("RESET ROLE;\n")
 	return b.String(), nil
 }
 

@@ -21,8 +21,8 @@ import (
 const (
 	chunkSize    = 256 << 10 // a COPY message; the store works while the next is built
 	chunks       = 16        // in flight at most: 4 MiB, the bound on the writer's memory
-	batchRows    = 10_000
-	batchBytes   = 8 << 20
+	batchRows    = 20_000
+	batchBytes   = 16 << 20
 	batchAge     = 200 * time.Millisecond
 	fixupsPerRun = 256
 
