@@ -488,7 +488,7 @@ func TestEventsAreLogged(t *testing.T) {
 	db.Exec(t, "CREATE TABLE later (id int PRIMARY KEY)")
 	log.Wait(t, `msg="audit: tracking" schema=public table=later`, 1)
 	db.Exec(t, "DROP TABLE later")
-	log.Wait(t, `msg="audit: table is gone; its history stays" schema=public table=later`, 1)
+	log.Wait(t, `msg="audit: table is not tracked any more; its history stays" schema=public table=later`, 1)
 	db.Exec(t, "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '"+slotOf(db)+"'")
 	log.Wait(t, `level=WARN msg="audit: capture was interrupted and will be tried again"`, 1)
 	log.Wait(t, `level=INFO msg="audit: capturing"`, 2)

@@ -193,7 +193,7 @@ func (c *Client) prepareSlot(ctx context.Context, r *run) (capture.Resume, error
 	if err != nil {
 		return capture.Resume{}, err
 	}
-	return capture.Resume{Position: checkpoint.Position, SystemIdentifier: checkpoint.SystemIdentifier}, nil
+	return capture.Resume{Position: checkpoint.Position, SystemIdentifier: checkpoint.SystemIdentifier, Held: slot.Active}, nil
 }
 
 // sameSource refuses to go on from a checkpoint of another cluster, before

@@ -48,17 +48,19 @@ func (c *Client) waitFor(ctx context.Context, database string, target LSN) error
 		c.mu.Lock()
 		v := c.last
 		c.mu.Unlock()
+		reached := v.durable
 		switch {
-		case v.durable >= target:
+		case reached >= target:
 			return nil
 		case v.state == capture.Failed:
 			return fmt.Errorf("capture has failed: %w", v.err)
 		case v.state != capture.Streaming:
 			at, err := c.history.Checkpoint(ctx, database)
-			if err != nil && !errors.Is(err, store.ErrNoCheckpoint) && !isUndefined(err) {
+			// An error because ctx has ended is told below, in other words.
+			if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNoCheckpoint) && !isUndefined(err) {
 				return err
 			}
-			if at.Position >= target {
+			if reached = max(reached, at.Position); reached >= target {
 				return nil
 			}
 		}
@@ -66,7 +68,7 @@ func (c *Client) waitFor(ctx context.Context, database string, target LSN) error
 		case <-stored:
 		case <-poll.C:
 		case <-ctx.Done():
-			return fmt.Errorf("the store holds everything up to %s, not yet up to %s (capture is %s): %w", v.durable, target, v.state, ctx.Err())
+			return fmt.Errorf("the store holds everything up to %s, not yet up to %s (capture is %s): %w", reached, target, v.state, ctx.Err())
 		}
 	}
 }

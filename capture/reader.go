@@ -94,6 +94,9 @@ type Config struct {
 type Resume struct {
 	Position         LSN
 	SystemIdentifier string
+	// Held tells that another session streams from the slot at the moment. Asking
+	// for it would only fill the server's log with errors.
+	Held bool
 }
 
 // ErrSlotInUse is returned by an attempt to stream while another session, as a
@@ -213,6 +216,9 @@ func (r *Reader) session(ctx context.Context) error {
 	resume, err := r.cfg.Prepare(ctx)
 	if err != nil {
 		return err
+	}
+	if resume.Held {
+		return ErrSlotInUse
 	}
 	stream, err := r.connect(ctx, resume)
 	if err != nil {

@@ -25,10 +25,11 @@ const (
 	senderTimeout = 20 * time.Second
 	// statusInterval keeps well inside the server's timeout.
 	statusInterval = 5 * time.Second
-	// silence is how long the server may say nothing: it does while it decodes a
-	// huge transaction that does not concern us, so this is minutes. A peer that
-	// is dead is found by TCP keepalive long before.
-	silence      = 5 * time.Minute
+	// silence is how long the server may say nothing: before 15 it does while it
+	// decodes a huge transaction that does not concern us, and giving up on it
+	// would only make it begin again. A peer that is dead is found by TCP
+	// keepalive long before.
+	silence      = 30 * time.Minute
 	writeTimeout = 30 * time.Second
 )
 
