@@ -35,7 +35,9 @@ func (c *Client) Refresh(ctx context.Context) error {
 	defer c.mu.Unlock()
 	var problems []error
 	for _, p := range c.last.pending {
-		problems = append(problems, p.Reason)
+		if !p.Never { // which Status says, and no waiting will change
+			problems = append(problems, p.Reason)
+		}
 	}
 	return errors.Join(problems...)
 }
@@ -187,7 +189,7 @@ func (c *Client) closeGone(ctx context.Context, r *run, open map[uint32]store.Co
 		seen[t.OID] = true
 	}
 	for _, p := range pending {
-		seen[p.OID] = true
+		seen[p.OID] = !p.Never
 	}
 	for oid, cov := range open {
 		if seen[oid] {

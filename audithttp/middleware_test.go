@@ -257,7 +257,7 @@ func TestConnectionsCanBeTakenOver(t *testing.T) {
 	server := httptest.NewServer(audithttp.Middleware(mux))
 	t.Cleanup(server.Close)
 
-	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", server.Listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}

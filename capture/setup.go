@@ -118,7 +118,14 @@ type Pending struct {
 	OID          uint32
 	Schema, Name string
 	Reason       error
+	// Never tells that it cannot be tracked as it is, and is not published.
+	Never bool
 }
+
+// UntrackableError is the reason for a table that cannot be tracked as it is.
+type UntrackableError struct{ Table, Reason string }
+
+func (e *UntrackableError) Error() string { return "capture: table " + e.Table + ": " + e.Reason }
 
 // Join makes every table that matches tracked: a full replica identity and a
 // place in the publication, in this order and in one transaction. An ALTER that
@@ -144,6 +151,8 @@ func (s *Setup) Join(ctx context.Context, remember func(ctx context.Context, ide
 			return nil, pending, ctx.Err()
 		case err != nil:
 			pending = append(pending, Pending{OID: t.OID, Schema: t.Schema, Name: t.Name, Reason: err})
+		case t.untrackable() != "":
+			pending = append(pending, Pending{OID: t.OID, Schema: t.Schema, Name: t.Name, Never: true, Reason: &UntrackableError{Table: t.Ident(), Reason: t.untrackable()}})
 		case t.published():
 			froms[t.OID] = 0 // only its replica identity had to be seen to
 		default:

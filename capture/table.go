@@ -43,7 +43,28 @@ type Leaf struct {
 	Schema, Name string
 	Identity     string
 	Owned        bool
+	HasKey       bool
+	// Virtual tells that it has a virtual generated column. PostgreSQL 18 refuses
+	// every UPDATE and DELETE of such a table if it is published with REPLICA
+	// IDENTITY FULL.
+	Virtual bool
 	Membership
+}
+
+// settled tells that the replica identity is the one to track with.
+func (l Leaf) settled() bool {
+	if l.Virtual {
+		return l.HasKey && (l.Identity == "d" || strings.HasPrefix(l.Identity, "i:"))
+	}
+	return l.Identity == "f"
+}
+
+// settle returns the statement that makes it so.
+func (l Leaf) settle() string {
+	if l.Virtual {
+		return restoreIdentity(l.Ident(), "d")
+	}
+	return restoreIdentity(l.Ident(), "f")
 }
 
 // Ident returns the table's name, quoted.
@@ -58,9 +79,19 @@ func (l Leaf) Ident() string { return pgx.Identifier{l.Schema, l.Name}.Sanitize(
 // fail from that moment.
 func (t Table) byLeaves() bool { return t.Partitioned && !t.HasKey }
 
+// untrackable says why the table cannot be tracked at all, or nothing.
+func (t Table) untrackable() string {
+	for _, l := range t.Leaves {
+		if l.Virtual && !l.HasKey {
+			return "PostgreSQL 18 cannot replicate updates of a table with a virtual generated column and no primary key: add a key, or make the column STORED"
+		}
+	}
+	return ""
+}
+
 // tracked tells that nothing is left to do for the table.
 func (t Table) tracked() bool {
-	return t.published() && len(t.identities()) == 0
+	return t.published() && len(t.identities()) == 0 && t.untrackable() == ""
 }
 
 // owned tells that the current role may do all that.
@@ -79,12 +110,20 @@ func (t Table) owned() bool {
 // statements returns what makes the table tracked.
 func (t Table) statements(publication string) []string {
 	var out []string
+	pub := "ALTER PUBLICATION " + pgx.Identifier{publication}.Sanitize()
+	if t.untrackable() != "" {
+		for _, l := range t.Leaves {
+			if l.Row != 0 {
+				out = append(out, pub+" DROP TABLE ONLY "+l.Ident())
+			}
+		}
+		return out
+	}
 	for _, l := range t.Leaves {
-		if l.Identity != "f" {
-			out = append(out, "ALTER TABLE ONLY "+l.Ident()+" REPLICA IDENTITY FULL")
+		if !l.settled() {
+			out = append(out, l.settle())
 		}
 	}
-	pub := "ALTER PUBLICATION " + pgx.Identifier{publication}.Sanitize()
 	publish := func(m Membership, ident string) {
 		if m.Partial {
 			out = append(out, pub+" DROP TABLE ONLY "+ident)
@@ -129,7 +168,7 @@ func (t Table) published() bool {
 func (t Table) identities() map[uint32]string {
 	m := make(map[uint32]string)
 	for _, l := range t.Leaves {
-		if l.Identity != "f" {
+		if !l.settled() {
 			m[l.OID] = l.Identity
 		}
 	}
@@ -163,7 +202,8 @@ func (s *Setup) tables(ctx context.Context, db Querier) ([]Table, error) {
 			coalesce(pr.oid, 0), coalesce(coalesce(to_jsonb(pr) ->> 'prqual', to_jsonb(pr) ->> 'prattrs') IS NOT NULL, false),
 			EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'),
 			`+identityColumn+`,
-			CASE WHEN c.relispartition THEN pg_catalog.pg_partition_root(c.oid)::oid ELSE 0 END
+			CASE WHEN c.relispartition THEN pg_catalog.pg_partition_root(c.oid)::oid ELSE 0 END,
+			EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped)
 		FROM pg_catalog.pg_class c
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 		LEFT JOIN pg_catalog.pg_publication p ON p.pubname = $1
@@ -180,13 +220,13 @@ func (s *Setup) tables(ctx context.Context, db Querier) ([]Table, error) {
 	roots := make(map[uint32]int)
 	for rows.Next() {
 		var t Table
-		var extension bool
+		var extension, virtual bool
 		var root uint32
-		if err := rows.Scan(&t.OID, &t.Schema, &t.Name, &t.Partitioned, &t.Persistent, &t.Owned, &t.HasKey, &t.Row, &t.Partial, &extension, &t.Identity, &root); err != nil {
+		if err := rows.Scan(&t.OID, &t.Schema, &t.Name, &t.Partitioned, &t.Persistent, &t.Owned, &t.HasKey, &t.Row, &t.Partial, &extension, &t.Identity, &root, &virtual); err != nil {
 			return nil, fmt.Errorf("list tables: %w", err)
 		}
 		t.Published = t.Row != 0 && !t.Partial
-		leaf := Leaf{OID: t.OID, Schema: t.Schema, Name: t.Name, Identity: t.Identity, Owned: t.Owned, Membership: t.Membership}
+		leaf := Leaf{OID: t.OID, Schema: t.Schema, Name: t.Name, Identity: t.Identity, Owned: t.Owned, HasKey: t.HasKey, Virtual: virtual, Membership: t.Membership}
 		if root != 0 {
 			// Partitions follow their root's pattern, under their root's name.
 			if at, ok := roots[root]; ok && !t.Partitioned {

@@ -26,12 +26,12 @@ func Catalog(t testing.TB, url string) []string {
 	t.Helper()
 	conn := Connect(t, url)
 	rows, err := conn.Query(t.Context(), `
-		SELECT format('schema %s owner %s acl %s', nspname, pg_get_userbyid(nspowner), nspacl)
+		SELECT format('schema %s owner %s acl %s', nspname, pg_get_userbyid(nspowner), coalesce(nspacl, acldefault('n', nspowner)))
 		FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
 		UNION ALL
 		SELECT format('relation %s.%s kind %s identity %s owner %s acl %s options %s rls %s', n.nspname, c.relname, c.relkind,
 			CASE c.relreplident WHEN 'i' THEN 'index ' || (SELECT indexrelid::regclass FROM pg_index WHERE indrelid = c.oid AND indisreplident) ELSE c.relreplident::text END,
-			pg_get_userbyid(c.relowner), c.relacl, c.reloptions, c.relrowsecurity)
+			pg_get_userbyid(c.relowner), coalesce(c.relacl, acldefault(CASE c.relkind WHEN 'S' THEN 's'::"char" ELSE 'r' END, c.relowner)), c.reloptions, c.relrowsecurity)
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
 		UNION ALL
 		SELECT format('column %s.%s %s', a.attrelid::regclass, a.attname, format_type(a.atttypid, a.atttypmod))
