@@ -205,6 +205,11 @@ func (c *Client) recover(ctx context.Context, r *run, err error) error {
 func (c *Client) onState(r *run, s capture.State, err error) {
 	c.mu.Lock()
 	before := c.last.state
+	if s == capture.Starting && (before == capture.Waiting || before == capture.Retrying) {
+		// One more attempt. Until it goes otherwise, Status shows how the last went.
+		c.mu.Unlock()
+		return
+	}
 	c.last.state, c.last.err = s, err
 	c.mu.Unlock()
 	switch s {
@@ -220,7 +225,8 @@ func (c *Client) onState(r *run, s capture.State, err error) {
 	case s == capture.Retrying:
 		c.metrics.failed(err)
 		c.cfg.Logger.Warn("audit: capture was interrupted and will be tried again", "error", err)
-	case s == capture.Waiting && before != capture.Starting:
+	case s == capture.Waiting && before != capture.Waiting:
+		c.cfg.Logger.Info("audit: another instance captures, this one waits", "slot", c.cfg.Slot)
 	case s == capture.Streaming:
 		c.cfg.Logger.Info("audit: capturing", "database", r.facts.Database, "slot", c.cfg.Slot)
 	}

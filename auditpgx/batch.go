@@ -13,6 +13,10 @@ func (r runner) batch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	classes := make([]class, len(b.QueuedQueries))
 	wanted, ending := false, false
 	for i, query := range b.QueuedQueries {
+		if i > 0 && query.SQL == b.QueuedQueries[i-1].SQL {
+			classes[i] = classes[i-1] // one statement many times
+			continue
+		}
 		classes[i] = classify(query.SQL)
 		wanted = wanted || wants(ctx, classes[i])
 		ending = ending || endsTransaction(query.SQL)
@@ -33,8 +37,19 @@ func (r runner) batch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	stamped := *b // with what BeginTx put in
 	stamped.QueuedQueries = make([]*pgx.QueuedQuery, 0, len(b.QueuedQueries)+3)
 	due := true
+	first := firstStamp(ctx, b, classes)
+	if first > 0 && !r.state().proven {
+		// Results that the caller has read cannot be taken back, so a refusal has
+		// to be known before. Alone, the stamp is of no effect.
+		if err := r.alone(ctx, content); err != nil {
+			return pgx.FailedBatchResults(b, err)
+		}
+		if r.state().refused {
+			return &batchResults{runner: r, BatchResults: r.q.SendBatch(ctx, b)}
+		}
+	}
 	for i, query := range b.QueuedQueries {
-		if due && wants(ctx, classes[i]) {
+		if due && i >= first && (i == first || wants(ctx, classes[i])) {
 			for _, q := range r.queries(s) {
 				br.stamps[len(stamped.QueuedQueries)] = true
 				stamped.QueuedQueries = append(stamped.QueuedQueries, q)
@@ -49,6 +64,43 @@ func (r runner) batch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	return br
 }
 
+// firstStamp returns before which query the first stamp goes: the very first
+// where possible, else the first write.
+func firstStamp(ctx context.Context, b *pgx.Batch, classes []class) int {
+	for i, c := range classes {
+		switch {
+		case wants(ctx, c):
+			return 0
+		case !isQuery(b.QueuedQueries[i].SQL):
+			// It may begin a transaction, or have to be alone.
+			for i < len(classes) && !wants(ctx, classes[i]) {
+				i++
+			}
+			return i
+		}
+	}
+	return 0
+}
+
+// isQuery reports whether a statement is a query, which can follow a stamp.
+func isQuery(sql string) bool {
+	w := words{text: sql}
+	for {
+		kind, text := w.next()
+		switch {
+		case kind == mark && text == "(":
+		case kind == word:
+			switch keyword(text) {
+			case "SELECT", "VALUES", "TABLE", "WITH", "SHOW":
+				return true
+			}
+			return false
+		default:
+			return false
+		}
+	}
+}
+
 func (r runner) dueBatch(ctx context.Context, classes []class, ending bool) []byte {
 	strongest := read
 	for _, c := range classes {
@@ -57,13 +109,10 @@ func (r runner) dueBatch(ctx context.Context, classes []class, ending bool) []by
 		}
 		strongest = max(strongest, min(c, write))
 	}
-	saved := r.tx
 	if ending {
 		r.tx = nil // what it holds may be gone by then
 	}
-	content := r.dueAnyway(ctx, strongest)
-	r.tx = saved
-	return content
+	return r.dueAnyway(ctx, strongest)
 }
 
 // batchResults are the results of a batch without those of its stamps.

@@ -9,8 +9,9 @@ import (
 // call is a call of Exec or Query with its options taken off the arguments, as
 // pgx takes them off.
 type call struct {
-	sql  string
-	args []any
+	isQuery bool
+	sql     string
+	args    []any
 
 	options   []any // as given, without the rewriter
 	mode      pgx.QueryExecMode
@@ -18,6 +19,7 @@ type call struct {
 	byOID     pgx.QueryResultFormatsByOID
 	rewritten bool
 	original  string
+	given     []any // the arguments as given
 	err       error // the rewriter's
 }
 
@@ -35,7 +37,7 @@ func (f fixed) RewriteQuery(context.Context, *pgx.Conn, string, []any) (string, 
 }
 
 func parseCall(ctx context.Context, conn *pgx.Conn, isQuery bool, sql string, args []any) call {
-	c := call{sql: sql, original: sql, mode: stateOf(conn).mode}
+	c := call{isQuery: isQuery, sql: sql, original: sql, given: args, mode: stateOf(conn).mode}
 	var rewriter pgx.QueryRewriter
 options:
 	for len(args) > 0 {
@@ -85,5 +87,8 @@ func (c call) with(sql string) []any {
 }
 
 func (c call) isDefault(st *connState) bool {
+	if c.mode == pgx.QueryExecModeSimpleProtocol {
+		return c.mode == st.mode // it has no use for formats
+	}
 	return c.mode == st.mode && c.formats == nil && c.byOID == nil
 }

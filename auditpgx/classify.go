@@ -47,7 +47,6 @@ func classify(sql string) class {
 // endsTransaction reports whether a statement of the text ends a transaction or
 // goes back to a savepoint.
 func endsTransaction(sql string) bool {
-	// Most texts do not even hold the letters.
 	w := words{text: sql}
 	for {
 		var s sentence
@@ -191,13 +190,34 @@ func (s *sentence) class() class {
 	return unknown
 }
 
-// keyword gives a word in upper case if it can be one of those that are looked
-// for. Those are ASCII and short.
-func keyword(text string) string {
-	if len(text) > 11 {
-		return "?"
+// keywords are the words that are looked for.
+var keywords = func() map[string]string {
+	known := map[string]string{}
+	for _, word := range strings.Fields(`
+		ABORT ALTER ANALYSE ANALYZE BEGIN CALL CHECKPOINT CLOSE CLUSTER COMMENT COMMIT COPY CREATE DEALLOCATE DECLARE
+		DELETE DISCARD DO DROP END EXECUTE EXPLAIN FETCH FOR FROM GRANT IMPORT INSERT INTO KEY LISTEN LOAD LOCK MERGE MOVE
+		NOTIFY PREPARE REASSIGN REFRESH REINDEX RELEASE RESET REVOKE ROLLBACK SAVEPOINT SECURITY SELECT SET SHOW START
+		TABLE TO TRANSACTION TRUNCATE UNLISTEN UPDATE VACUUM VALUES WITH`) {
+		known[word] = word
 	}
-	return strings.ToUpper(text)
+	return known
+}()
+
+// keyword gives a word in upper case if it is one of those that are looked for,
+// and "" for others.
+func keyword(text string) string {
+	var upper [11]byte // TRANSACTION
+	if len(text) > len(upper) {
+		return ""
+	}
+	for i := range len(text) {
+		c := text[i]
+		if c >= 'a' && c <= 'z' {
+			c -= 'a' - 'A'
+		}
+		upper[i] = c
+	}
+	return keywords[string(upper[:len(text)])]
 }
 
 // words cuts a text into words, by the lexical rules of PostgreSQL. Comments and

@@ -26,13 +26,21 @@
 // their middle when they are alone, which a stamp in front would forbid: they
 // are stamped inside a transaction only. Of several statements in one string
 // that end transactions, those after the first COMMIT are not stamped.
-// COPY on its own becomes a transaction of three round trips more.
 //
 // # What it costs
 //
 // One message of some 100 to 300 bytes of WAL a transaction, and no round trip,
-// except: CopyFrom, and the first write of a transaction whose call asks for
-// another QueryExecMode than the connection's or for result formats.
+// except:
+//   - CopyFrom: one in a transaction, two alone, where a transaction is made
+//     around it;
+//   - in a transaction, where a stamp is due: a prepared statement called by its
+//     name, and a Query that asks for the simple protocol on a connection whose
+//     default it is not;
+//   - once in the life of a connection that caches statements: the stamp is
+//     prepared when it is needed a second time.
+//
+// Statements that are sent with a stamp are prepared in a cache of their own, of
+// the same size as that of pgx.
 //
 // # What it never does
 //
@@ -41,12 +49,17 @@
 // minute: members of the context that are no JSON (the others are stamped, and
 // the change names the missing ones in Context.Truncated), a role that may not
 // execute pg_logical_emit_message. Nothing is kept in the session, so it works
-// through PgBouncer in transaction mode; nothing is put into the statement's
-// text, so there is nothing to inject into.
+// through PgBouncer in transaction mode. The statement's text is not touched. The
+// context is a parameter of another statement, or, in the simple protocol, a
+// literal in which quotes and dollar signs are escapes.
+//
+// The one exception: where the right to execute pg_logical_emit_message is
+// revoked from a role whose connection has stamped before, the next transaction
+// of that connection fails.
 //
 // # What a tracer sees
 //
-// The statement and its stamp are a batch to pgx: a tracer that implements
-// pgx.BatchTracer sees that, with the statement in it. To one that does not, the
-// statement is a query like any other.
+// The caller's statement as the query that it is, with the caller's arguments;
+// in the stamp's place nothing, except that a Query in the simple protocol is a
+// batch, and that batches hold their stamp.
 package auditpgx

@@ -15,25 +15,35 @@ func (r runner) query(ctx context.Context, sql string, args []any) (pgx.Rows, er
 	if content == nil {
 		return r.queryNative(ctx, c)
 	}
-	st := r.state()
+	simple := c.mode == pgx.QueryExecModeSimpleProtocol
 	switch {
-	case class == unknown && (st.mode == pgx.QueryExecModeSimpleProtocol || !c.isDefault(st)):
+	case class == unknown && (simple || !c.isDefault(r.state()) || r.status() == 'T'):
 		// The name of a prepared statement, which only pgx can look up.
 		if err := r.aloneOrLost(ctx, content); err != nil {
 			return failedRows{err: err}, err
 		}
 		return r.queryNative(ctx, c)
-	case c.isDefault(st):
+	case class == unknown, simple && c.isDefault(r.state()):
 		return r.queryBatch(ctx, c, content)
-	case r.status() != 'I':
+	case simple && r.status() == 'T':
 		if err := r.alone(ctx, content); err != nil {
 			return failedRows{err: err}, err
 		}
 		return r.queryNative(ctx, c)
-	case c.mode == pgx.QueryExecModeSimpleProtocol:
+	case simple:
 		return r.querySimple(ctx, c, content)
+	case !isExtended(c.mode):
+		return r.queryNative(ctx, c) // pgx says what is wrong
 	}
 	return r.queryPipeline(ctx, c, content)
+}
+
+func isExtended(mode pgx.QueryExecMode) bool {
+	switch mode {
+	case pgx.QueryExecModeCacheStatement, pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeDescribeExec, pgx.QueryExecModeExec:
+		return true
+	}
+	return false
 }
 
 func (r runner) queryNative(ctx context.Context, c call) (pgx.Rows, error) {
@@ -79,6 +89,7 @@ func (r runner) queryBatch(ctx context.Context, c call, content []byte) (pgx.Row
 	rows, err := results.Query()
 	if err != nil {
 		_ = results.Close() // the same
+		shift(err, results.before)
 		results.traced(pgconn.CommandTag{}, err)
 		if s.status == 'I' && mustBeAlone(err) {
 			r.s.lose(ctx, err)
@@ -88,132 +99,10 @@ func (r runner) queryBatch(ctx context.Context, c call, content []byte) (pgx.Row
 		return failedRows{err: err}, err
 	}
 	// From here on pgx tells the tracer of queries when the rows are closed.
-	return &stampedRows{Rows: rows, conn: r.q.Conn(), finish: func(error) error { return plain(results.Close()) }}, nil
-}
-
-// maxDescriptions bounds the descriptions kept for a connection.
-const maxDescriptions = 256
-
-// describe returns the description of a statement that is called in another way
-// than the connection's default, for which pgx's own caches do not serve. The
-// first time costs a round trip, as it does without us.
-func (r runner) describe(ctx context.Context, c call) (*pgconn.StatementDescription, error) {
-	st := r.state()
-	if sd := st.descriptions[c.sql]; sd != nil && c.mode != pgx.QueryExecModeDescribeExec {
-		return sd, nil
-	}
-	sd, err := r.q.Conn().Prepare(ctx, "", c.sql)
-	if err != nil {
-		return nil, err
-	}
-	if st.descriptions == nil || len(st.descriptions) >= maxDescriptions {
-		st.descriptions = map[string]*pgconn.StatementDescription{}
-	}
-	st.descriptions[c.sql] = sd
-	return sd, nil
-}
-
-// queryPipeline runs a stamp and a statement that asks for an execution mode or
-// for formats of its own, outside a transaction.
-func (r runner) queryPipeline(ctx context.Context, c call, content []byte) (pgx.Rows, error) {
-	conn := r.q.Conn()
-	tracer := conn.Config().Tracer
-	ended := func(pgconn.CommandTag, error) {}
-	if tracer != nil {
-		ctx = tracer.TraceQueryStart(ctx, conn, pgx.TraceQueryStartData{SQL: c.original, Args: c.native()})
-		ended = func(tag pgconn.CommandTag, err error) {
-			tracer.TraceQueryEnd(ctx, conn, pgx.TraceQueryEndData{CommandTag: tag, Err: err})
-		}
-	}
-	failed := func(err error) (pgx.Rows, error) {
-		delete(r.state().descriptions, c.sql)
-		ended(pgconn.CommandTag{}, err)
-		return failedRows{err: err}, err
-	}
-	var builder pgx.ExtendedQueryBuilder
-	var oids []uint32
-	formats := []int16(c.formats)
-	if c.mode == pgx.QueryExecModeExec {
-		if err := builder.Build(conn.TypeMap(), nil, c.args); err != nil {
-			return failed(err)
-		}
-		formats = builder.ResultFormats
-	} else {
-		sd, err := r.describe(ctx, c)
-		if err != nil {
-			return failed(err)
-		}
-		if len(sd.ParamOIDs) != len(c.args) {
-			return failed(fmt.Errorf("expected %d arguments, got %d", len(sd.ParamOIDs), len(c.args)))
-		}
-		if err := builder.Build(conn.TypeMap(), sd, c.args); err != nil {
-			return failed(err)
-		}
-		oids = sd.ParamOIDs
-		switch {
-		case c.byOID != nil:
-			formats = make([]int16, len(sd.Fields))
-			for i := range formats {
-				formats[i] = c.byOID[sd.Fields[i].DataTypeOID]
-			}
-		case formats == nil:
-			formats = builder.ResultFormats
-		}
-	}
-	s := r.stamp(content)
-	pipeline := conn.PgConn().StartPipeline(ctx)
-	pipeline.SendQueryParams(r.s.sql, [][]byte{[]byte(r.s.prefix), s.content}, []uint32{pgtype.TextOID, pgtype.TextOID}, nil, nil)
-	pipeline.SendQueryParams(c.sql, builder.ParamValues, oids, builder.ParamFormats, formats)
-	err := pipeline.Sync()
-	if err == nil {
-		_, err = readResult(pipeline, func(rr *pgconn.ResultReader) error {
-			_, err := rr.Close()
-			return err
-		})
-	}
-	if err != nil {
-		_ = pipeline.Close() // the same
-		if !r.isRefusal(ctx, err) {
-			return failed(err)
-		}
-		if err := r.undo(ctx, s, err); err != nil {
-			return failed(err)
-		}
-		ended(pgconn.CommandTag{}, nil)
-		return r.queryNative(ctx, c)
-	}
-	r.took(s)
-	reader, err := readResult(pipeline, func(*pgconn.ResultReader) error { return nil })
-	if err != nil {
-		_ = pipeline.Close() // the same
-		return failed(err)
-	}
-	rows := &stampedRows{Rows: pgx.RowsFromResultReader(conn.TypeMap(), reader), conn: conn}
-	rows.finish = func(err error) error {
-		closeErr := pipeline.Close()
-		if err == nil {
-			err = closeErr
-		}
-		if err != nil {
-			delete(r.state().descriptions, c.sql)
-		}
-		ended(rows.Rows.CommandTag(), err)
-		return closeErr
-	}
-	return rows, nil
-}
-
-// readResult gives the next result of a pipeline to read.
-func readResult(pipeline *pgconn.Pipeline, read func(*pgconn.ResultReader) error) (*pgconn.ResultReader, error) {
-	result, err := pipeline.GetResults()
-	if err != nil {
-		return nil, err
-	}
-	reader, ok := result.(*pgconn.ResultReader)
-	if !ok {
-		return nil, fmt.Errorf("auditpgx: unexpected result %T", result)
-	}
-	return reader, read(reader)
+	return &stampedRows{Rows: rows, conn: r.q.Conn(), finish: func(err error) error {
+		shift(err, results.before)
+		return plain(results.Close())
+	}}, nil
 }
 
 // stampedRows are the rows of a statement that was not sent alone.

@@ -125,6 +125,13 @@ func (r runner) took(s stamp) {
 // the connection, of ctx or of the server, or a statement that cannot be
 // prepared, which is found out before the stamp runs.
 func (r runner) isRefusal(ctx context.Context, err error) bool {
+	if r.state().mode == pgx.QueryExecModeSimpleProtocol {
+		return r.isSimpleRefusal(ctx, err) // batches are one string in it
+	}
+	return r.isStampRefusal(ctx, err)
+}
+
+func (r runner) isStampRefusal(ctx context.Context, err error) bool {
 	var preparing pgx.ErrPreprocessingBatch
 	if errors.As(err, &preparing) && preparing.SQL() != r.s.sql {
 		return false
@@ -161,8 +168,8 @@ func (r runner) undo(ctx context.Context, s stamp, cause error) error {
 // alone sends a stamp by itself into an open transaction.
 func (r runner) alone(ctx context.Context, content []byte) error {
 	s := r.stamp(content)
-	br := r.q.SendBatch(ctx, &pgx.Batch{QueuedQueries: r.queries(s)})
-	err := br.Close()
+	// Without arguments it is the simple protocol, one round trip in every mode.
+	_, err := r.q.Exec(ctx, r.text(s))
 	if err == nil {
 		r.took(s)
 		return nil
@@ -170,7 +177,7 @@ func (r runner) alone(ctx context.Context, content []byte) error {
 	if r.isRefusal(ctx, err) {
 		return r.undo(ctx, s, err)
 	}
-	return plain(err)
+	return err
 }
 
 // plain takes off what pgx puts around the error of a statement only because it
@@ -204,35 +211,33 @@ func (r runner) exec(ctx context.Context, sql string, args []any) (pgconn.Comman
 	if content == nil {
 		return r.execNative(ctx, c)
 	}
-	st := r.state()
 	switch {
-	case c.mode == pgx.QueryExecModeSimpleProtocol || len(c.args) == 0 && class != unknown:
-		if class == unknown {
-			r.s.lose(ctx, errNoSimple)
-			return r.execNative(ctx, c)
+	case class == unknown && (r.status() == 'T' || !c.isDefault(r.state()) || c.mode == pgx.QueryExecModeSimpleProtocol):
+		// The name of a prepared statement, which only pgx can look up.
+		if err := r.aloneOrLost(ctx, content); err != nil {
+			return pgconn.CommandTag{}, err
 		}
-		return r.execSimple(ctx, c, content)
-	case c.isDefault(st):
+		return r.execNative(ctx, c)
+	case class == unknown:
 		return r.execBatch(ctx, c, content)
-	case r.status() == 'I' && class != unknown:
-		rows, err := r.queryPipeline(ctx, c, content)
-		if err == nil {
-			rows.Close()
-			err = rows.Err()
-		}
-		return rows.CommandTag(), err
+	case c.mode == pgx.QueryExecModeSimpleProtocol || len(c.args) == 0:
+		return r.execSimple(ctx, c, content)
+	case !isExtended(c.mode):
+		return r.execNative(ctx, c) // pgx says what is wrong
 	}
-	if err := r.aloneOrLost(ctx, content); err != nil {
-		return pgconn.CommandTag{}, err
+	rows, err := r.queryPipeline(ctx, c, content)
+	rows.Close()
+	if err == nil {
+		err = rows.Err()
 	}
-	return r.execNative(ctx, c)
+	return rows.CommandTag(), err
 }
 
 // prepare looks at a call and decides what to stamp it with, if at all.
 func (r runner) prepare(ctx context.Context, isQuery bool, sql string, args []any) (call, class, []byte) {
 	class := classify(sql)
 	if !wants(ctx, class) || r.status() == 'E' {
-		return call{original: sql, options: args}, class, nil
+		return call{original: sql, options: args, given: args}, class, nil
 	}
 	c := parseCall(ctx, r.q.Conn(), isQuery, sql, args)
 	if c.err != nil {
@@ -288,6 +293,9 @@ func (r runner) execSimple(ctx context.Context, c call, content []byte) (pgconn.
 		}
 	default:
 		shift(err, prefix)
+		if name := tag.String(); name == "SELECT 1" || name == "RELEASE" {
+			tag = pgconn.CommandTag{} // the stamp's
+		}
 		return tag, err
 	}
 	return r.q.Exec(ctx, c.original, c.with(c.sql)...)
@@ -297,7 +305,7 @@ func (r runner) execSimple(ctx context.Context, c call, content []byte) (pgconn.
 // it is to.
 func (r runner) isSimpleRefusal(ctx context.Context, err error) bool {
 	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && strings.Contains(pgErr.Message, "pg_logical_emit_message") && r.isRefusal(ctx, err)
+	return errors.As(err, &pgErr) && strings.Contains(pgErr.Message, "pg_logical_emit_message") && r.isStampRefusal(ctx, err)
 }
 
 // execBatch runs a stamp and a statement as one batch.
@@ -325,6 +333,7 @@ func (r runner) execBatch(ctx context.Context, c call, content []byte) (tag pgco
 type oneResult struct {
 	pgx.BatchResults
 	traced func(pgconn.CommandTag, error)
+	before string // what the server was sent before the statement, in one string with it
 }
 
 // sendPair sends a stamp and a statement and reads the answer to the stamp. If
@@ -333,6 +342,17 @@ type oneResult struct {
 func (r runner) sendPair(ctx context.Context, c call, content []byte) (*oneResult, stamp, error) {
 	s := r.stamp(content)
 	queries := r.queries(s)
+	before := ""
+	if c.mode == pgx.QueryExecModeSimpleProtocol {
+		// One string of it all, as pgx joins it. It must be known what comes
+		// before the statement.
+		for _, q := range queries {
+			if q.SQL == r.s.sql {
+				q.SQL, q.Arguments = r.s.text(content), nil
+			}
+			before += q.SQL + "\n;"
+		}
+	}
 	batch := &pgx.Batch{QueuedQueries: queries}
 	batch.Queue(c.sql, c.args...)
 	traceCtx, traced := r.trace(ctx, c)
@@ -344,6 +364,7 @@ func (r runner) sendPair(ctx context.Context, c call, content []byte) (*oneResul
 		}
 		_ = br.Close() // the same
 		if !r.isRefusal(ctx, err) {
+			shift(err, before)
 			traced(pgconn.CommandTag{}, err)
 			return nil, s, plain(err)
 		}
@@ -351,17 +372,25 @@ func (r runner) sendPair(ctx context.Context, c call, content []byte) (*oneResul
 		return nil, s, r.undo(ctx, s, err)
 	}
 	r.took(s)
-	return &oneResult{br, traced}, s, nil
+	return &oneResult{br, traced, before}, s, nil
 }
 
 // trace tells a tracer that knows no batches of the statement.
 func (r runner) trace(ctx context.Context, c call) (context.Context, func(pgconn.CommandTag, error)) {
+	if r.state().tracesBatches {
+		return ctx, func(pgconn.CommandTag, error) {}
+	}
+	return r.traceQuery(ctx, c)
+}
+
+// traceQuery tells the tracer of a statement, as pgx does.
+func (r runner) traceQuery(ctx context.Context, c call) (context.Context, func(pgconn.CommandTag, error)) {
 	tracer := r.state().tracer
 	if tracer == nil {
 		return ctx, func(pgconn.CommandTag, error) {}
 	}
 	conn := r.q.Conn()
-	ctx = tracer.TraceQueryStart(ctx, conn, pgx.TraceQueryStartData{SQL: c.original, Args: c.native()})
+	ctx = tracer.TraceQueryStart(ctx, conn, pgx.TraceQueryStartData{SQL: c.original, Args: c.given})
 	return ctx, func(tag pgconn.CommandTag, err error) {
 		tracer.TraceQueryEnd(ctx, conn, pgx.TraceQueryEndData{CommandTag: tag, Err: plain(err)})
 	}

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/hindsight-go/audit"
@@ -79,9 +78,10 @@ func AsWrite(ctx context.Context) context.Context { return context.WithValue(ctx
 
 // stamper is a Config at work.
 type stamper struct {
-	prefix string
-	sql    string
-	logger *slog.Logger
+	prefix      string
+	prefixBytes []byte
+	sql         string
+	logger      *slog.Logger
 
 	stamped, cut, lost atomic.Uint64
 	logged             atomic.Int64 // Unix time of the last log line, in seconds
@@ -100,6 +100,7 @@ func newStamper(c Config) *stamper {
 	if s.prefix == "" {
 		s.prefix = audit.StampPrefix
 	}
+	s.prefixBytes = []byte(s.prefix)
 	if c.Identity {
 		s.sql = identitySQL
 	}
@@ -126,7 +127,9 @@ func (s *stamper) content(ctx context.Context) []byte {
 		c = without(c, bad.Key)
 		if content, err = audit.StampContent(audit.WithContext(context.Background(), c)); err == nil {
 			s.cut.Add(1)
-			s.log(ctx, "a member of the audit context cannot be written as JSON and was left out", bad)
+			if s.isTimeToLog() {
+				s.log().WarnContext(ctx, "a member of the audit context cannot be written as JSON and was left out", "error", bad, "cut", s.cut.Load())
+			}
 			return content
 		}
 	}
@@ -156,19 +159,23 @@ func without(c audit.Context, key string) audit.Context {
 // lose takes note of a write without its context.
 func (s *stamper) lose(ctx context.Context, cause error) {
 	s.lost.Add(1)
-	s.log(ctx, "a write goes without its audit context", cause)
+	if s.isTimeToLog() {
+		s.log().WarnContext(ctx, "a write goes without its audit context", "error", cause, "lost", s.lost.Load(), "stamped", s.stamped.Load())
+	}
 }
 
-func (s *stamper) log(ctx context.Context, message string, cause error) {
+// isTimeToLog is true at most once a minute.
+func (s *stamper) isTimeToLog() bool {
 	now := time.Now().Unix()
-	if last := s.logged.Load(); now-last < 60 || !s.logged.CompareAndSwap(last, now) {
-		return
+	last := s.logged.Load()
+	return now-last >= 60 && s.logged.CompareAndSwap(last, now)
+}
+
+func (s *stamper) log() *slog.Logger {
+	if s.logger != nil {
+		return s.logger
 	}
-	logger := s.logger
-	if logger == nil {
-		logger = slog.Default()
-	}
-	logger.WarnContext(ctx, message, "error", cause, "stamped", s.stamped.Load(), "cut", s.cut.Load(), "lost", s.lost.Load())
+	return slog.Default()
 }
 
 // text returns the stamp as SQL without parameters. The content is JSON in
@@ -186,14 +193,18 @@ var errRefused = errors.New("auditpgx: the server refused an earlier stamp on th
 // connection.
 type connState struct {
 	mode   pgx.QueryExecMode // the connection's default
-	tracer pgx.QueryTracer   // nil if there is none, or if it traces batches
+	tracer pgx.QueryTracer   // nil if there is none
+	// tracesBatches says that tracer does so by itself.
+	tracesBatches bool
 	// proven says that the server took a stamp on this connection. Until then a
 	// stamp in a transaction is guarded by a savepoint.
 	proven bool
 	// refused says that it did not.
 	refused bool
-	// descriptions are those of statements whose calls differ from the default.
-	descriptions map[string]*pgconn.StatementDescription
+	// prepared are the statements that were sent with a stamp, and described
+	// those that were in the modes that do not prepare. pgx's own caches cannot be
+	// reached.
+	prepared, described cache
 }
 
 func stateOf(conn *pgx.Conn) *connState {
@@ -203,10 +214,11 @@ func stateOf(conn *pgx.Conn) *connState {
 		return st
 	}
 	config := conn.Config()
-	st := &connState{mode: config.DefaultQueryExecMode}
-	if _, ok := config.Tracer.(pgx.BatchTracer); !ok {
-		st.tracer = config.Tracer
+	st := &connState{
+		mode: config.DefaultQueryExecMode, tracer: config.Tracer,
+		prepared: cache{limit: config.StatementCacheCapacity}, described: cache{limit: config.DescriptionCacheCapacity},
 	}
+	_, st.tracesBatches = config.Tracer.(pgx.BatchTracer)
 	data[key] = st
 	return st
 }
