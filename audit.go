@@ -59,6 +59,9 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		}
 	}
 	r.source.MaxConns = 4
+	// Questions to the source are few. Asking first whether the connection is
+	// still there spares the caller an error after a restart of the server.
+	r.source.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return true }
 	if c.source, err = pgxpool.NewWithConfig(ctx, r.source); err != nil {
 		return nil, fmt.Errorf("audit: open source: %w", err)
 	}

@@ -387,6 +387,109 @@ func TestServerRestoredToAnEarlierStateIsRefused(t *testing.T) {
 	}
 }
 
+// promote makes a server that is down come up as a standby does that takes over
+// from its primary: on a timeline of its own.
+func promote(t *testing.T, db *audittest.Database) {
+	t.Helper()
+	server := db.Server()
+	// The file has to be the server's, as those around it are.
+	template := filepath.Join(server.DataDir(), "PG_VERSION")
+	if out, err := exec.CommandContext(t.Context(), "cp", "-a", template, filepath.Join(server.DataDir(), "standby.signal")).CombinedOutput(); err != nil {
+		t.Fatalf("make standby.signal: %v: %s", err, out)
+	}
+	server.StartAgain(t)
+	if !audittest.Value[bool](t, db, "SELECT pg_promote()") {
+		t.Fatal("the standby was not promoted")
+	}
+	if !audittest.Value[bool](t, db, "SELECT NOT pg_is_in_recovery() AND substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) = '00000002'") {
+		t.Fatal("the server is not on timeline 2")
+	}
+}
+
+// The same, but nobody looks before the restored server has written past what
+// history knows. Its timeline tells.
+func TestServerRestoredAndWrittenToIsRefused(t *testing.T) {
+	t.Parallel()
+	store := audittest.NewServer(t, audittest.ServerOptions{}).NewDatabase(t)
+	server := audittest.NewServer(t, audittest.ServerOptions{})
+	source := server.NewDatabase(t)
+	source.Exec(t, gapTable)
+	a := audittest.Open(t, source, audit.Config{StoreURL: store.URL()})
+	mustStart(t, a)
+	source.Exec(t, "INSERT INTO todo VALUES (1, 'in the backup')")
+	a.Sync(t)
+	a.Stop(t)
+
+	server.StopImmediate(t)
+	backup := server.DataDir() + ".backup"
+	copyDir(t, server.DataDir(), backup)
+	server.StartAgain(t)
+	mustStart(t, a)
+	source.Exec(t, "INSERT INTO todo SELECT n, 'not in the backup' FROM generate_series(2, 500) n")
+	syncAgain(t, a)
+	a.Stop(t)
+	reached := statusOf(t, a).Position
+	server.StopImmediate(t)
+	if err := os.RemoveAll(server.DataDir()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(backup, server.DataDir()); err != nil {
+		t.Fatal(err)
+	}
+	promote(t, source)
+	faulttest.Poll(t, faulttest.Patience, "the restored server writes past history's end", func() error {
+		source.Exec(t, "INSERT INTO todo SELECT coalesce(max(id), 0) + n, 'another past' FROM todo, generate_series(1, 1000) n GROUP BY n")
+		if !audittest.Value[bool](t, source, "SELECT pg_current_wal_flush_lsn() > $1::text::pg_lsn + 1000000", reached.String()) {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	again := audittest.Open(t, source, audit.Config{StoreURL: store.URL()})
+	var mismatch *capture.SourceMismatchError
+	if err := again.Client.Start(t.Context()); !errors.As(err, &mismatch) {
+		t.Errorf("Start returned %v, want a *SourceMismatchError", err)
+	}
+	if n := audittest.Value[int](t, store, "SELECT count(*) FROM audit.changes"); n != 500 {
+		t.Errorf("history has %d changes, want the 500 of before", n)
+	}
+}
+
+// A standby that has everything takes over: that is another timeline, too, and
+// history goes on.
+func TestFailoverGoesOn(t *testing.T) {
+	t.Parallel()
+	store := audittest.NewServer(t, audittest.ServerOptions{}).NewDatabase(t)
+	server := audittest.NewServer(t, audittest.ServerOptions{})
+	source := server.NewDatabase(t)
+	source.Exec(t, gapTable)
+	a := audittest.Open(t, source, audit.Config{StoreURL: store.URL()})
+	mustStart(t, a)
+	source.Exec(t, "INSERT INTO todo VALUES (1, 'before')")
+	a.Sync(t)
+	a.Stop(t)
+	source.Exec(t, "INSERT INTO todo VALUES (2, 'before, not captured')")
+	server.StopImmediate(t)
+	promote(t, source)
+	source.Exec(t, "INSERT INTO todo VALUES (3, 'after')")
+	again := audittest.Open(t, source, audit.Config{StoreURL: store.URL()})
+	mustStart(t, again)
+	syncAgain(t, again)
+	if diff := cmp.Diff([]string{"1", "2", "3"}, keysInHistory(t, store, "todo")); diff != "" {
+		t.Errorf("history (-want +got):\n%s", diff)
+	}
+	if s := statusOf(t, again); len(s.Gaps) > 0 {
+		t.Errorf("there are gaps: %v", s.Gaps)
+	}
+	// A second start finds the checkpoint on the new timeline.
+	again.Stop(t)
+	source.Exec(t, "INSERT INTO todo VALUES (4, 'later')")
+	mustStart(t, again)
+	syncAgain(t, again)
+	if diff := cmp.Diff([]string{"1", "2", "3", "4"}, keysInHistory(t, store, "todo")); diff != "" {
+		t.Errorf("history (-want +got):\n%s", diff)
+	}
+}
+
 // copyDir copies a data directory with its owner.
 func copyDir(t *testing.T, from, to string) {
 	t.Helper()

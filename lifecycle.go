@@ -49,6 +49,7 @@ func (c *Client) Start(ctx context.Context) error {
 	}
 	c.abort, c.last = cancel, view{state: capture.Starting}
 	c.mu.Unlock()
+	c.store.Reset() // connections from before a restart of the server are no reason to fail
 	facts, err := c.prepareSource(runCtx)
 	if err != nil {
 		cancel()

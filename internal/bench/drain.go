@@ -109,13 +109,28 @@ func drain(ctx context.Context, b *bench) error {
 	return nil
 }
 
-// catchUp lets capture pass everything there is.
+// catchUp lets capture pass everything there is, and the slot let go of the WAL:
+// a server that resumes reads from where the slot's restart_lsn is.
 func (b *bench) catchUp(ctx context.Context, client *audit.Client) error {
 	if err := client.Start(ctx); err != nil {
 		return err
 	}
-	if err := client.Sync(ctx); err != nil {
+	var here string
+	if err := b.conn.QueryRow(ctx, "SELECT pg_current_wal_insert_lsn()::text").Scan(&here); err != nil {
 		return err
+	}
+	for passed := false; !passed; {
+		// Each checkpoint logs the running transactions, by which the slot moves.
+		if err := b.exec(ctx, "CHECKPOINT"); err != nil {
+			return err
+		}
+		if err := client.Sync(ctx); err != nil {
+			return err
+		}
+		err := b.conn.QueryRow(ctx, "SELECT coalesce(bool_and(restart_lsn >= $1::text::pg_lsn), true) FROM pg_replication_slots", here).Scan(&passed)
+		if err != nil {
+			return err
+		}
 	}
 	return client.Stop(ctx)
 }

@@ -3,6 +3,7 @@ package faulttest
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -104,7 +105,7 @@ func (l *Load) compare(t testing.TB, want, got []entry) {
 			}
 			got = got[len(g):]
 			continue
-		case !cmp.Equal(w, g):
+		case !slices.Equal(w, g):
 			if different++; different <= shown {
 				t.Errorf("transaction %d has %d changes in history and made %d (-want +got):\n%.4000s", w[0].XID, len(g), len(w), cmp.Diff(w, g))
 			}
