@@ -15,12 +15,10 @@ const (
 	// behindBy tells a backlog from the tail of the log: so far in the past, by
 	// the server's own clock, a transaction was committed when it was sent.
 	behindBy = int64(250 * time.Millisecond / time.Microsecond)
-	// Under a backlog, small reads are let gather, so that one system call reads
-	// many messages; the socket's buffer takes longer to fill. And a dry moment
-	// is no reason to store yet.
-	gather  = 2 * time.Millisecond
-	dryFor  = 10 * time.Millisecond
-	smallIn = 64 << 10
+	// Under a backlog, a dry moment is no reason to store yet: it has to last. There
+	// is no pause to let small reads gather, though: a socket's buffer holds only
+	// some hundred small messages, so a sleeping reader stops the server.
+	dryFor = 10 * time.Millisecond
 )
 
 // session reads one stream into one sink, from START_REPLICATION until either
@@ -87,9 +85,6 @@ func (s *session) run(ctx context.Context) error {
 		}
 		deadline := s.statusSent.Add(statusInterval)
 		if s.behind() {
-			if s.stream.lastRead < smallIn {
-				s.pause(ctx, gather)
-			}
 			deadline = time.Now().Add(dryFor)
 		} else {
 			s.sink.Flush()
@@ -165,16 +160,6 @@ func (s *session) waitForSink(ctx context.Context) error {
 		return err
 	}
 	return s.sink.Err()
-}
-
-// pause waits a moment for input to gather.
-func (s *session) pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
 }
 
 // keepAlive confirms what is durable when that is news, asked for, or due.

@@ -58,7 +58,7 @@ func drain(ctx context.Context, b *bench) error {
 		return err
 	}
 	defer func() { _ = os.Remove(file.Name()) }()
-	b.printf("%-28s %9s | %9s %9s %9s | %8s %8s | %s\n", "shape", "changes", "decode/s", "COPY/s", "drain/s", "/COPY", "/decode", "client CPU")
+	b.printf("%-28s %9s | %9s %9s %9s | %8s %8s | %s\n", "shape", "changes", "decode/s", "COPY/s", "drain/s", "/COPY", "/decode", "CPU in us a change")
 	for _, s := range shapes {
 		n := b.n(s.changes)
 		// What the last shape wrote into the history is in the WAL as well: it
@@ -88,6 +88,10 @@ func drain(ctx context.Context, b *bench) error {
 		}
 		drained := time.Since(began)
 		used = cpu() - used
+		sender, writer, err := b.serverCPU(ctx)
+		if err != nil {
+			return err
+		}
 		var stored int
 		if err := b.conn.QueryRow(ctx, "SELECT count(*) FROM audit.changes").Scan(&stored); err != nil {
 			return err
@@ -103,10 +107,25 @@ func drain(ctx context.Context, b *bench) error {
 			return fmt.Errorf("bare copy: %w", err)
 		}
 		rate := func(d time.Duration) float64 { return float64(n) / d.Seconds() }
-		b.printf("%-28s %9d | %9.0f %9.0f %9.0f | %8.2f %8.2f | %.2f us a change\n", s.name, n,
-			rate(decode), rate(copied), rate(drained), copied.Seconds()/drained.Seconds(), decode.Seconds()/drained.Seconds(), used.Seconds()*1e6/float64(n))
+		b.printf("%-28s %9d | %9.0f %9.0f %9.0f | %8.2f %8.2f | %.2f client, %.2f walsender, %.2f writer\n", s.name, n,
+			rate(decode), rate(copied), rate(drained), copied.Seconds()/drained.Seconds(), decode.Seconds()/drained.Seconds(), used.Seconds()*1e6/float64(n), sender.Seconds()*1e6/float64(n), writer.Seconds()*1e6/float64(n))
 	}
 	return nil
+}
+
+// serverCPU returns the processor time that the walsender and the writer's
+// backend have used since they began.
+func (b *bench) serverCPU(ctx context.Context) (sender, writer time.Duration, err error) {
+	for name, used := range map[string]*time.Duration{"audit capture": &sender, "audit writer": &writer} {
+		var pid int
+		if err := b.conn.QueryRow(ctx, "SELECT pid FROM pg_stat_activity WHERE application_name = $1", name).Scan(&pid); err != nil {
+			return 0, 0, fmt.Errorf("find %s: %w", name, err)
+		}
+		if *used, err = processCPU(pid); err != nil {
+			return 0, 0, err
+		}
+	}
+	return sender, writer, nil
 }
 
 // catchUp lets capture pass everything there is, and the slot let go of the WAL:
