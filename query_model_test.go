@@ -164,14 +164,14 @@ func (m *model) condition() condition {
 			fmt.Sprint(operations), func(q audit.Query) audit.Query { return q.Operations(operations...) },
 			func(c audit.Change) bool { return slices.Contains(operations, c.Operation) },
 		}
-	case 9:
-		t := epoch.Add(time.Duration(m.IntN(1000)) * time.Hour)
+	case 9: // before every until: a window that ends before it begins is an error
+		t := epoch.Add(time.Duration(m.IntN(500)) * time.Hour)
 		return condition{
 			"since " + t.String(), func(q audit.Query) audit.Query { return q.Since(t) },
 			func(c audit.Change) bool { return !c.CommittedAt.Before(t) },
 		}
 	case 10:
-		t := epoch.Add(time.Duration(m.IntN(1000)) * time.Hour)
+		t := epoch.Add(time.Duration(500+m.IntN(500)) * time.Hour)
 		return condition{
 			"until " + t.String(), func(q audit.Query) audit.Query { return q.Until(t) },
 			func(c audit.Change) bool { return c.CommittedAt.Before(t) },
