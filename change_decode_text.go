@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/hindsight-go/audit/store"
 )
 
 func assignTime(raw json.RawMessage, dst *time.Time, column string) error {
@@ -299,7 +301,7 @@ func documentOf(raw json.RawMessage) json.RawMessage {
 	if len(raw) == 0 || raw[0] != '"' {
 		return raw
 	}
-	if text := []byte(rawText(raw)); isExactText(text) {
+	if text := []byte(rawText(raw)); store.IsExactText(text) {
 		return slices.Clip(text)
 	}
 	return raw

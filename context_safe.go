@@ -1,8 +1,6 @@
 package audit
 
 import (
-	"bytes"
-	"encoding/json"
 	"strconv"
 	"strings"
 	"unicode/utf16"
@@ -181,114 +179,6 @@ func (s *safeWriter) number() {
 		return
 	}
 	s.dst = append(s.dst, text...)
-}
-
-// isExactText tells that the content of a JSON string is the exact text of a
-// json value that could not be embedded in an image. It has to agree with what
-// the store keeps as text.
-func isExactText(text []byte) bool {
-	if !json.Valid(text) {
-		return false
-	}
-	if losesByEmbedding(text) {
-		return true
-	}
-	if text = []byte(strings.TrimSpace(string(text))); text[0] != '"' {
-		return text[0] == 'n' // in an image, null is NULL
-	}
-	// A string that would be mistaken for exact text is itself kept as text.
-	return isExactText([]byte(rawText(text)))
-}
-
-const (
-	// Where the store stops to embed json.
-	storeDepth  = 256
-	storeNumber = 8_000
-)
-
-// losesByEmbedding tells that jsonb would refuse the valid JSON text or drop
-// something of it.
-func losesByEmbedding(text []byte) bool {
-	if hasBadEscape(text) {
-		return true
-	}
-	decoder := json.NewDecoder(bytes.NewReader(text))
-	decoder.UseNumber()
-	var open []jsonLevel
-	for {
-		token, err := decoder.Token()
-		if err != nil {
-			return false // the end: the text is valid
-		}
-		top := len(open) - 1
-		switch token := token.(type) {
-		case json.Delim:
-			if token == '}' || token == ']' {
-				open = open[:top]
-				continue
-			}
-			if top >= 0 {
-				open[top].member()
-			}
-			if len(open) > storeDepth {
-				return true
-			}
-			open = append(open, newJSONLevel(token))
-			continue
-		case string:
-			if top >= 0 && open[top].key(token) {
-				return true
-			}
-		case json.Number:
-			if len(token) > storeNumber || exponentSize(token) > storeNumber {
-				return true
-			}
-		}
-		if len(open) > storeDepth {
-			return true
-		}
-		if top >= 0 {
-			open[top].member()
-		}
-	}
-}
-
-// jsonLevel is an open object or array; seen is nil for an array.
-type jsonLevel struct {
-	seen  map[string]bool
-	isKey bool // the next token of an object is a key
-}
-
-func newJSONLevel(open json.Delim) jsonLevel {
-	if open == '{' {
-		return jsonLevel{seen: map[string]bool{}, isKey: true}
-	}
-	return jsonLevel{}
-}
-
-// member takes note of a token: in an object, keys and values alternate.
-func (l *jsonLevel) member() { l.isKey = !l.isKey }
-
-// key reports whether name is a key that the object had already.
-func (l *jsonLevel) key(name string) bool {
-	if l.seen == nil || !l.isKey {
-		return false
-	}
-	if l.seen[name] {
-		return true
-	}
-	l.seen[name] = true
-	return false
-}
-
-// exponentSize returns the size of a number's exponent.
-func exponentSize(number json.Number) int {
-	i := strings.IndexAny(string(number), "eE")
-	if i < 0 {
-		return 0
-	}
-	n := parseExponent(string(number)[i+1:])
-	return max(n, -n)
 }
 
 // hasBadEscape finds \u0000 and halves of surrogate pairs.

@@ -86,6 +86,14 @@ func keepsText(text []byte) bool {
 	return err == nil && (!inner.embeds() || inner.top == 'n' || inner.top == '"' && keepsText([]byte(content)))
 }
 
+// IsExactText tells that the content of a JSON string, which stands in an image in
+// the place of a json column, is the exact text of the column's value; otherwise
+// the column's value is that string.
+func IsExactText(content []byte) bool {
+	_, err := scanJSON(content)
+	return err == nil && keepsText(content)
+}
+
 const hexDigits = "0123456789abcdef"
 
 // appendString writes text as a JSON string. It reports false if the text was

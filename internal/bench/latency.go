@@ -12,17 +12,11 @@ import (
 // latency measures from the return of COMMIT to the moment another connection
 // finds the change by a query, at 500 single-row transactions a second.
 func latency(ctx context.Context, b *bench) error {
-	if err := b.exec(ctx, table); err != nil {
-		return err
-	}
-	client, err := b.open(ctx)
+	client, err := b.capturing(ctx)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	if err := client.Start(ctx); err != nil {
-		return err
-	}
 	n := b.n(10_000)
 	committed := make([]time.Time, n+1)
 	var mu sync.Mutex

@@ -113,6 +113,22 @@ func (b *bench) open(ctx context.Context) (*audit.Client, error) {
 	return audit.Open(ctx, audit.Config{SourceURL: b.url, Tables: []string{"public.item"}, RefreshInterval: -1})
 }
 
+// capturing makes the table and starts to capture it.
+func (b *bench) capturing(ctx context.Context) (*audit.Client, error) {
+	if err := b.exec(ctx, table); err != nil {
+		return nil, err
+	}
+	client, err := b.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := client.Start(ctx); err != nil {
+		client.Close()
+		return nil, err
+	}
+	return client, nil
+}
+
 // cpu returns the processor time this process has used.
 func cpu() time.Duration {
 	var u syscall.Rusage

@@ -13,17 +13,11 @@ import (
 // memory measures the peak of this process's resident memory while it drains one
 // transaction of a million rows.
 func memory(ctx context.Context, b *bench) error {
-	if err := b.exec(ctx, table); err != nil {
-		return err
-	}
-	client, err := b.open(ctx)
+	client, err := b.capturing(ctx)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	if err := client.Start(ctx); err != nil {
-		return err
-	}
 	if err := client.Sync(ctx); err != nil {
 		return err
 	}
