@@ -79,6 +79,10 @@ func (e *CursorError) Error() string { return "audit: cursor: " + e.Reason }
 
 // While a query runs.
 var (
+	// ErrNoHistory is returned by a query of a store that was never set up: the
+	// schema is another one, or capture was never started.
+	ErrNoHistory = errors.New("audit: there is no history in this database and schema: call Client.Start once, or set Config.StoreURL and Config.Schema to where it is")
+
 	// ErrNotFound is returned by [Query.First] when no change matches.
 	ErrNotFound = errors.New("audit: no change matches the query")
 )

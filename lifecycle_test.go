@@ -616,3 +616,16 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("audit.changes is %v after Close, want %v", after["audit.changes"], values["audit.changes"])
 	}
 }
+
+func TestQueryOfAStoreThatWasNeverSetUpSaysSo(t *testing.T) {
+	t.Parallel()
+	a := audittest.Open(t, audittest.NewDatabase(t), audit.Config{})
+	if _, err := a.Client.Changes().List(t.Context()); !errors.Is(err, audit.ErrNoHistory) {
+		t.Errorf("List returned %v, want ErrNoHistory", err)
+	}
+	for _, err := range a.Client.Changes().Watch(t.Context()) {
+		if !errors.Is(err, audit.ErrNoHistory) {
+			t.Errorf("Watch gave %v, want ErrNoHistory", err)
+		}
+	}
+}

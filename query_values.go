@@ -19,6 +19,9 @@ func wrap(operation string, err error) error {
 	if err == nil {
 		return nil
 	}
+	if isUndefined(err) {
+		return fmt.Errorf("%w (%s: %w)", ErrNoHistory, operation, err)
+	}
 	return fmt.Errorf("audit: %s: %w", operation, err)
 }
 
