@@ -239,6 +239,12 @@ func TestInvalidatedSlotLeavesAGap(t *testing.T) {
 	}
 }
 
+// unlessThere lets a statement be late: a refresh may have put right already what
+// it puts right.
+func unlessThere(sql string) string {
+	return "DO $$ BEGIN " + sql + "; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+}
+
 // Somebody drops the publication under the live slot, or makes another in its
 // place. Whatever is not in history afterwards lies in a gap, or outside of what
 // coverage claims.
@@ -247,10 +253,10 @@ func TestPublicationTamperedWithIsNoSilentHole(t *testing.T) {
 	for name, statements := range map[string][]string{
 		"dropped":                     {"DROP PUBLICATION audit", "INSERT INTO todo VALUES (2, 'x')"},
 		"recreated empty":             {"DROP PUBLICATION audit; CREATE PUBLICATION audit", "INSERT INTO todo VALUES (2, 'x')"},
-		"recreated after a write":     {"DROP PUBLICATION audit", "INSERT INTO todo VALUES (2, 'x')", "CREATE PUBLICATION audit FOR TABLE todo"},
+		"recreated after a write":     {"DROP PUBLICATION audit", "INSERT INTO todo VALUES (2, 'x')", unlessThere("CREATE PUBLICATION audit FOR TABLE todo")},
 		"recreated with another":      {"DROP PUBLICATION audit; CREATE PUBLICATION audit FOR TABLE other", "INSERT INTO todo VALUES (2, 'x')"},
 		"table taken out":             {"ALTER PUBLICATION audit DROP TABLE todo", "INSERT INTO todo VALUES (2, 'x')"},
-		"table taken out and put in":  {"ALTER PUBLICATION audit DROP TABLE todo", "INSERT INTO todo VALUES (2, 'x')", "ALTER PUBLICATION audit ADD TABLE todo"},
+		"table taken out and put in":  {"ALTER PUBLICATION audit DROP TABLE todo", "INSERT INTO todo VALUES (2, 'x')", unlessThere("ALTER PUBLICATION audit ADD TABLE todo")},
 		"only inserts published":      {"ALTER PUBLICATION audit SET (publish = 'insert')", "UPDATE todo SET task = 'x' WHERE id = 1"},
 		"rows filtered by a tampered": {"ALTER PUBLICATION audit DROP TABLE todo; ALTER PUBLICATION audit ADD TABLE todo WHERE (id = 1)", "INSERT INTO todo VALUES (2, 'x')"},
 	} {
