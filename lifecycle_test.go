@@ -283,7 +283,7 @@ func TestNoGoroutineIsLeftBehind(t *testing.T) { //nolint:paralleltest // It loo
 			})
 			began := time.Now()
 			c.Close()
-			if after := time.Since(began); after > 10*time.Second {
+			if after := time.Since(began); after > time.Minute {
 				t.Errorf("Close took %s", after)
 			}
 			if err := <-ended; err == nil {

@@ -419,11 +419,12 @@ func TestApplicationNeverQueuesBehindAnAlter(t *testing.T) {
 				}
 			}
 			t.Logf("%d times two statements while capture tried to get its lock; the slowest took %s", n, slowest)
-			// Twice our lock_timeout, and some for the machine.
-			if slowest > time.Second {
+			// Behind a waiting ALTER it would have been as long as the holder is there,
+			// which is for good. Twice our lock_timeout, and much for the machine.
+			if slowest > 10*time.Second {
 				t.Errorf("the application had to wait %s", slowest)
 			}
-			if n < 5 {
+			if n < 2 {
 				t.Errorf("the application could do only %d statements", n)
 			}
 			if hold[0] == 'S' {
@@ -536,7 +537,7 @@ func TestSlotCreationSaysWhoIsInTheWay(t *testing.T) {
 				if !errors.As(err, &blocked) || !errors.Is(err, ended) {
 					t.Fatalf("Start returned %v, want a *SlotBlockedError", err)
 				}
-				if after := time.Since(began); after > patience+5*time.Second {
+				if after := time.Since(began); after > patience+time.Minute {
 					t.Errorf("Start returned after %s", after)
 				}
 				pid := int(conn.PgConn().PID())
