@@ -171,20 +171,11 @@ func (c *Client) openWriter(ctx context.Context, r *run, progress func()) (captu
 // recover turns the error that ended a session into what to do about it.
 func (c *Client) recover(ctx context.Context, r *run, err error) error {
 	var refused *store.RefusedError
-	var blocked *capture.SlotBlockedError
 	switch {
 	case errors.As(err, &refused):
 		// Not the whole batch may suffer for one row: first every transaction
 		// alone, then the one at fault with less and less.
-		if refused.To != r.until || refused.Caution < store.CautionIsolate {
-			r.caution = store.CautionIsolate
-		} else {
-			r.caution = min(refused.Caution+1, store.CautionBare)
-		}
-		if refused.Caution >= store.CautionIsolate && refused.To != r.until {
-			r.caution = store.CautionText
-		}
-		r.until = refused.To
+		r.caution, r.until = min(refused.Caution+1, store.CautionBare), refused.To
 		c.cfg.Logger.Warn("audit: the store refused data; it is tried again with more care", "from", refused.From, "to", refused.To, "care", int(r.caution), "error", refused.Cause)
 	case capture.IsPublicationLost(err):
 		// Whatever was written without a publication cannot be decoded any more:
@@ -196,8 +187,6 @@ func (c *Client) recover(ctx context.Context, r *run, err error) error {
 		if _, setupErr := c.setup.EnsurePublication(ctx, r.facts.Version); setupErr != nil {
 			return errors.Join(err, setupErr)
 		}
-	case errors.As(err, &blocked):
-		return err
 	}
 	return err
 }

@@ -113,6 +113,10 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]LSN, 
 		return err
 	}
 	c.setPending(pending)
+	after, err := c.position(ctx)
+	if err != nil {
+		return err
+	}
 	covered, err := c.history.Coverage(ctx, r.facts.Database)
 	if err != nil {
 		return err
@@ -133,7 +137,7 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]LSN, 
 		if repaired {
 			t.From = max(t.From, before)
 		}
-		if err := c.cover(ctx, r, t, open, checkpoint, before); err != nil {
+		if err := c.cover(ctx, r, t, open, checkpoint, after); err != nil {
 			return err
 		}
 	}
@@ -153,11 +157,9 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, open map[
 	}
 	from := t.From
 	if from == 0 {
-		// Published by somebody else, or by us just before a crash: from here on
-		// it is certain. Where there is no history yet, since the slot is.
-		if from = here; !ok && checkpoint.Changes == 0 {
-			from = checkpoint.Position
-		}
+		// Published by somebody else, or by us just before a crash: it is certain
+		// only from a position behind the one at which it was seen.
+		from = here
 	}
 	if ok {
 		until := from
@@ -181,23 +183,34 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, open map[
 	return nil
 }
 
-// closeGone ends the coverage of tables that are gone, or have left what
-// Config.Tables names by a new name or schema.
+// closeGone ends the coverage of tables that are gone, have left what
+// Config.Tables names by a new name or schema, or are not published.
 func (c *Client) closeGone(ctx context.Context, r *run, open map[uint32]store.Coverage, tracked []capture.Tracked, pending []capture.Pending, here LSN) error {
-	seen := make(map[uint32]bool)
+	c.mu.Lock()
+	verified := c.last.verified
+	c.mu.Unlock()
+	seen, unpublished := make(map[uint32]bool), make(map[uint32]bool)
 	for _, t := range tracked {
 		seen[t.OID] = true
 	}
 	for _, p := range pending {
-		seen[p.OID] = !p.Never
+		seen[p.OID] = p.Published
+		unpublished[p.OID] = !p.Published && !p.Never
 	}
 	for oid, cov := range open {
 		if seen[oid] {
 			continue
 		}
-		if err := c.history.CloseCoverage(ctx, r.facts.Database, oid, here); err != nil {
+		until := here
+		if unpublished[oid] {
+			// Somebody took it out, and it could not be put back yet: what it
+			// misses has begun behind the last look.
+			until = max(verified, cov.From)
+		}
+		if err := c.history.CloseCoverage(ctx, r.facts.Database, oid, until); err != nil {
 			return err
 		}
+		delete(open, oid)
 		c.cfg.Logger.Info("audit: table is not tracked any more; its history stays", "schema", cov.Schema, "table", cov.Table)
 	}
 	return nil

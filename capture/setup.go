@@ -120,6 +120,8 @@ type Pending struct {
 	Reason       error
 	// Never tells that it cannot be tracked as it is, and is not published.
 	Never bool
+	// Published tells that its changes come through the stream nevertheless.
+	Published bool
 }
 
 // UntrackableError is the reason for a table that cannot be tracked as it is.
@@ -150,7 +152,7 @@ func (s *Setup) Join(ctx context.Context, remember func(ctx context.Context, ide
 		case ctx.Err() != nil:
 			return nil, pending, ctx.Err()
 		case err != nil:
-			pending = append(pending, Pending{OID: t.OID, Schema: t.Schema, Name: t.Name, Reason: err})
+			pending = append(pending, Pending{OID: t.OID, Schema: t.Schema, Name: t.Name, Reason: err, Published: t.published()})
 		case t.untrackable() != "":
 			pending = append(pending, Pending{OID: t.OID, Schema: t.Schema, Name: t.Name, Never: true, Reason: &UntrackableError{Table: t.Ident(), Reason: t.untrackable()}})
 		case t.published():
