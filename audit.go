@@ -24,6 +24,7 @@ type Client struct {
 	history *store.Store
 	setup   *capture.Setup
 	metrics *instruments
+	kinds   *capture.Kinds // of the source's types
 
 	starting sync.Mutex // held by Start throughout, so that two calls are one
 
@@ -69,6 +70,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		c.source.Close()
 		return nil, fmt.Errorf("audit: open store: %w", err)
 	}
+	c.kinds = capture.NewKinds(c.source)
 	c.history = store.New(c.store, r.Schema)
 	c.setup = &capture.Setup{
 		DB: c.source, Slot: r.Slot, Publication: r.Publication, Patterns: r.patterns,

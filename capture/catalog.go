@@ -37,7 +37,7 @@ func (s *session) describe(ctx context.Context, m relationMessage) (*wal.Relatio
 	}
 	for i := range rel.Columns {
 		c := &rel.Columns[i]
-		if c.Kind, err = s.kind(ctx, c.TypeOID); err != nil {
+		if c.Kind, err = s.kinds.Of(ctx, c.TypeOID); err != nil {
 			return nil, &lookupError{fmt.Errorf("look up type %d of column %s.%s.%s: %w", c.TypeOID, m.Schema, m.Table, c.Name, err)}
 		}
 		if f, ok := facts.columns[c.Name]; ok {
@@ -141,43 +141,4 @@ func lookUpColumns(ctx context.Context, db Querier, oid uint32) (tableFacts, err
 		}
 	}
 	return facts, rows.Err()
-}
-
-// kind returns how values of a type are written. A type that is gone keeps its
-// text.
-func (s *session) kind(ctx context.Context, oid uint32) (wal.Kind, error) {
-	if k, ok := wal.BuiltinKind(oid); ok {
-		return k, nil
-	}
-	if k, ok := s.types[oid]; ok {
-		return k, nil
-	}
-	k, err := s.lookUpKind(ctx, oid)
-	if err != nil {
-		return k, err
-	}
-	s.types[oid] = k
-	return k, nil
-}
-
-func (s *session) lookUpKind(ctx context.Context, oid uint32) (wal.Kind, error) {
-	var typtype, delimiter string
-	var base, elem uint32
-	err := s.cfg.Catalog.QueryRow(ctx, `
-		SELECT t.typtype::text, t.typbasetype, CASE WHEN t.typcategory = 'A' AND e.typarray = t.oid THEN t.typelem ELSE 0 END, coalesce(e.typdelim, ',')::text
-		FROM pg_catalog.pg_type t
-		LEFT JOIN pg_catalog.pg_type e ON e.oid = t.typelem
-		WHERE t.oid = $1`, oid).Scan(&typtype, &base, &elem, &delimiter)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return wal.Kind{}, nil
-	case err != nil:
-		return wal.Kind{}, err
-	case typtype == "d":
-		return s.kind(ctx, base)
-	case elem != 0:
-		k, err := s.kind(ctx, elem)
-		return wal.ArrayOf(k, delimiter[0]), err
-	}
-	return wal.Kind{}, nil
 }

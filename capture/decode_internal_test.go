@@ -136,7 +136,7 @@ func newTestSession(r *recorder) *session {
 	return &session{
 		cfg:       &Config{Catalog: noCatalog{}, Prefix: "audit", OnRefresh: func() { r.note("refresh") }},
 		sink:      r,
-		relations: make(map[uint32]*relationState), types: make(map[uint32]wal.Kind),
+		relations: make(map[uint32]*relationState), kinds: NewKinds(noCatalog{}),
 	}
 }
 

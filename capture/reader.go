@@ -13,8 +13,6 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-
-	"github.com/hindsight-go/audit/internal/wal"
 )
 
 const (
@@ -229,7 +227,7 @@ func (r *Reader) session(ctx context.Context) error {
 	s := &session{
 		cfg: &r.cfg, stream: stream,
 		progress: make(chan struct{}, 1), stopping: r.stopping,
-		relations: make(map[uint32]*relationState), types: make(map[uint32]wal.Kind),
+		relations: make(map[uint32]*relationState), kinds: NewKinds(r.cfg.Catalog),
 	}
 	if err := r.cfg.Catalog.QueryRow(ctx, "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::bigint").Scan(&s.xid); err != nil {
 		return fmt.Errorf("read the current transaction id: %w", err)

@@ -33,7 +33,7 @@ type session struct {
 	stopping <-chan struct{}
 
 	relations map[uint32]*relationState
-	types     map[uint32]wal.Kind
+	kinds     *Kinds
 	rows      rowDecoder
 	lastOID   uint32
 	lastState *relationState

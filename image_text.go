@@ -1,0 +1,234 @@
+package audit
+
+import (
+	"bytes"
+	"encoding/json"
+	"strconv"
+	"unicode/utf16"
+	"unicode/utf8"
+
+	"github.com/hindsight-go/audit/internal/wal"
+	"github.com/hindsight-go/audit/store"
+)
+
+// eachMember calls yield for every column of the image with its value as JSON.
+// Name and value belong to the image, or to a copy where the name has escapes.
+// It reports whether the image is what it has to be: an object out of jsonb.
+func (im Image) eachMember(yield func(name, value []byte)) bool {
+	i := skipSpace(im, 0)
+	if i >= len(im) || im[i] != '{' {
+		return false
+	}
+	i = skipSpace(im, i+1)
+	if i < len(im) && im[i] == '}' {
+		return true
+	}
+	for i < len(im) && im[i] == '"' {
+		end := skipString(im, i)
+		name := im[i+1 : end-1]
+		if bytes.IndexByte(name, '\\') >= 0 {
+			name = appendUnquoted(nil, im[i:end])
+		}
+		i = skipSpace(im, end)
+		if i >= len(im) || im[i] != ':' {
+			return false
+		}
+		i = skipSpace(im, i+1)
+		end = skipValue(im, i)
+		yield(name, im[i:end])
+		i = skipSpace(im, end)
+		if i >= len(im) {
+			return false
+		}
+		if im[i] == '}' {
+			return true
+		}
+		i = skipSpace(im, i+1)
+	}
+	return false
+}
+
+func skipSpace(b []byte, i int) int {
+	for i < len(b) && (b[i] == ' ' || b[i] == '\n' || b[i] == '\t' || b[i] == '\r') {
+		i++
+	}
+	return i
+}
+
+// skipString returns the index behind the string that begins at i.
+func skipString(b []byte, i int) int {
+	for i++; i < len(b); i++ {
+		switch b[i] {
+		case '\\':
+			i++
+		case '"':
+			return i + 1
+		}
+	}
+	return len(b)
+}
+
+// skipValue returns the index behind the value that begins at i.
+func skipValue(b []byte, i int) int {
+	depth := 0
+	for i < len(b) {
+		switch b[i] {
+		case '"':
+			if i = skipString(b, i); depth == 0 {
+				return i
+			}
+			continue
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth == 0 {
+				return i
+			}
+			if depth--; depth == 0 {
+				return i + 1
+			}
+		case ',', ' ', '\n', '\t', '\r':
+			if depth == 0 {
+				return i
+			}
+		}
+		i++
+	}
+	return len(b)
+}
+
+// appendUnquoted appends the content of a JSON string.
+func appendUnquoted(dst, quoted []byte) []byte {
+	content := quoted[1 : len(quoted)-1]
+	for i := 0; i < len(content); i++ {
+		c := content[i]
+		if c != '\\' || i+1 >= len(content) {
+			dst = append(dst, c)
+			continue
+		}
+		i++
+		switch content[i] {
+		case 'n':
+			dst = append(dst, '\n')
+		case 't':
+			dst = append(dst, '\t')
+		case 'r':
+			dst = append(dst, '\r')
+		case 'b':
+			dst = append(dst, '\b')
+		case 'f':
+			dst = append(dst, '\f')
+		case 'u':
+			r := hexRune(content, i+1)
+			i += 4
+			if utf16.IsSurrogate(r) && i+6 < len(content) && content[i+1] == '\\' && content[i+2] == 'u' {
+				r = utf16.DecodeRune(r, hexRune(content, i+3))
+				i += 6
+			}
+			dst = utf8.AppendRune(dst, r)
+		default:
+			dst = append(dst, content[i])
+		}
+	}
+	return dst
+}
+
+func hexRune(b []byte, at int) rune {
+	if at+4 > len(b) {
+		return utf8.RuneError
+	}
+	n, err := strconv.ParseUint(string(b[at:at+4]), 16, 16)
+	if err != nil {
+		return utf8.RuneError
+	}
+	return rune(n)
+}
+
+// appendSQLText appends the value of an image in PostgreSQL's text format: what
+// the type's input function reads. It is the inverse of what the store wrote,
+// and must not be given the null of JSON, which stands for NULL.
+func appendSQLText(dst []byte, kind wal.Kind, raw []byte) []byte {
+	if len(raw) == 0 {
+		return dst
+	}
+	switch {
+	case kind.Base == wal.JSONB:
+		return append(dst, raw...)
+	case kind.Base == wal.JSON:
+		if raw[0] == '"' {
+			if content := appendUnquoted(nil, raw); store.IsExactText(content) {
+				return append(dst, content...)
+			}
+		}
+		return append(dst, raw...)
+	case raw[0] == '"':
+		return appendUnquoted(dst, raw)
+	case raw[0] == '[':
+		delimiter := kind.Delimiter
+		if delimiter == 0 {
+			delimiter = ','
+		}
+		return appendArrayText(dst, delimiter, raw)
+	case string(raw) == "true", string(raw) == "false":
+		return append(dst, raw[0])
+	}
+	return append(dst, raw...)
+}
+
+// appendArrayText writes a JSON array as PostgreSQL's array literal.
+func appendArrayText(dst []byte, delimiter byte, raw []byte) []byte {
+	dst = append(dst, '{')
+	i := skipSpace(raw, 1)
+	for n := 0; i < len(raw) && raw[i] != ']'; n++ {
+		if n > 0 {
+			dst = append(dst, delimiter)
+		}
+		end := skipValue(raw, i)
+		value := raw[i:end]
+		switch {
+		case string(value) == "null":
+			dst = append(dst, "NULL"...)
+		case value[0] == '[':
+			dst = appendArrayText(dst, delimiter, value)
+		case value[0] == '"':
+			dst = append(dst, '"')
+			for _, c := range appendUnquoted(nil, value) {
+				if c == '"' || c == '\\' {
+					dst = append(dst, '\\')
+				}
+				dst = append(dst, c)
+			}
+			dst = append(dst, '"')
+		default:
+			dst = appendSQLText(dst, wal.Kind{}, value)
+		}
+		if i = skipSpace(raw, end); i < len(raw) && raw[i] == ',' {
+			i = skipSpace(raw, i+1)
+		}
+	}
+	return append(dst, '}')
+}
+
+// values reads an image as one value in PostgreSQL's text format for each
+// column: nil is NULL. It reports which column, the first of them, the image
+// does not know; -1 if it knows all.
+func (im Image) values(columns *columnSet) (values [][]byte, unknown int) {
+	values = make([][]byte, len(columns.list))
+	seen := make([]bool, len(columns.list))
+	im.eachMember(func(name, value []byte) {
+		i, ok := columns.index[string(name)]
+		if !ok {
+			return
+		}
+		seen[i] = true
+		if !isNull(json.RawMessage(value)) {
+			values[i] = appendSQLText(make([]byte, 0, len(value)), columns.list[i].kind, value)
+		}
+	})
+	for i, ok := range seen {
+		if !ok && !columns.list[i].derived {
+			return values, i
+		}
+	}
+	return values, -1
+}

@@ -1,0 +1,135 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/wal"
+)
+
+// column is a column of a table as it is, or as it was at some position.
+type column struct {
+	name    string
+	attnum  int16
+	typeOID uint32
+	typeMod int32
+	// typeName is the type as SQL, with its modifier.
+	typeName string
+	kind     wal.Kind
+	// derived tells that the server computes the value (a stored or virtual
+	// generated column), so that images need not hold it; generated is
+	// attgenerated, identity attidentity.
+	derived             bool
+	generated, identity string
+	notNull             bool
+}
+
+// columnSet is the columns of a version of a table, in the table's order.
+type columnSet struct {
+	list  []column
+	index map[string]int // by name
+}
+
+func newColumnSet(list []column) *columnSet {
+	set := &columnSet{list: list, index: make(map[string]int, len(list))}
+	for i, c := range list {
+		set.index[c.name] = i
+	}
+	return set
+}
+
+// names returns the names of the columns.
+func (s *columnSet) names() []string {
+	names := make([]string, len(s.list))
+	for i, c := range s.list {
+		names[i] = c.name
+	}
+	return names
+}
+
+// same tells that a row of one version is a row of the other.
+func (s *columnSet) same(o *columnSet) bool {
+	return slices.EqualFunc(s.list, o.list, func(a, b column) bool {
+		return a.name == b.name && a.typeOID == b.typeOID && a.typeMod == b.typeMod && a.attnum == b.attnum
+	})
+}
+
+// hasDerived tells that there is a column that the server computes.
+func (s *columnSet) hasDerived() bool {
+	return slices.ContainsFunc(s.list, func(c column) bool { return c.derived })
+}
+
+// sourceTable is a table of the source as its catalog describes it now.
+type sourceTable struct {
+	oid          uint32
+	schema, name string
+	// kind is pg_class.relkind: r, p, ...
+	kind    string
+	columns *columnSet
+	// key holds the names of the primary key's columns, in key order.
+	key []string
+}
+
+// ident returns the table's name, quoted.
+func (t *sourceTable) ident() string { return pgx.Identifier{t.schema, t.name}.Sanitize() }
+
+// keyIndexes returns where the key's columns stand.
+func (t *sourceTable) keyIndexes() []int {
+	at := make([]int, len(t.key))
+	for i, name := range t.key {
+		at[i] = t.columns.index[name]
+	}
+	return at
+}
+
+// errNoTable is returned by describeTable when there is no such table now.
+var errNoTable = errors.New("no such table")
+
+// describeTable reads what the source's catalog says of a table now. db may be a
+// transaction, or the pool.
+func (c *Client) describeTable(ctx context.Context, db capture.Querier, oid uint32) (*sourceTable, error) {
+	t := &sourceTable{oid: oid}
+	err := db.QueryRow(ctx, `
+		SELECT n.nspname, c.relname, c.relkind::text,
+			coalesce((SELECT array_agg(a.attname::text ORDER BY k.n)
+				FROM pg_catalog.pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, n)
+				JOIN pg_catalog.pg_attribute a ON a.attnum = k.attnum
+				WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid), '{}')
+		FROM pg_catalog.pg_class c
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.oid = $1`, oid).Scan(&t.schema, &t.name, &t.kind, &t.key)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, errNoTable
+	}
+	if err != nil {
+		return nil, err
+	}
+	rows, err := db.Query(ctx, `
+		SELECT a.attname, a.attnum, a.atttypid, a.atttypmod, pg_catalog.format_type(a.atttypid, a.atttypmod),
+			a.attgenerated::text, a.attidentity::text, a.attnotnull
+		FROM pg_catalog.pg_attribute a
+		WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
+		ORDER BY a.attnum`, oid)
+	if err != nil {
+		return nil, err
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (col column, err error) {
+		err = row.Scan(&col.name, &col.attnum, &col.typeOID, &col.typeMod, &col.typeName, &col.generated, &col.identity, &col.notNull)
+		col.derived = col.generated != ""
+		return col, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i := range list {
+		if list[i].kind, err = c.kinds.Of(ctx, list[i].typeOID); err != nil {
+			return nil, err
+		}
+	}
+	t.columns = newColumnSet(list)
+	return t, nil
+}
