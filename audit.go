@@ -28,11 +28,14 @@ type Client struct {
 
 	starting sync.Mutex // held by Start throughout, so that two calls are one
 
-	mu     sync.Mutex
-	run    *run               // guarded by mu: the latest capture, nil before Start
-	last   view               // guarded by mu: what Status shows
-	abort  context.CancelFunc // guarded by mu: ends the latest Start, whatever it is doing
-	closed bool               // guarded by mu
+	mu   sync.Mutex
+	run  *run // guarded by mu: the latest capture, nil before Start
+	last view // guarded by mu: what Status shows
+	// guarded by mu: what time travel asks for again and again
+	database string
+	known    remembered
+	abort    context.CancelFunc // guarded by mu: ends the latest Start, whatever it is doing
+	closed   bool               // guarded by mu
 
 	stored *broadcast // told whenever something was stored
 	poke   chan struct{}

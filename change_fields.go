@@ -3,6 +3,7 @@ package audit
 import (
 	"database/sql"
 	"encoding"
+	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -147,4 +148,19 @@ func isValueType(t reflect.Type) bool {
 	return t == reflect.TypeFor[time.Time]() ||
 		p.Implements(reflect.TypeFor[sql.Scanner]()) ||
 		p.Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
+}
+
+// others returns the names of the columns that fields are for, but for those
+// whose index is taken.
+func (f *structFields) others(taken map[string]bool) []string {
+	var names []string
+	for _, fields := range []map[string][]int{f.tagged, f.named} {
+		for name, index := range fields {
+			if !taken[fmt.Sprint(index)] {
+				names = append(names, name)
+			}
+		}
+	}
+	slices.Sort(names)
+	return names
 }

@@ -210,25 +210,25 @@ func appendArrayText(dst []byte, delimiter byte, raw []byte) []byte {
 }
 
 // values reads an image as one value in PostgreSQL's text format for each
-// column: nil is NULL. It reports which column, the first of them, the image
-// does not know; -1 if it knows all.
-func (im Image) values(columns *columnSet) (values [][]byte, unknown int) {
-	values = make([][]byte, len(columns.list))
-	seen := make([]bool, len(columns.list))
+// column, where index says under which name the image has which: nil is NULL.
+// missing are the columns that the image does not know and has to.
+func (im Image) values(columns []column, index map[string]int) (values [][]byte, missing []int) {
+	values = make([][]byte, len(columns))
+	seen := make([]bool, len(columns))
 	im.eachMember(func(name, value []byte) {
-		i, ok := columns.index[string(name)]
+		i, ok := index[string(name)]
 		if !ok {
 			return
 		}
 		seen[i] = true
 		if !isNull(json.RawMessage(value)) {
-			values[i] = appendSQLText(make([]byte, 0, len(value)), columns.list[i].kind, value)
+			values[i] = appendSQLText(make([]byte, 0, len(value)), columns[i].kind, value)
 		}
 	})
 	for i, ok := range seen {
-		if !ok && !columns.list[i].derived {
-			return values, i
+		if !ok && !columns[i].derived {
+			missing = append(missing, i)
 		}
 	}
-	return values, -1
+	return values, missing
 }

@@ -77,15 +77,6 @@ type sourceTable struct {
 // ident returns the table's name, quoted.
 func (t *sourceTable) ident() string { return pgx.Identifier{t.schema, t.name}.Sanitize() }
 
-// keyIndexes returns where the key's columns stand.
-func (t *sourceTable) keyIndexes() []int {
-	at := make([]int, len(t.key))
-	for i, name := range t.key {
-		at[i] = t.columns.index[name]
-	}
-	return at
-}
-
 // errNoTable is returned by describeTable when there is no such table now.
 var errNoTable = errors.New("no such table")
 

@@ -20,22 +20,30 @@ import (
 // It needs a connection to the source that may write. While capture does not run
 // anywhere it waits until ctx ends.
 func (c *Client) Sync(ctx context.Context) error {
-	var database string
-	var target LSN
-	mark := func() error {
-		return c.source.QueryRow(ctx, "SELECT current_database(), pg_catalog.pg_logical_emit_message(true, $1, '')::text", c.cfg.ContextPrefix+capture.SyncSuffix).Scan(&database, &target)
-	}
-	err := mark()
-	if pgconn.SafeToRetry(err) { // the pool's connection was from before a restart
-		err = mark()
-	}
+	database, target, err := c.barrier(ctx)
 	if err != nil {
-		return fmt.Errorf("audit: sync: mark the source's WAL: %w", err)
+		return fmt.Errorf("audit: sync: %w", err)
 	}
 	if err := c.waitFor(ctx, database, target); err != nil {
 		return fmt.Errorf("audit: sync: %w", err)
 	}
 	return nil
+}
+
+// barrier writes a message into the source's WAL and returns where: whatever was
+// committed before the call is before it.
+func (c *Client) barrier(ctx context.Context) (database string, at LSN, err error) {
+	mark := func() error {
+		return c.source.QueryRow(ctx, "SELECT current_database(), pg_catalog.pg_logical_emit_message(true, $1, '')::text", c.cfg.ContextPrefix+capture.SyncSuffix).Scan(&database, &at)
+	}
+	err = mark()
+	if pgconn.SafeToRetry(err) { // the pool's connection was from before a restart
+		err = mark()
+	}
+	if err != nil {
+		return "", 0, fmt.Errorf("mark the source's WAL: %w", err)
+	}
+	return database, at, nil
 }
 
 // waitFor returns when the store holds everything that committed before target.

@@ -118,6 +118,7 @@ func UninstallSQL(schema string) []string {
 		"DROP TABLE IF EXISTS " + strings.Join([]string{
 			quoted + ".changes", quoted + ".checkpoints", quoted + ".commit_times", quoted + ".relations", quoted + ".coverage",
 			quoted + ".gaps", quoted + ".retention", quoted + ".replica_identities", quoted + ".schema_migrations",
+			quoted + ".marks", quoted + ".keyframes", quoted + ".keyframe_rows",
 		}, ", ") + " CASCADE",
 	}
 	for _, function := range []string{

@@ -161,7 +161,8 @@ type openBatch struct {
 	dirty     bool // has something that must be stored
 	started   time.Time
 	committed int64   // running maximum of commit times
-	position  wal.LSN // commit LSN of the last transaction with rows
+	position  wal.LSN // commit LSN of the last transaction with rows, or of a barrier
+	forced    bool    // there was a barrier
 	sql       []string
 	fixups    []string
 }
@@ -393,6 +394,10 @@ func (w *Writer) Commit(end wal.LSN) {
 		w.batch.committed = max(w.batch.committed, w.tx.head.CommitTime)
 	}
 	if w.tx.force {
+		// It also says that everything that comes behind it is later: by this, a
+		// time up to now maps to one position for good.
+		w.batch.position, w.batch.forced = w.tx.head.CommitLSN, true
+		w.batch.committed = max(w.batch.committed, w.tx.head.CommitTime)
 		w.batch.dirty = true
 	}
 	w.tx.open = false
@@ -451,9 +456,9 @@ func (w *Writer) seal() {
 	b := &w.batch
 	s := &seal{from: w.from, to: b.to, rows: b.rows, bytes: b.bytes, committed: b.committed, caution: w.enc.caution}
 	s.sql = append(b.fixups, b.sql...)
-	if b.rows > 0 {
+	if b.rows > 0 || b.forced {
 		w.timesN += b.rows
-		if now := wal.Microseconds(time.Now()); w.timesN >= commitTimesRows || now-w.timesAt >= commitTimesAge {
+		if now := wal.Microseconds(time.Now()); b.forced || w.timesN >= commitTimesRows || now-w.timesAt >= commitTimesAge {
 			s.sql = append(s.sql, fmt.Sprintf("INSERT INTO %s.commit_times (database, position, committed_at) VALUES (%s, '%s', %s) ON CONFLICT DO NOTHING",
 				w.schema, quoteLiteral(w.cfg.Database), b.position, timeLiteral(b.committed)))
 			w.timesAt, w.timesN = now, 0

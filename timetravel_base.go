@@ -1,0 +1,132 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/hindsight-go/audit/store"
+)
+
+// base is a state of a table that is known whole, from which the one asked for is
+// reached: backwards, by undoing the changes in between, or forwards, by doing
+// them again.
+type base struct {
+	kind baseKind
+	// position is where it is; maxLSN for the live table.
+	position LSN
+	keyframe int64
+	// sequence is that of the TRUNCATE: its transaction may have gone on.
+	sequence int
+}
+
+type baseKind int
+
+const (
+	baseLive baseKind = iota
+	// baseKeyframe is a state that the store keeps.
+	baseKeyframe
+	// baseEmpty is just behind a TRUNCATE.
+	baseEmpty
+)
+
+// forward tells that the base is before the moment.
+func (b base) forward(p *pastTable) bool { return b.position <= p.through }
+
+// base finds a whole state to begin with, or says why there is none.
+func (p *pastTable) base(ctx context.Context) (base, error) {
+	if horizon := p.facts.Horizon; p.through < horizon.Position {
+		e := &HistoryError{Table: p.qualified(), Asked: p.point.String(), Reason: ErrPastRetention, Earliest: Position{LSN: horizon.Position}, EarliestTime: horizon.Time}
+		return base{}, e
+	}
+	truncations, err := p.truncations(ctx)
+	if err != nil {
+		return base{}, err
+	}
+	after := slices.IndexFunc(truncations, func(t truncation) bool { return t.position > p.through })
+	if after < 0 {
+		after = len(truncations)
+	}
+	liveErr := p.liveBase(truncations[after:])
+	if liveErr == nil {
+		return base{kind: baseLive, position: maxLSN}, nil
+	}
+	if b, ok := p.storedBase(truncations[:after], truncations[after:]); ok {
+		return b, nil
+	}
+	return base{}, liveErr
+}
+
+// liveBase says why the live table is no base, or nil.
+func (p *pastTable) liveBase(later []truncation) error {
+	if gap, ok := p.gapIn(p.through, maxLSN); ok {
+		e := p.refuse(ErrInGap, gap.Reason, gap.To)
+		var history *HistoryError
+		if errors.As(e, &history) {
+			history.EarliestTime = gap.ToTime
+		}
+		return e
+	}
+	switch {
+	case p.live == nil:
+		return p.refuse(ErrIncomplete, "it was dropped since; rows that did not change while it was tracked are not in history. Client.Baseline, in time, keeps them", 0)
+	case p.until != 0:
+		return p.refuse(ErrIncomplete, "it is not tracked any more, and what was written to it since is not in history", p.next())
+	case len(later) > 0:
+		return p.refuse(ErrIncomplete, "it was truncated since; rows that did not change while it was tracked are not in history. Client.Baseline, in time, keeps them", later[0].position)
+	}
+	return nil
+}
+
+// next returns where the table's next stay in coverage begins, or 0.
+func (p *pastTable) next() LSN {
+	for _, cov := range p.facts.Coverage {
+		if cov.RelationID == p.oid && cov.From > p.through {
+			return cov.From
+		}
+	}
+	return 0
+}
+
+// gapIn returns a hole in history between two positions.
+func (p *pastTable) gapIn(from, to LSN) (store.Gap, bool) {
+	for _, g := range p.facts.Gaps {
+		if g.To > from && g.From < to {
+			return g, true
+		}
+	}
+	return store.Gap{}, false
+}
+
+// storedBase finds a keyframe or a TRUNCATE from which the moment can be reached,
+// the nearest one before it, or else the nearest one behind it.
+func (p *pastTable) storedBase(before, after []truncation) (base, bool) {
+	found, ok := base{}, false
+	reachable := func(from, to LSN) bool {
+		_, gap := p.gapIn(from, to)
+		return !gap && from >= p.facts.Horizon.Position && from >= p.covered.From && (p.until == 0 || to <= p.until)
+	}
+	for _, k := range p.facts.Keyframes {
+		if k.RelationID == p.oid && k.Position <= p.through && reachable(k.Position, p.through) {
+			found, ok = base{kind: baseKeyframe, position: k.Position, keyframe: k.ID}, true
+		}
+	}
+	for _, t := range before {
+		switch {
+		case t.position < found.position:
+		case t.partial:
+			found, ok = base{}, false // which rows it took is not in history
+		case reachable(t.position, p.through):
+			found, ok = base{kind: baseEmpty, position: t.position, sequence: t.sequence}, true
+		}
+	}
+	if ok {
+		return found, true
+	}
+	for _, k := range p.facts.Keyframes {
+		if k.RelationID == p.oid && k.Position > p.through && reachable(p.through, k.Position) && (len(after) == 0 || k.Position < after[0].position) {
+			return base{kind: baseKeyframe, position: k.Position, keyframe: k.ID}, true
+		}
+	}
+	return base{}, false
+}

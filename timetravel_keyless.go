@@ -1,0 +1,160 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/wal"
+)
+
+// keylessRows is rows for a table without a key. Its rows can be told apart only
+// by what they hold, so the table is a bag of rows: changes put rows in and take
+// rows out, in any order.
+func (p *pastTable) keylessRows(ctx context.Context, b base, s *snapshot, yield func(values [][]byte) error) error {
+	bag, err := p.bag(ctx, b, s)
+	if err != nil {
+		return err
+	}
+	err = p.baseRows(ctx, b, s, func(_ string, values [][]byte, missing []int) error {
+		if len(missing) > 0 {
+			return p.unknown(missing)
+		}
+		if n := bag[p.rowText(values)]; n != nil && n.more < 0 {
+			n.more++
+			return nil
+		}
+		return yield(values)
+	})
+	if err != nil {
+		return err
+	}
+	var derive [][][]byte
+	for _, n := range bag {
+		if n.more < 0 {
+			return p.refuse(ErrIncomplete, "history takes rows away that the table does not hold", 0)
+		}
+		for range n.more {
+			derive = append(derive, cloneValues(n.values))
+		}
+	}
+	if err := p.derive(ctx, derive); err != nil {
+		return err
+	}
+	for _, values := range derive {
+		if err := yield(values); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bagged is how many more rows of one content there were than the base has.
+type bagged struct {
+	values [][]byte
+	more   int
+}
+
+// bag adds up what lies between the base and the moment. Of a live base, changes
+// that its snapshot does not show are not to be undone, and those in the moment
+// that it does not show are to be done.
+func (p *pastTable) bag(ctx context.Context, b base, s *snapshot) (map[string]*bagged, error) {
+	bag := make(map[string]*bagged)
+	add := func(image Image, at LSN, n int) error {
+		if image == nil || image.IsEmpty() {
+			return nil
+		}
+		values, missing := image.values(p.columns.list, p.versionAt(at))
+		if len(missing) > 0 {
+			return p.unknown(missing)
+		}
+		key := p.rowText(values)
+		if bag[key] == nil {
+			bag[key] = &bagged{values: values}
+		}
+		bag[key].more += n
+		return nil
+	}
+	from, to, sign := p.through, b.position, 1
+	if b.forward(p) {
+		from, to, sign = b.position, p.through, -1
+		if b.kind == baseEmpty {
+			from--
+		}
+	}
+	for _, span := range p.names {
+		err := p.keylessChanges(ctx, side{from: max(from, span.from), to: min(to, span.to)}, span, nil, func(at LSN, sequence int, xid uint64, before, after Image) error {
+			switch {
+			case s != nil && !s.sees(xid), b.kind == baseEmpty && at == b.position && sequence < b.sequence:
+				return nil
+			}
+			if err := add(before, at, sign); err != nil {
+				return err
+			}
+			return add(after, at, -sign)
+		})
+		if err != nil {
+			return nil, err
+		}
+		if s == nil || len(s.running) == 0 {
+			continue
+		}
+		err = p.keylessChanges(ctx, side{from: span.from, to: min(p.through, span.to)}, span, s.running, func(at LSN, _ int, _ uint64, before, after Image) error {
+			if err := add(before, at, -1); err != nil {
+				return err
+			}
+			return add(after, at, 1)
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return bag, nil
+}
+
+// keylessChanges reads changes with both images; of the given transactions only,
+// if there are some.
+func (p *pastTable) keylessChanges(ctx context.Context, s side, span nameSpan, of []uint64, yield func(at LSN, sequence int, xid uint64, before, after Image) error) error {
+	if s.from >= s.to {
+		return nil
+	}
+	rows, err := p.client.store.Query(ctx, `
+		SELECT c.position, c.sequence, c.transaction_id, c.before, c.after
+		FROM `+p.client.table("changes")+` c
+		WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3
+		  AND c.position > $4 AND c.position <= $5 AND c.operation <> 'TRUNCATE'
+		  AND ($6::bigint[] IS NULL OR c.transaction_id = ANY ($6))`,
+		span.name, span.schema, p.database, s.from.String(), s.to.String(), of)
+	if err != nil {
+		return wrap("read changes", err)
+	}
+	var lsn lsnText
+	var sequence int
+	var xid int64
+	var before, after []byte
+	_, err = pgx.ForEachRow(rows, []any{&lsn, &sequence, &xid, &before, &after}, func() error {
+		return yield(LSN(lsn), sequence, uint64(xid), bytes.Clone(before), bytes.Clone(after))
+	})
+	return wrap("read changes", err)
+}
+
+// canonical makes texts equal that mean the same: a json value keeps its spaces
+// in the table, but not in history.
+func canonical(kind wal.Kind, text []byte) []byte {
+	if kind.Base != wal.JSON && kind.Base != wal.JSONB {
+		return text
+	}
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.UseNumber()
+	var value any
+	if decoder.Decode(&value) != nil {
+		return text
+	}
+	normal, err := json.Marshal(value)
+	if err != nil {
+		return text
+	}
+	return normal
+}

@@ -1,0 +1,463 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/store"
+)
+
+// travel is one question about the past: the facts it rests on and the moment it
+// is about.
+type travel struct {
+	client   *Client
+	point    Point
+	database string
+	facts    *store.Facts
+	// through is the moment: transactions with a commit LSN up to it are in it.
+	// Every position from same to through means the same state, since no change
+	// lies between; where it was given by a position they are equal.
+	through, same LSN
+	// at is the time that was asked for, zero where it was not by time.
+	at time.Time
+}
+
+// factsAge is how long what the store knows beside the changes may be used again.
+// Nothing of it changes for moments that are long past, but for coverage that
+// turns out to have ended: that is found out every few seconds.
+const factsAge = time.Second
+
+// remembered is the facts at some moment.
+type remembered struct {
+	facts *store.Facts
+	read  time.Time
+}
+
+// travel begins a question: it finds out which position the point means, and
+// waits until the store holds everything up to it.
+func (c *Client) travel(ctx context.Context, p Point) (*travel, error) {
+	t := &travel{client: c, point: p}
+	var err error
+	if t.database, err = c.databaseName(ctx); err != nil {
+		return nil, err
+	}
+	if t.facts, err = c.recentFacts(ctx, t.database); err != nil {
+		return nil, err
+	}
+	if err := t.resolve(ctx); err != nil {
+		return nil, err
+	}
+	if t.through >= t.facts.Checkpoint.Position {
+		if err := t.catchUp(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if p.report != nil {
+		*p.report = t.completeness(nil)
+	}
+	return t, nil
+}
+
+// databaseName returns the name of the source's database, the key of everything
+// in the store. It never changes.
+func (c *Client) databaseName(ctx context.Context) (string, error) {
+	c.mu.Lock()
+	name := c.database
+	c.mu.Unlock()
+	if name != "" {
+		return name, nil
+	}
+	if err := c.source.QueryRow(ctx, "SELECT pg_catalog.current_database()").Scan(&name); err != nil {
+		return "", wrap("ask the source for its name", err)
+	}
+	c.mu.Lock()
+	c.database = name
+	c.mu.Unlock()
+	return name, nil
+}
+
+// recentFacts returns the facts as of a moment ago.
+func (c *Client) recentFacts(ctx context.Context, database string) (*store.Facts, error) {
+	c.mu.Lock()
+	known := c.known
+	c.mu.Unlock()
+	if known.facts != nil && time.Since(known.read) < factsAge {
+		return known.facts, nil
+	}
+	return c.freshFacts(ctx, database)
+}
+
+// freshFacts reads the facts.
+func (c *Client) freshFacts(ctx context.Context, database string) (*store.Facts, error) {
+	read := time.Now()
+	facts, err := c.history.Facts(ctx, database)
+	switch {
+	case errors.Is(err, store.ErrNoCheckpoint), isUndefined(err):
+		return nil, ErrNoHistory
+	case err != nil:
+		return nil, wrap("read facts of history", err)
+	}
+	c.mu.Lock()
+	c.known = remembered{&facts, read}
+	c.mu.Unlock()
+	return &facts, nil
+}
+
+// catchUp waits until the store holds everything that was committed before the
+// call, and reads the facts anew.
+func (t *travel) catchUp(ctx context.Context) error {
+	if err := t.client.awaitCapture(ctx, t.fail); err != nil {
+		return err
+	}
+	facts, err := t.client.freshFacts(ctx, t.database)
+	if err != nil {
+		return err
+	}
+	t.facts = facts
+	return nil
+}
+
+// captureGrace is how long nobody may hold the slot before a question that needs
+// what is not captured yet is given up.
+const captureGrace = 3 * time.Second
+
+// awaitCapture is Sync that gives up when nobody captures.
+func (c *Client) awaitCapture(ctx context.Context, fail func(reason error, detail string) error) error {
+	waiting, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		c.watchSlot(waiting, func() {
+			cancel(fail(ErrNotCaptured, "no instance of the program reads the replication slot: call Client.Start"))
+		})
+	}()
+	err := c.Sync(waiting)
+	cause := context.Cause(waiting)
+	cancel(nil)
+	<-watched
+	var history *HistoryError
+	if err != nil && errors.As(cause, &history) {
+		return history
+	}
+	return err
+}
+
+// watchSlot calls abandoned once if nobody reads from the slot for a while.
+func (c *Client) watchSlot(ctx context.Context, abandoned func()) {
+	ticker := time.NewTicker(captureGrace / 6)
+	defer ticker.Stop()
+	for idle := 0; idle < 6; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if c.state() == capture.Streaming {
+			return
+		}
+		slot, err := c.setup.SlotState(ctx)
+		switch {
+		case errors.Is(err, capture.ErrNoSlot), err == nil && !slot.Active:
+			idle++
+		case err == nil:
+			idle = 0
+		}
+	}
+	abandoned()
+}
+
+// fail makes a HistoryError about no table in particular.
+func (t *travel) fail(reason error, detail string) error {
+	return &HistoryError{Asked: t.point.String(), Reason: reason, Detail: detail}
+}
+
+// resolve finds the position.
+func (t *travel) resolve(ctx context.Context) error {
+	switch t.point.kind {
+	case pointAt, pointBefore:
+		return t.resolveTime(ctx)
+	case pointPosition:
+		t.through = t.point.lsn
+		if t.through > t.facts.Checkpoint.Position {
+			return t.refuseFuture(ctx)
+		}
+	case pointBeforeTransaction, pointAfterTransaction, pointBeforeRequest, pointAfterRequest:
+		return t.resolveUnit(ctx)
+	case pointMark:
+		position, ok, err := t.client.history.Mark(ctx, t.database, t.point.name)
+		if err != nil {
+			return wrap("read mark", err)
+		}
+		if !ok {
+			return &PointError{Point: t.point.String(), Reason: "there is no mark of that name", cause: ErrNotFound}
+		}
+		t.through = position
+	case pointNow:
+		here, err := t.client.position(ctx)
+		if err != nil {
+			return wrap("ask the source", err)
+		}
+		t.through = here
+	case pointUnset:
+	}
+	t.same = t.through
+	return nil
+}
+
+func (t *travel) refuseFuture(ctx context.Context) error {
+	here, err := t.client.position(ctx)
+	if err != nil {
+		return wrap("ask the source", err)
+	}
+	if t.through > here {
+		return t.fail(ErrFuture, "the source's write-ahead log has not come there yet")
+	}
+	t.same = t.through
+	return nil
+}
+
+// cutSQL finds the first transaction that is not in the moment any more: the
+// first one up to which the running maximum of commit times is later. commit_times
+// holds that maximum here and there; in between, the changes decide. A barrier has
+// no changes, but a row in commit_times.
+func cutSQL(c *Client, comparison string) string {
+	return `
+		SELECT least(
+			(SELECT m.position FROM ` + c.table("commit_times") + ` m
+			 WHERE m.database = $1 AND m.committed_at ` + comparison + ` $2
+			 ORDER BY m.committed_at, m.position
+			 LIMIT 1),
+			(SELECT c.position FROM ` + c.table("changes") + ` c
+			 WHERE c.database = $1 AND c.committed_at ` + comparison + ` $2
+			   AND c.position > coalesce((
+				SELECT m.position FROM ` + c.table("commit_times") + ` m
+				WHERE m.database = $1 AND NOT m.committed_at ` + comparison + ` $2
+				ORDER BY m.committed_at DESC, m.position DESC
+				LIMIT 1), '0/0')
+			 ORDER BY c.position
+			 LIMIT 1))`
+}
+
+// resolveTime maps a time to a position.
+func (t *travel) resolveTime(ctx context.Context) error {
+	comparison := ">"
+	// A time between two microseconds is no commit time: before it is at the one
+	// before it.
+	t.at = t.point.time.Truncate(time.Microsecond)
+	if t.point.kind == pointBefore && t.at.Equal(t.point.time) {
+		comparison = ">="
+	}
+	for range 3 {
+		var cut *lsnText
+		if err := t.client.store.QueryRow(ctx, cutSQL(t.client, comparison), t.database, t.at).Scan(&cut); err != nil {
+			return wrap("find the position of a time", err)
+		}
+		if cut != nil {
+			t.through = LSN(*cut) - 1
+			t.same = t.through
+			return nil
+		}
+		// Everything there is was committed until then, but more may come. What
+		// comes behind a barrier that is later than the time does not.
+		var now time.Time
+		if err := t.client.source.QueryRow(ctx, "SELECT pg_catalog.clock_timestamp()").Scan(&now); err != nil {
+			return wrap("ask the source for its time", err)
+		}
+		if t.at.After(now) {
+			return t.fail(ErrFuture, "the source's clock says "+now.UTC().Format(time.RFC3339Nano))
+		}
+		if err := t.catchUp(ctx); err != nil {
+			return err
+		}
+	}
+	return wrap("find the position of a time", errors.New("the source's clock runs backwards"))
+}
+
+// widen finds the least position that means the same state as through, which is
+// needed only where the two may be told apart: at the edges of coverage.
+func (t *travel) widen(ctx context.Context) error {
+	if t.at.IsZero() || t.same < t.through {
+		return nil
+	}
+	var last *lsnText
+	err := t.client.store.QueryRow(ctx, `
+		SELECT (SELECT c.position FROM `+t.client.table("changes")+` c
+			WHERE c.database = $1 AND c.position <= $2
+			ORDER BY c.position DESC
+			LIMIT 1)`, t.database, t.through.String()).Scan(&last)
+	if err != nil {
+		return wrap("find the position of a time", err)
+	}
+	t.same = 0
+	if last != nil {
+		t.same = LSN(*last)
+	}
+	return nil
+}
+
+// resolveUnit finds the position of a transaction or a request.
+func (t *travel) resolveUnit(ctx context.Context) error {
+	query := t.client.Changes().InDatabase(t.database)
+	switch t.point.kind {
+	case pointBeforeTransaction, pointAfterTransaction:
+		query = query.InTransaction(t.point.id)
+	default:
+		query = query.InRequest(t.point.name)
+	}
+	before := t.point.kind == pointBeforeTransaction || t.point.kind == pointBeforeRequest
+	if before {
+		query = query.OldestFirst()
+	}
+	change, err := query.First(ctx)
+	if errors.Is(err, ErrNotFound) || err == nil && t.point.kind == pointAfterRequest {
+		// It may have been committed a moment ago; a request may go on.
+		if err := t.catchUp(ctx); err != nil {
+			return err
+		}
+		change, err = query.First(ctx)
+	}
+	if errors.Is(err, ErrNotFound) {
+		return &PointError{Point: t.point.String(), Reason: "there is no change of it in history", cause: err}
+	}
+	if err != nil {
+		return err
+	}
+	t.through = change.Position.LSN
+	if before {
+		t.through--
+	}
+	t.same = t.through
+	return nil
+}
+
+// completeness describes the answer; covered is the stay in coverage that it
+// rests on, or nil.
+func (t *travel) completeness(covered *store.Coverage) Completeness {
+	f := t.facts
+	r := Completeness{
+		Position:  Position{LSN: t.through},
+		CoveredTo: Position{LSN: f.Checkpoint.Position},
+		Gaps:      f.Gaps,
+	}
+	if covered == nil {
+		for i, cov := range f.Coverage {
+			if cov.Until == 0 && (covered == nil || cov.From < covered.From) {
+				covered = &f.Coverage[i]
+			}
+		}
+	}
+	if covered != nil {
+		r.CoveredFrom, r.CoveredFromTime = Position{LSN: covered.From}, covered.FromTime.UTC()
+	}
+	if f.Horizon.Position > r.CoveredFrom.LSN {
+		r.CoveredFrom, r.CoveredFromTime = Position{LSN: f.Horizon.Position}, f.Horizon.Time.UTC()
+	}
+	for _, g := range f.Gaps {
+		if g.From <= t.through && g.To > r.CoveredFrom.LSN {
+			r.CoveredFrom, r.CoveredFromTime = Position{LSN: g.To}, g.ToTime.UTC()
+		}
+	}
+	if !f.Checkpoint.CommittedAt.IsZero() && t.through >= f.Checkpoint.Position {
+		r.Lag = max(0, time.Since(f.Checkpoint.UpdatedAt))
+	}
+	return r
+}
+
+// Mark names the moment of the call, so that [AtMark] finds it again: before a
+// migration, an import, a release. Everything that was committed before the call
+// is in it. It waits until the store holds that. A name can be given once for
+// each source; giving it again is a [*PointError].
+func (c *Client) Mark(ctx context.Context, name string) (Position, error) {
+	if name == "" {
+		return Position{}, &PointError{Reason: "Mark: the name is empty"}
+	}
+	database, target, err := c.barrier(ctx)
+	if err != nil {
+		return Position{}, fmt.Errorf("audit: mark: %w", err)
+	}
+	if err := c.waitFor(ctx, database, target); err != nil {
+		return Position{}, fmt.Errorf("audit: mark: %w", err)
+	}
+	set, err := c.history.SetMark(ctx, database, name, target, time.Now())
+	if err != nil {
+		return Position{}, wrap("mark", err)
+	}
+	if !set {
+		return Position{}, &PointError{Point: AtMark(name).String(), Reason: "there is a mark of that name already"}
+	}
+	return Position{LSN: target}, nil
+}
+
+// Token stands for a moment of the source, in a form that can be handed from one
+// program to another: in a response header, a job. It is empty or the text of an
+// LSN.
+type Token string
+
+// Token returns a token for everything that has been committed before the call,
+// so that a program that has just written can have somebody else, or itself
+// later, read history with its write in it. Any SQL client gets the same with
+// SELECT pg_current_wal_insert_lsn().
+func (c *Client) Token(ctx context.Context) (Token, error) {
+	here, err := c.position(ctx)
+	if err != nil {
+		return "", wrap("make token", err)
+	}
+	return Token(here.String()), nil
+}
+
+// WaitFor returns when history holds everything that the token stands for. The
+// empty token stands for nothing. It returns a [*HistoryError] if nobody captures
+// or the token is from the future, and a [*PointError] if it is no token.
+func (c *Client) WaitFor(ctx context.Context, token Token) error {
+	if token == "" {
+		return nil
+	}
+	lsn, err := parseLSN(string(token))
+	if err != nil {
+		return &PointError{Reason: "WaitFor: the token is " + err.Error()}
+	}
+	t := &travel{client: c, point: AtPosition(Position{LSN: lsn})}
+	if t.database, err = c.databaseName(ctx); err != nil {
+		return err
+	}
+	if t.facts, err = c.recentFacts(ctx, t.database); err != nil {
+		return err
+	}
+	if lsn <= t.facts.Checkpoint.Position {
+		return nil
+	}
+	t.through = lsn
+	if err := t.refuseFuture(ctx); err != nil {
+		return err
+	}
+	return t.catchUp(ctx)
+}
+
+// Mark is Client.Mark on the default client.
+func Mark(ctx context.Context, name string) (Position, error) {
+	var p Position
+	err := withDefault(func(c *Client) (err error) {
+		p, err = c.Mark(ctx, name)
+		return err
+	})
+	return p, err
+}
+
+// WaitFor is Client.WaitFor on the default client.
+func WaitFor(ctx context.Context, token Token) error {
+	return withDefault(func(c *Client) error { return c.WaitFor(ctx, token) })
+}
+
+// CurrentToken is Client.Token on the default client.
+func CurrentToken(ctx context.Context) (Token, error) {
+	var token Token
+	err := withDefault(func(c *Client) (err error) {
+		token, err = c.Token(ctx)
+		return err
+	})
+	return token, err
+}

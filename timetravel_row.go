@@ -1,0 +1,451 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/store"
+)
+
+// Load reads one row, as it was at the moment, into the struct that dst points
+// to, by its primary key:
+//
+//	var todo Todo
+//	err := audit.AsOf(t).Load(ctx, &todo, 26)
+//
+// The table is the one that a TableName method of the struct names, or else its
+// type's name in snake case, also in the plural: Todo is in todo or todos,
+// UserAccount in user_account or user_accounts. [Point.Table] takes any other.
+//
+// Columns go to fields by their db tag, their json tag or their name, as pgx
+// converts them; those of embedded structs count as the struct's own. Where
+// columns and fields do not go together the error is a [*ColumnsError], see
+// [Point.Lax].
+//
+// It returns [ErrNoRow] if there was no row of the key then, and a
+// [*HistoryError] where history cannot tell.
+func (p Point) Load(ctx context.Context, dst any, key ...any) error {
+	name, err := tableFor(dst)
+	if err != nil {
+		return err
+	}
+	if _, ok := dst.(interface{ TableName() string }); !ok {
+		if name, err = p.tracked(ctx, name); err != nil {
+			return err
+		}
+	}
+	return p.Table(name).Load(ctx, dst, key...)
+}
+
+// Row returns one row, as it was at the moment, by its primary key: its values by
+// column, in the Go types that pgx gives them by default, nil for NULL. Types
+// that pgx does not know are strings of PostgreSQL's text.
+//
+// It returns [ErrNoRow] if there was no row of the key then, and a
+// [*HistoryError] where history cannot tell.
+func (p Point) Row(ctx context.Context, table string, key ...any) (map[string]any, error) {
+	return p.Table(table).Row(ctx, key...)
+}
+
+// tracked returns which of the conventional names is in history.
+func (p Point) tracked(ctx context.Context, name string) (string, error) {
+	c, err := p.ready()
+	if err != nil {
+		return "", err
+	}
+	database, err := c.databaseName(ctx)
+	if err != nil {
+		return "", err
+	}
+	facts, err := c.recentFacts(ctx, database)
+	if err != nil {
+		return "", err
+	}
+	for _, candidate := range []string{name, name + "s", name + "es", strings.TrimSuffix(name, "y") + "ies"} {
+		if slices.ContainsFunc(facts.Coverage, func(cov store.Coverage) bool { return cov.Table == candidate }) {
+			return candidate, nil
+		}
+	}
+	return name, nil
+}
+
+// tableFor returns the name of the table for a destination.
+func tableFor(dst any) (string, error) {
+	t := reflect.TypeOf(dst)
+	if t == nil || t.Kind() != reflect.Pointer {
+		return "", &DecodeError{Reason: fmt.Sprintf("the destination must be a pointer to a struct, not %T", dst)}
+	}
+	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
+		t = t.Elem()
+	}
+	if named, ok := reflect.New(t).Interface().(interface{ TableName() string }); ok {
+		if name := named.TableName(); name != "" {
+			return name, nil
+		}
+	}
+	if t.Kind() != reflect.Struct || t.Name() == "" {
+		return "", &DecodeError{Reason: fmt.Sprintf("%s names no table: use Point.Table", t)}
+	}
+	name, _, _ := strings.Cut(t.Name(), "[") // of a generic type
+	return snakeCase(name), nil
+}
+
+// snakeCase makes user_account of UserAccount and http_log of HTTPLog.
+func snakeCase(name string) string {
+	runes := []rune(name)
+	var b strings.Builder
+	for i, r := range runes {
+		if unicode.IsUpper(r) && i > 0 && (!unicode.IsUpper(runes[i-1]) || i+1 < len(runes) && unicode.IsLower(runes[i+1])) {
+			b.WriteByte('_')
+		}
+		b.WriteRune(unicode.ToLower(r))
+	}
+	return b.String()
+}
+
+// row returns the values of one row as it was then.
+func (p *pastTable) row(ctx context.Context, key []any) ([][]byte, error) {
+	parts, err := p.keyParts(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	if horizon := p.facts.Horizon; p.through < horizon.Position {
+		_, err := p.base(ctx) // which says so
+		return nil, err
+	}
+	values, err := p.findRow(ctx, store.KeyText(parts...), parts)
+	if err != nil {
+		return nil, err
+	}
+	if values == nil {
+		return nil, ErrNoRow
+	}
+	return values, p.derive(ctx, [][][]byte{values})
+}
+
+// keyParts returns the texts of a key's values, as history has them.
+func (p *pastTable) keyParts(ctx context.Context, key []any) ([]string, error) {
+	if len(p.key) == 0 {
+		return nil, &FilterError{Filter: "Row", Reason: p.qualified() + " has no primary key: use Table(...).Where"}
+	}
+	if len(key) != len(p.key) {
+		return nil, &FilterError{Filter: "Row", Reason: fmt.Sprintf("the key of %s is (%s), and %d values were given", p.qualified(), strings.Join(p.key, ", "), len(key))}
+	}
+	parts := make([]string, len(key))
+	for i, value := range key {
+		texts, err := columnTexts(value)
+		if err != nil {
+			return nil, &FilterError{Filter: "Row", Reason: fmt.Sprintf("part %d of the key: %v", i+1, err), cause: err}
+		}
+		if len(texts) == 0 {
+			return nil, &FilterError{Filter: "Row", Reason: fmt.Sprintf("part %d of the key is NULL", i+1)}
+		}
+		parts[i] = texts[0]
+		if c := p.columns.list[p.keyAt[i]]; !isCanonical(c.typeOID, value) {
+			// Many texts mean the same numeric, time or bytea; the server's is in history.
+			err := p.client.source.QueryRow(ctx, "SELECT ($1::text::"+c.typeName+")::text", parts[i]).Scan(&parts[i])
+			if err != nil {
+				return nil, &FilterError{Filter: "Row", Reason: fmt.Sprintf("part %d of the key is no %s", i+1, c.typeName), cause: err}
+			}
+		}
+	}
+	return parts, nil
+}
+
+// isCanonical tells that a Go value has just one text of the column's type.
+func isCanonical(typeOID uint32, value any) bool {
+	switch typeOID {
+	case 20, 21, 23, 26: // int8, int2, int4, oid
+		switch value.(type) {
+		case int, int8, int16, int32, int64, uint, uint8, uint16, uint32, uint64:
+			return true
+		}
+	case 25, 1043: // text, varchar
+		return true
+	}
+	return false
+}
+
+// found is what history says of a row around the moment.
+type found struct {
+	last, next           *event      // the changes of it at or before the moment, and after it
+	truncated, truncates *truncation // those of the table
+}
+
+// findRow returns the values of a row, or nil if it did not exist.
+func (p *pastTable) findRow(ctx context.Context, key string, parts []string) ([][]byte, error) {
+	f, err := p.lastOf(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	if e := f.last; e != nil && (f.truncated == nil || f.truncated.at(e.position, e.sequence) < 0) {
+		if _, gap := p.gapIn(e.position, p.through); !gap && e.position >= p.covered.From {
+			return p.valuesOf(ctx, key, *e)
+		}
+	}
+	if t := f.truncated; t != nil && !t.partial && t.position >= p.covered.From {
+		if _, gap := p.gapIn(t.position, p.through); !gap {
+			return nil, nil
+		}
+	}
+	if err := p.nextOf(ctx, key, &f); err != nil {
+		return nil, err
+	}
+	if values, ok, err := p.fromNext(ctx, key, f); ok || err != nil {
+		return values, err
+	}
+	b, err := p.base(ctx)
+	if err != nil {
+		return nil, err
+	}
+	switch b.kind {
+	case baseEmpty:
+		return nil, nil
+	case baseKeyframe:
+		return p.keyframeRow(ctx, b, key)
+	case baseLive:
+	}
+	return p.liveRow(ctx, key, parts)
+}
+
+// fromNext is the row as the next change of it found it.
+func (p *pastTable) fromNext(ctx context.Context, key string, f found) (values [][]byte, ok bool, err error) {
+	e := f.next
+	if e == nil || f.truncates != nil && f.truncates.at(e.position, e.sequence) < 0 {
+		return nil, false, nil
+	}
+	if _, gap := p.gapIn(p.through, e.position); gap || p.until != 0 && e.position > p.until {
+		return nil, false, nil
+	}
+	values, err = p.valuesOf(ctx, key, *e)
+	return values, true, err
+}
+
+// at compares the place of a TRUNCATE with another one.
+func (t *truncation) at(position LSN, sequence int) int {
+	return Position{t.position, t.sequence}.Compare(Position{position, sequence})
+}
+
+// valuesOf reads the image of an event.
+func (p *pastTable) valuesOf(ctx context.Context, key string, e event) ([][]byte, error) {
+	if e.image == nil {
+		return nil, nil
+	}
+	values, missing := e.image.values(p.columns.list, p.versionAt(e.position))
+	if len(missing) == 0 {
+		return values, nil
+	}
+	if e.position > p.through {
+		return values, p.fill(ctx, key, values, missing)
+	}
+	// A column that was added since the change: the next change has it, or the
+	// live row.
+	var f found
+	if err := p.nextOf(ctx, key, &f); err != nil {
+		return nil, err
+	}
+	later, ok, err := p.laterValues(ctx, key, f)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, p.unknown(missing)
+	}
+	for _, at := range missing {
+		values[at] = later[at]
+	}
+	return values, nil
+}
+
+// laterValues are the values of a row that exists, by what comes after the moment.
+func (p *pastTable) laterValues(ctx context.Context, key string, f found) ([][]byte, bool, error) {
+	if e := f.next; e != nil {
+		if e.image == nil || f.truncates != nil && f.truncates.at(e.position, e.sequence) < 0 {
+			return nil, false, nil
+		}
+		values, missing := e.image.values(p.columns.list, p.versionAt(e.position))
+		return values, len(missing) == 0, nil
+	}
+	if len(p.absent) > 0 || f.truncates != nil {
+		return nil, false, nil
+	}
+	if err := p.liveBase(nil); err != nil {
+		return nil, false, err
+	}
+	values, err := p.liveRow(ctx, key, nil)
+	return values, values != nil, err
+}
+
+// aroundSQL is what the three questions on one side of the moment have in common:
+// the change of the row, a change that took its key away, a TRUNCATE.
+func (p *pastTable) aroundSQL(s side) string {
+	branch := func(of, where string) string {
+		return `(SELECT ` + of + `::text AS of, c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, ` + s.images() + `, c.defect LIKE '%only the partition %' AS partial
+			FROM ` + p.client.table("changes") + ` c
+			WHERE c."table" = $1 AND ` + where + ` AND c.schema = $2 AND c.database = $3
+			  AND c.position > $4 AND c.position <= $5
+			ORDER BY ` + s.order() + `
+			LIMIT 1)`
+	}
+	return branch(`'row'`, `c.primary_key = $6`) + ` UNION ALL ` +
+		branch(`'moved'`, `c.previous_key = $6`) + ` UNION ALL ` +
+		branch(`'truncate'`, `c.primary_key IS NULL AND c.operation = 'TRUNCATE'`)
+}
+
+// around asks for the change of a row that is nearest to the moment on one side.
+func (p *pastTable) around(ctx context.Context, s side, key string) (e *event, t *truncation, err error) {
+	spans := slices.Clone(p.names)
+	if s.newest {
+		slices.Reverse(spans)
+	}
+	for _, span := range spans {
+		from, to := s.clip(span)
+		if from >= to {
+			continue
+		}
+		rows, err := p.client.store.Query(ctx, p.aroundSQL(s), span.name, span.schema, p.database, from.String(), to.String(), key)
+		if err != nil {
+			return nil, nil, wrap("look for changes of the row", err)
+		}
+		if err := eachAround(rows, s, key, &e, &t); err != nil {
+			return nil, nil, wrap("look for changes of the row", err)
+		}
+		if e != nil || t != nil {
+			break
+		}
+	}
+	return e, t, nil
+}
+
+func eachAround(rows pgx.Rows, s side, key string, e **event, t **truncation) error {
+	var of string
+	var lsn lsnText
+	var sequence int
+	var xid int64
+	var primary, previous *string
+	var image, keyImage []byte
+	var partial *bool
+	_, err := pgx.ForEachRow(rows, []any{&of, &lsn, &sequence, &xid, &primary, &previous, &image, &keyImage, &partial}, func() error {
+		if of == "truncate" {
+			*t = &truncation{position: LSN(lsn), sequence: sequence, partial: partial != nil && *partial}
+			return nil
+		}
+		c := event{position: LSN(lsn), sequence: sequence, xid: uint64(xid), key: text(primary), image: image, keyImage: keyImage}
+		for _, candidate := range split(c, previous, s) {
+			if candidate.key == key && (*e == nil || candidate.before(**e) != s.newest) {
+				*e = &candidate
+			}
+		}
+		return nil
+	})
+	return err
+}
+
+func (p *pastTable) lastOf(ctx context.Context, key string) (f found, err error) {
+	f.last, f.truncated, err = p.around(ctx, side{from: 0, to: p.through, newest: true}, key)
+	return f, err
+}
+
+func (p *pastTable) nextOf(ctx context.Context, key string, f *found) (err error) {
+	f.next, f.truncates, err = p.around(ctx, side{from: p.through, to: maxLSN}, key)
+	return err
+}
+
+// lastEvent returns the last event of a row at or before the moment.
+func (p *pastTable) lastEvent(ctx context.Context, key string) (event, bool, error) {
+	f, err := p.lastOf(ctx, key)
+	if err != nil || f.last == nil {
+		return event{}, false, err
+	}
+	return *f.last, true, nil
+}
+
+// keyframeRow returns a row of a state that the store keeps.
+func (p *pastTable) keyframeRow(ctx context.Context, b base, key string) ([][]byte, error) {
+	var image []byte
+	err := p.client.store.QueryRow(ctx, `
+		SELECT r.image
+		FROM `+p.client.table("keyframe_rows")+` r
+		WHERE r.keyframe = $1 AND r.primary_key = $2`, b.keyframe, key).Scan(&image)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, wrap("read keyframe", err)
+	}
+	values, missing := Image(image).values(p.columns.list, p.versionAt(b.position))
+	if len(missing) > 0 {
+		return nil, p.unknown(missing)
+	}
+	return values, nil
+}
+
+// liveRow returns a row that history does not know of: as it is now, once history
+// is known to have nothing of it up to then either.
+func (p *pastTable) liveRow(ctx context.Context, key string, parts []string) ([][]byte, error) {
+	if parts == nil {
+		parts = splitKey(key)
+	}
+	s, err := p.snapshot(ctx, []*sourceTable{p.live}, pgx.ReadOnly)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	var f found
+	if err := p.nextOf(ctx, key, &f); err != nil {
+		return nil, err
+	}
+	if f.truncates != nil && (f.next == nil || f.truncates.at(f.next.position, f.next.sequence) < 0) {
+		return nil, p.liveBase([]truncation{*f.truncates})
+	}
+	if values, ok, err := p.fromNext(ctx, key, f); ok || err != nil {
+		return values, err
+	}
+	values, err := p.selectLive(ctx, s, parts)
+	if err != nil || values == nil {
+		return nil, err
+	}
+	if len(p.absent) > 0 {
+		if err := p.fill(ctx, key, values, p.absent); err != nil {
+			return nil, err
+		}
+	}
+	return values, nil
+}
+
+func (p *pastTable) selectLive(ctx context.Context, s *snapshot, parts []string) ([][]byte, error) {
+	selected := make([]string, len(p.columns.list))
+	for i, at := range p.liveAt {
+		selected[i] = "NULL"
+		if at >= 0 {
+			selected[i] = pgx.Identifier{p.live.columns.list[at].name}.Sanitize()
+		}
+	}
+	var where []string
+	args := []any{pgx.QueryExecModeExec, pgx.QueryResultFormats{pgx.TextFormatCode}}
+	for i, at := range p.keyAt {
+		now := p.liveAt[at]
+		if now < 0 {
+			return nil, p.refuse(ErrIncomplete, "its key was changed since", 0)
+		}
+		c := p.live.columns.list[now]
+		where = append(where, fmt.Sprintf("%s = $%d::text::%s", pgx.Identifier{c.name}.Sanitize(), i+1, c.typeName))
+		args = append(args, parts[i])
+	}
+	rows, err := s.tx.Query(ctx, "SELECT "+strings.Join(selected, ", ")+" FROM "+p.live.ident()+" WHERE "+strings.Join(where, " AND "), args...)
+	if err != nil {
+		return nil, wrap("read the live row", err)
+	}
+	defer rows.Close()
+	if !rows.Next() {
+		return nil, wrap("read the live row", rows.Err())
+	}
+	return cloneValues(rows.RawValues()), nil
+}

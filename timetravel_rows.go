@@ -1,0 +1,490 @@
+package audit
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/store"
+)
+
+// pageRows is how many rows are fetched at a time, so that a loop can be left
+// early at no cost.
+const pageRows = 1000
+
+// rows calls yield for every row of the table as it was then: one value in
+// PostgreSQL's text format for each column. They come in no order.
+func (p *pastTable) rows(ctx context.Context, yield func(values [][]byte) error) error {
+	b, err := p.base(ctx)
+	if err != nil {
+		return err
+	}
+	var s *snapshot
+	if b.kind == baseLive {
+		if s, err = p.snapshot(ctx, []*sourceTable{p.live}, pgx.ReadOnly); err != nil {
+			return err
+		}
+		defer s.close()
+	}
+	if len(p.key) == 0 {
+		return p.keylessRows(ctx, b, s, yield)
+	}
+	touched := make(map[string]struct{})
+	var derive [][][]byte
+	err = p.touched(ctx, b, s, func(row touchedRow) error {
+		touched[row.key] = struct{}{}
+		if row.values == nil {
+			return nil
+		}
+		if p.columns.hasDerived() {
+			derive = append(derive, row.values)
+			return nil
+		}
+		return yield(row.values)
+	})
+	if err != nil {
+		return err
+	}
+	if err := p.derive(ctx, derive); err != nil {
+		return err
+	}
+	for _, values := range derive {
+		if err := yield(values); err != nil {
+			return err
+		}
+	}
+	return p.baseRows(ctx, b, s, func(key string, values [][]byte, missing []int) error {
+		if _, ok := touched[key]; ok {
+			return nil
+		}
+		if len(missing) > 0 {
+			if err := p.fill(ctx, key, values, missing); err != nil {
+				return err
+			}
+		}
+		return yield(values)
+	})
+}
+
+// touchedRow is a row that is, or was, different from the base.
+type touchedRow struct {
+	key string
+	// values is the row as it was then; nil if it did not exist.
+	values [][]byte
+	// keyValues are those of the key's columns.
+	keyValues [][]byte
+}
+
+// touched calls yield for every row that is not, or may not be, as the base has
+// it. s is the snapshot of a live base.
+func (p *pastTable) touched(ctx context.Context, b base, s *snapshot, yield func(touchedRow) error) error {
+	forward := b.forward(p)
+	direction := side{from: p.through, to: b.position}
+	if forward {
+		direction = side{from: b.position, to: p.through, newest: true}
+		if b.kind == baseEmpty {
+			direction.from--
+		}
+	}
+	unseen, err := p.unseen(ctx, s)
+	if err != nil {
+		return err
+	}
+	emit := func(e event) error {
+		row := touchedRow{key: e.key}
+		if forward && b.kind == baseEmpty && e.position == b.position && e.sequence < b.sequence {
+			e.image = nil // the TRUNCATE came behind it
+		}
+		identity := e.image
+		if e.image != nil {
+			var missing []int
+			row.values, missing = e.image.values(p.columns.list, p.versionAt(e.position))
+			if len(missing) > 0 && !(forward || unseen[e.key].key != "") {
+				if err := p.fill(ctx, e.key, row.values, missing); err != nil {
+					return err
+				}
+			} else if len(missing) > 0 {
+				return p.unknown(missing)
+			}
+		} else {
+			identity = e.keyImage
+		}
+		if row.keyValues, err = p.keyOf(e, identity); err != nil {
+			return err
+		}
+		return yield(row)
+	}
+	err = p.events(ctx, direction, func(e event) error {
+		if _, ok := unseen[e.key]; ok {
+			return nil
+		}
+		return emit(e)
+	})
+	if err != nil {
+		return err
+	}
+	for _, e := range unseen {
+		if err := emit(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keyOf reads the values of the key's columns out of an image of the row.
+func (p *pastTable) keyOf(e event, image Image) ([][]byte, error) {
+	if image == nil {
+		image = e.keyImage
+	}
+	values, _ := image.values(p.columns.list, p.versionAt(e.position))
+	key := make([][]byte, len(p.keyAt))
+	for i, at := range p.keyAt {
+		if values[at] == nil {
+			return nil, p.refuse(ErrIncomplete, "a change of it does not say of which row", 0)
+		}
+		key[i] = values[at]
+	}
+	return key, nil
+}
+
+// unseen returns the rows that transactions changed which are in the moment, but
+// not yet in the snapshot: a transaction is in the write-ahead log, and with
+// synchronous replication for long, before others see it. The last change until
+// then is the row.
+func (p *pastTable) unseen(ctx context.Context, s *snapshot) (map[string]event, error) {
+	if s == nil || len(s.running) == 0 {
+		return nil, nil
+	}
+	found := make(map[string]event)
+	for _, span := range p.names {
+		rows, err := p.client.store.Query(ctx, `
+			SELECT c.primary_key, c.previous_key
+			FROM unnest($1::bigint[]) running (xid)
+			CROSS JOIN LATERAL (
+				SELECT c.primary_key, c.previous_key
+				FROM `+p.client.table("changes")+` c
+				WHERE c.transaction_id = running.xid AND c."table" = $2 AND c.schema = $3 AND c.database = $4
+				  AND c.position > $5 AND c.position <= $6 AND c.primary_key IS NOT NULL
+				OFFSET 0) c`, s.running, span.name, span.schema, p.database, span.from.String(), min(p.through, span.to).String())
+		if err != nil {
+			return nil, wrap("look for changes not visible yet", err)
+		}
+		var key, previous *string
+		var keys []string
+		if _, err := pgx.ForEachRow(rows, []any{&key, &previous}, func() error {
+			keys = append(keys, text(key))
+			if previous != nil {
+				keys = append(keys, *previous)
+			}
+			return nil
+		}); err != nil {
+			return nil, wrap("look for changes not visible yet", err)
+		}
+		for _, key := range keys {
+			e, ok, err := p.lastEvent(ctx, key)
+			if err != nil {
+				return nil, err
+			}
+			if ok {
+				found[key] = e
+			}
+		}
+	}
+	return found, nil
+}
+
+// baseRows calls yield for every row of the base, with the columns that it lacks.
+func (p *pastTable) baseRows(ctx context.Context, b base, s *snapshot, yield func(key string, values [][]byte, missing []int) error) error {
+	switch b.kind {
+	case baseEmpty:
+		return nil
+	case baseKeyframe:
+		return p.keyframeRows(ctx, b, yield)
+	case baseLive:
+	}
+	return p.liveRows(ctx, s, yield)
+}
+
+// liveRows reads the live table through the snapshot.
+func (p *pastTable) liveRows(ctx context.Context, s *snapshot, yield func(key string, values [][]byte, missing []int) error) error {
+	selected := make([]string, len(p.columns.list))
+	for i, at := range p.liveAt {
+		if at < 0 {
+			selected[i] = "NULL"
+		} else {
+			selected[i] = pgx.Identifier{p.live.columns.list[at].name}.Sanitize()
+		}
+	}
+	if len(selected) == 0 {
+		selected = []string{"NULL"}
+	}
+	_, err := s.tx.Exec(ctx, "DECLARE audit_rows NO SCROLL CURSOR FOR SELECT "+strings.Join(selected, ", ")+" FROM "+p.live.ident())
+	if err != nil {
+		return wrap("read the live table", err)
+	}
+	for {
+		page, err := fetchPage(ctx, s.tx, len(p.columns.list))
+		if err != nil {
+			return wrap("read the live table", err)
+		}
+		for _, values := range page {
+			if err := yield(p.keyText(values), values, p.absent); err != nil {
+				return err
+			}
+		}
+		if len(page) < pageRows {
+			_, err := s.tx.Exec(ctx, "CLOSE audit_rows")
+			return wrap("read the live table", err)
+		}
+	}
+}
+
+// fetchPage reads the next rows of the cursor as text.
+func fetchPage(ctx context.Context, tx pgx.Tx, width int) ([][][]byte, error) {
+	rows, err := tx.Query(ctx, fmt.Sprintf("FETCH FORWARD %d FROM audit_rows", pageRows), pgx.QueryExecModeExec, pgx.QueryResultFormats{pgx.TextFormatCode})
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var page [][][]byte
+	for rows.Next() {
+		raw := rows.RawValues()
+		page = append(page, cloneValues(raw[:width]))
+	}
+	return page, rows.Err()
+}
+
+// cloneValues copies a row out of the connection's buffer, in one piece.
+func cloneValues(raw [][]byte) [][]byte {
+	size := 0
+	for _, v := range raw {
+		size += len(v)
+	}
+	buffer := make([]byte, 0, size)
+	values := make([][]byte, len(raw))
+	for i, v := range raw {
+		if v == nil {
+			continue
+		}
+		begin := len(buffer)
+		buffer = append(buffer, v...)
+		values[i] = buffer[begin:len(buffer):len(buffer)]
+	}
+	return values
+}
+
+// keyText returns the text under which history has the row.
+func (p *pastTable) keyText(values [][]byte) string {
+	if len(p.keyAt) == 1 {
+		if v := values[p.keyAt[0]]; len(v) < 1000 {
+			return string(v)
+		}
+	}
+	if len(p.keyAt) == 0 {
+		return ""
+	}
+	parts := make([]string, len(p.keyAt))
+	for i, at := range p.keyAt {
+		parts[i] = string(values[at])
+	}
+	return store.KeyText(parts...)
+}
+
+// keyframeRows reads a state that the store keeps.
+func (p *pastTable) keyframeRows(ctx context.Context, b base, yield func(key string, values [][]byte, missing []int) error) error {
+	index := p.versionAt(b.position)
+	for after := int64(-1); ; {
+		rows, err := p.client.store.Query(ctx, `
+			SELECT r.ordinal, r.primary_key, r.image
+			FROM `+p.client.table("keyframe_rows")+` r
+			WHERE r.keyframe = $1 AND r.ordinal > $2
+			ORDER BY r.ordinal
+			LIMIT $3`, b.keyframe, after, pageRows)
+		if err != nil {
+			return wrap("read keyframe", err)
+		}
+		n := 0
+		var key *string
+		var image []byte
+		_, err = pgx.ForEachRow(rows, []any{&after, &key, &image}, func() error {
+			n++
+			values, missing := Image(image).values(p.columns.list, index)
+			return yield(text(key), values, missing)
+		})
+		if err != nil {
+			return wrap("read keyframe", err)
+		}
+		if n < pageRows {
+			return nil
+		}
+	}
+}
+
+// unknown is the error for columns whose values nobody knows.
+func (p *pastTable) unknown(missing []int) error {
+	names := make([]string, len(missing))
+	for i, at := range missing {
+		names[i] = p.columns.list[at].name
+	}
+	return p.refuse(ErrIncomplete, "for some rows the values of these columns, which were dropped or altered since or not sent by the server, are not in history: "+strings.Join(names, ", ")+" (leave them out with Point.Columns)", 0)
+}
+
+// fill finds the values of columns that an image, or the live row, does not have
+// any more, in the last change of the row until then.
+func (p *pastTable) fill(ctx context.Context, key string, values [][]byte, missing []int) error {
+	e, ok, err := p.older(ctx, key)
+	if err != nil {
+		return err
+	}
+	if !ok || e.image == nil {
+		return p.unknown(missing)
+	}
+	before, lacking := e.image.values(p.columns.list, p.versionAt(e.position))
+	var still []int
+	for _, at := range missing {
+		values[at] = before[at]
+		for _, l := range lacking {
+			if l == at {
+				still = append(still, at)
+			}
+		}
+	}
+	if len(still) > 0 {
+		return p.unknown(still)
+	}
+	return nil
+}
+
+// fillOne is how many rows are looked up one by one before all are read.
+const fillOne = 50
+
+// older returns the last event of a row until then.
+func (p *pastTable) older(ctx context.Context, key string) (event, bool, error) {
+	if p.fills++; p.fills <= fillOne {
+		return p.lastEvent(ctx, key)
+	}
+	if p.before == nil {
+		p.before = make(map[string]event)
+		err := p.events(ctx, side{from: 0, to: p.through, newest: true}, func(e event) error {
+			p.before[e.key] = e
+			return nil
+		})
+		if err != nil {
+			return event{}, false, err
+		}
+	}
+	e, ok := p.before[key]
+	return e, ok, nil
+}
+
+// derive has the source compute the generated columns of rows out of history,
+// which the stream does not carry.
+func (p *pastTable) derive(ctx context.Context, rows [][][]byte) error {
+	if len(rows) == 0 || p.live == nil || !p.columns.hasDerived() {
+		return nil
+	}
+	statement, at, err := p.deriveSQL(ctx)
+	if err != nil {
+		return err
+	}
+	for len(rows) > 0 {
+		n := min(len(rows), pageRows)
+		if err := p.deriveSome(ctx, statement, at, rows[:n]); err != nil {
+			return wrap("compute generated columns", err)
+		}
+		rows = rows[n:]
+	}
+	return nil
+}
+
+func (p *pastTable) deriveSome(ctx context.Context, statement string, at []int, rows [][][]byte) error {
+	batch := &pgx.Batch{}
+	for _, values := range rows {
+		var args []any
+		for i, c := range p.columns.list {
+			if !c.derived {
+				args = append(args, nullable(values[i]))
+			}
+		}
+		batch.Queue(statement, args...)
+	}
+	results := p.client.source.SendBatch(ctx, batch)
+	defer func() { _ = results.Close() }()
+	for _, values := range rows {
+		computed := make([]*string, len(at))
+		dst := make([]any, len(at))
+		for i := range computed {
+			dst[i] = &computed[i]
+		}
+		if err := results.QueryRow().Scan(dst...); err != nil {
+			return err
+		}
+		for i, v := range computed {
+			if v != nil {
+				values[at[i]] = []byte(*v)
+			}
+		}
+	}
+	return results.Close()
+}
+
+func nullable(value []byte) *string {
+	if value == nil {
+		return nil
+	}
+	s := string(value)
+	return &s
+}
+
+// deriveSQL returns the statement that computes the generated columns from the
+// texts of the others, and where they stand.
+func (p *pastTable) deriveSQL(ctx context.Context) (statement string, at []int, err error) {
+	expressions := make(map[string]string)
+	rows, err := p.client.source.Query(ctx, `
+		SELECT a.attname, pg_catalog.pg_get_expr(d.adbin, d.adrelid)
+		FROM pg_catalog.pg_attrdef d
+		JOIN pg_catalog.pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+		WHERE d.adrelid = $1 AND a.attgenerated <> ''`, p.oid)
+	if err != nil {
+		return "", nil, wrap("read generated columns", err)
+	}
+	var name, expression string
+	if _, err := pgx.ForEachRow(rows, []any{&name, &expression}, func() error {
+		expressions[name] = expression
+		return nil
+	}); err != nil {
+		return "", nil, wrap("read generated columns", err)
+	}
+	var computed, given []string
+	for i, c := range p.columns.list {
+		quoted := pgx.Identifier{c.name}.Sanitize()
+		if !c.derived {
+			given = append(given, fmt.Sprintf("$%d::text::%s AS %s", len(given)+1, c.typeName, quoted))
+			continue
+		}
+		computed = append(computed, fmt.Sprintf("((%s)::%s)::text", expressions[c.name], c.typeName))
+		at = append(at, i)
+	}
+	return "SELECT " + strings.Join(computed, ", ") + " FROM (SELECT " + strings.Join(given, ", ") + ") AS given", at, nil
+}
+
+// rowText is a row as one string, for telling rows without a key apart.
+func (p *pastTable) rowText(values [][]byte) string {
+	var b []byte
+	for i, v := range values {
+		switch c := p.columns.list[i]; {
+		case c.derived:
+		case v == nil:
+			b = append(b, 'n')
+		default:
+			v = canonical(c.kind, v)
+			b = append(b, 'v')
+			b = binary.AppendUvarint(b, uint64(len(v)))
+			b = append(b, v...)
+		}
+	}
+	return string(b)
+}

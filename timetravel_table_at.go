@@ -1,0 +1,443 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/hindsight-go/audit/internal/wal"
+	"github.com/hindsight-go/audit/store"
+)
+
+// pastTable is a table as it was at the moment of a question: which table was
+// meant, what columns it had, and where its changes stand in history.
+type pastTable struct {
+	*travel
+	schema, name string // then
+	oid          uint32
+	covered      store.Coverage
+	// until is where the uninterrupted coverage from the moment on ends; 0 while it
+	// goes on.
+	until LSN
+	// columns and key are those of then.
+	columns *columnSet
+	key     []string
+	keyAt   []int
+	// live is the same table now, under whatever name; nil if it is gone. liveAt
+	// says where each column of then stands in it, -1 if it is gone or has another
+	// type; absent lists those.
+	live   *sourceTable
+	liveAt []int
+	absent []int
+	// names are the names under which its changes stand, oldest first.
+	names []nameSpan
+	// versions are those of its columns, oldest first, each with where the columns
+	// of then are found in an image of that version.
+	versions []pastVersion
+
+	fills  int              // how many rows were looked up one by one
+	before map[string]event // the last event of every row until then, if all were read
+}
+
+// nameSpan is a time under one name: positions in (from, to].
+type nameSpan struct {
+	schema, name string
+	from, to     LSN
+}
+
+type pastVersion struct {
+	position LSN
+	index    map[string]int
+}
+
+const maxLSN = LSN(1<<64 - 1)
+
+// qualified returns the table's name then, for messages.
+func (p *pastTable) qualified() string { return qualifiedName(p.schema, p.name) }
+
+// refuse makes the error of a table whose past cannot be told.
+func (p *pastTable) refuse(reason error, detail string, earliest LSN) error {
+	e := &HistoryError{Table: p.qualified(), Asked: p.point.String(), Reason: reason, Detail: detail}
+	if earliest != 0 {
+		e.Earliest = Position{LSN: earliest}
+	}
+	return e
+}
+
+// table finds the table that a name meant at the moment.
+func (t *travel) table(ctx context.Context, name string) (*pastTable, error) {
+	parsed, err := parseTable(name)
+	if err != nil {
+		return nil, &FilterError{Filter: "Table", Reason: err.Error(), cause: err}
+	}
+	cov, err := t.coverageOf(ctx, parsed)
+	if err != nil {
+		return nil, err
+	}
+	return t.tableOf(ctx, cov)
+}
+
+// tableOf describes the table of a stay in coverage that the moment is in.
+func (t *travel) tableOf(ctx context.Context, cov store.Coverage) (*pastTable, error) {
+	p := &pastTable{travel: t, schema: cov.Schema, name: cov.Table, oid: cov.RelationID, covered: cov}
+	p.until = t.coveredUntil(cov)
+	live, err := t.client.describeTable(ctx, t.client.source, p.oid)
+	switch {
+	case errors.Is(err, errNoTable):
+	case err != nil:
+		return nil, wrap("describe table", err)
+	default:
+		p.live = live
+	}
+	if err := p.describe(ctx); err != nil {
+		return nil, err
+	}
+	if t.point.report != nil {
+		*t.point.report = t.completeness(&cov)
+	}
+	return p, nil
+}
+
+// coverageOf returns the stay in coverage that holds the moment, of the table
+// that had the name then, or else of the one that has it at another time.
+func (t *travel) coverageOf(ctx context.Context, name tableName) (store.Coverage, error) {
+	var named, others []store.Coverage
+	for _, cov := range t.facts.Coverage {
+		if cov.Table == name.table && (name.schema == "" || cov.Schema == name.schema) {
+			named = append(named, cov)
+		}
+	}
+	if len(named) == 0 {
+		return store.Coverage{}, t.notTracked(ctx, name)
+	}
+	for _, cov := range t.facts.Coverage {
+		if slices.ContainsFunc(named, func(n store.Coverage) bool { return n.RelationID == cov.RelationID }) {
+			others = append(others, cov)
+		}
+	}
+	for range 2 {
+		for _, candidates := range [][]store.Coverage{named, others} {
+			if found := t.holding(candidates); len(found) > 0 {
+				return t.one(name, found)
+			}
+		}
+		if err := t.widen(ctx); err != nil {
+			return store.Coverage{}, err
+		}
+	}
+	return store.Coverage{}, t.notCovered(name, others)
+}
+
+// one picks the stay that a name without a schema means.
+func (t *travel) one(name tableName, found []store.Coverage) (store.Coverage, error) {
+	if len(found) == 1 {
+		return found[0], nil
+	}
+	var schemas []string
+	for _, cov := range found {
+		if cov.Schema == "public" {
+			return cov, nil
+		}
+		schemas = append(schemas, cov.Schema)
+	}
+	return store.Coverage{}, &FilterError{Filter: "Table", Reason: fmt.Sprintf("%q is in the schemas %s: write it with its schema", name.table, strings.Join(schemas, ", "))}
+}
+
+// holding returns the stays that the moment is in, and moves the moment, between
+// positions that mean the same, to where it is in the first of them.
+func (t *travel) holding(stays []store.Coverage) []store.Coverage {
+	var found []store.Coverage
+	for _, cov := range stays {
+		from, until := cov.From, cov.Until
+		if until == 0 {
+			until = maxLSN
+		}
+		low, high := max(t.same, from), min(t.through, until-1)
+		if low > high || !t.at.IsZero() && t.at.Before(cov.FromTime) && from > t.same {
+			continue
+		}
+		if !t.at.IsZero() && cov.Until != 0 && until <= t.through && !t.at.Before(cov.UntilTime) {
+			continue
+		}
+		if len(found) == 0 {
+			t.through = high
+		}
+		found = append(found, cov)
+	}
+	return found
+}
+
+func (t *travel) notTracked(ctx context.Context, name tableName) error {
+	e := &HistoryError{Table: qualifiedName(name.schema, name.table), Asked: t.point.String(), Reason: ErrNotTracked}
+	var exists bool
+	err := t.client.source.QueryRow(ctx, `
+		SELECT EXISTS (
+			SELECT FROM pg_catalog.pg_class c
+			JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+			WHERE c.relname = $1 AND ($2 = '' OR n.nspname = $2))`, name.table, name.schema).Scan(&exists)
+	switch {
+	case err != nil:
+		return wrap("look for the table", err)
+	case exists:
+		e.Detail = "the source has a table of that name, which Config.Tables leaves out or capture has not taken on yet"
+	default:
+		e.Detail = "neither the source nor its history knows a table of that name"
+	}
+	return e
+}
+
+// notCovered says why none of the stays holds the moment.
+func (t *travel) notCovered(name tableName, stays []store.Coverage) error {
+	e := &HistoryError{Table: qualifiedName(name.schema, name.table), Asked: t.point.String(), Reason: ErrBeforeHistory}
+	for _, cov := range stays {
+		if cov.From <= t.through && (t.at.IsZero() || !t.at.Before(cov.FromTime)) {
+			e.Reason = ErrNotTracked
+			e.Detail = "it was tracked until " + cov.Until.String()
+			continue
+		}
+		if e.Earliest.IsZero() || cov.From < e.Earliest.LSN {
+			e.Earliest, e.EarliestTime = Position{LSN: cov.From}, cov.FromTime.UTC()
+		}
+	}
+	return e
+}
+
+// coveredUntil follows a table from stay to stay, through renames, as long as one
+// joins on to the other.
+func (t *travel) coveredUntil(cov store.Coverage) LSN {
+	for cov.Until != 0 {
+		next := slices.IndexFunc(t.facts.Coverage, func(n store.Coverage) bool {
+			return n.RelationID == cov.RelationID && n.From == cov.Until && (n.Schema != cov.Schema || n.Table != cov.Table)
+		})
+		if next < 0 {
+			break
+		}
+		cov = t.facts.Coverage[next]
+	}
+	return cov.Until
+}
+
+// describe finds columns, key and names.
+func (p *pastTable) describe(ctx context.Context) error {
+	versions := p.ownVersions()
+	at := -1
+	for i, v := range versions {
+		if v.Position <= p.through {
+			at = i
+		}
+	}
+	if at < 0 && len(versions) > 0 {
+		at = 0 // the stream describes a table when it first changes
+	}
+	switch {
+	case p.live != nil && (at < 0 || p.point.kind == pointNow):
+		p.columns, p.key = p.live.columns, p.live.key
+	case at < 0:
+		return p.refuse(ErrIncomplete, "it was dropped before a row of it changed, so its columns are not known", 0)
+	default:
+		columns, err := p.columnsOf(ctx, versions[at])
+		if err != nil {
+			return err
+		}
+		p.columns, p.key = columns, versions[at].Key
+	}
+	if err := p.matchLive(); err != nil {
+		return err
+	}
+	p.keyAt = nil
+	for _, name := range p.key {
+		i, ok := p.columns.index[name]
+		if !ok {
+			return p.refuse(ErrIncomplete, "its key has columns that its history does not know", 0)
+		}
+		p.keyAt = append(p.keyAt, i)
+	}
+	p.names = p.spans(versions)
+	for _, v := range versions {
+		p.versions = append(p.versions, pastVersion{v.Position, p.indexOf(v)})
+	}
+	return nil
+}
+
+// ownVersions returns the versions of this very table, or, where its partitions
+// stand for it, those under its name.
+func (p *pastTable) ownVersions() []store.Version {
+	var own, named []store.Version
+	for _, v := range p.facts.Versions {
+		if v.RelationID == p.oid {
+			own = append(own, v)
+		} else if v.Schema == p.schema && v.Table == p.name && v.Position >= p.covered.From && (p.covered.Until == 0 || v.Position < p.covered.Until) {
+			named = append(named, v)
+		}
+	}
+	if len(own) == 0 {
+		return named
+	}
+	return own
+}
+
+func (p *pastTable) columnsOf(ctx context.Context, v store.Version) (*columnSet, error) {
+	list := make([]column, len(v.Columns))
+	for i, c := range v.Columns {
+		kind, err := p.client.kinds.Of(ctx, c.TypeOID)
+		if err != nil {
+			return nil, wrap("look up type", err)
+		}
+		list[i] = column{
+			name: c.Name, attnum: c.Attnum, typeOID: c.TypeOID, typeMod: c.TypeMod, typeName: c.Type, kind: kind,
+			generated: c.Generated, identity: c.Identity, derived: c.Generated != "",
+		}
+		if c.Type == "" {
+			if err := p.client.source.QueryRow(ctx, "SELECT coalesce(pg_catalog.format_type($1, $2), 'text')", c.TypeOID, c.TypeMod).Scan(&list[i].typeName); err != nil {
+				return nil, wrap("look up type", err)
+			}
+		}
+	}
+	return newColumnSet(list), nil
+}
+
+// matchLive finds the columns of then in the table of now. If they are just the
+// same, the columns that the server computes, of which the stream says nothing,
+// were those of now, too.
+func (p *pastTable) matchLive() error {
+	if p.live == nil {
+		return p.project()
+	}
+	plain := slices.DeleteFunc(slices.Clone(p.live.columns.list), func(c column) bool { return c.derived })
+	sent := slices.DeleteFunc(slices.Clone(p.columns.list), func(c column) bool { return c.derived })
+	if newColumnSet(plain).same(newColumnSet(sent)) {
+		p.columns = p.live.columns
+	}
+	if err := p.project(); err != nil {
+		return err
+	}
+	p.liveAt = make([]int, len(p.columns.list))
+	for i, c := range p.columns.list {
+		p.liveAt[i] = slices.IndexFunc(p.live.columns.list, func(now column) bool {
+			return sameColumn(c, now) && readable(c, store.Column{TypeOID: now.typeOID, TypeMod: now.typeMod})
+		})
+		if p.liveAt[i] < 0 {
+			p.absent = append(p.absent, i)
+		}
+	}
+	return nil
+}
+
+// project leaves out the columns that were not asked for. The key stays: it tells
+// the rows apart.
+func (p *pastTable) project() error {
+	wanted := p.point.columns
+	if wanted == nil {
+		return nil
+	}
+	for _, name := range wanted {
+		if _, ok := p.columns.index[name]; !ok {
+			return &ColumnsError{Table: p.qualified(), Asked: p.point.String(), Missing: []string{name}, Columns: p.columns.names()}
+		}
+	}
+	var list []column
+	for _, c := range p.columns.list {
+		if slices.Contains(wanted, c.name) || slices.Contains(p.key, c.name) {
+			list = append(list, c)
+		}
+	}
+	p.columns = newColumnSet(list)
+	return nil
+}
+
+// sameColumn tells that two versions of a table mean the same column. Renaming
+// keeps the number, dropping and making it anew does not. What the catalog did
+// not tell has no number.
+func sameColumn(a, b column) bool {
+	if a.attnum == 0 || b.attnum == 0 {
+		return a.name == b.name
+	}
+	return a.attnum == b.attnum
+}
+
+// indexOf says where the columns of then are in an image of another version.
+// Values of a type that says less, or something else, are not taken.
+func (p *pastTable) indexOf(v store.Version) map[string]int {
+	index := make(map[string]int, len(v.Columns))
+	for i, c := range p.columns.list {
+		for _, o := range v.Columns {
+			other := column{name: o.Name, attnum: o.Attnum}
+			if v.RelationID != p.oid {
+				other.attnum = 0 // a partition counts its columns by itself
+			}
+			if sameColumn(c, other) && readable(c, o) {
+				index[o.Name] = i
+			}
+		}
+	}
+	return index
+}
+
+// readable tells that the text of a value of the one type is that of the other.
+func readable(c column, o store.Column) bool {
+	if c.typeOID == o.TypeOID {
+		return c.typeMod == o.TypeMod || c.kind.Base == wal.String
+	}
+	for _, family := range [][]uint32{{20, 21, 23}, {25, 1043}} { // whole numbers; text and varchar
+		if slices.Contains(family, c.typeOID) && slices.Contains(family, o.TypeOID) {
+			return true
+		}
+	}
+	return false
+}
+
+// spans returns under which names the changes of the table stand, and when: a
+// name it gave up may be that of another table since.
+func (p *pastTable) spans(own []store.Version) []nameSpan {
+	spans := []nameSpan{{p.schema, p.name, 0, maxLSN}}
+	if len(own) > 0 {
+		spans = spans[:0]
+	}
+	for i, v := range own {
+		if n := len(spans); n > 0 && spans[n-1].schema == v.Schema && spans[n-1].name == v.Table {
+			continue
+		}
+		if n := len(spans); n > 0 {
+			spans[n-1].to = min(spans[n-1].to, v.Position-1)
+		}
+		span := nameSpan{v.Schema, v.Table, v.Position - 1, maxLSN}
+		if i == 0 {
+			span.from = 0
+		}
+		spans = append(spans, span)
+	}
+	for i, s := range spans {
+		for _, v := range p.facts.Versions {
+			foreign := v.Schema == s.schema && v.Table == s.name && v.RelationID != p.oid && !p.isPart(own, v)
+			switch {
+			case foreign && v.Position > s.from && v.Position <= spans[i].to && (len(own) == 0 || v.Position > own[0].Position):
+				spans[i].to = v.Position - 1
+			case foreign && v.Position <= s.to && i == 0 && len(own) > 0 && v.Position < own[0].Position:
+				spans[i].from = max(spans[i].from, p.covered.From-1)
+			}
+		}
+	}
+	return spans
+}
+
+// isPart tells that a version under the table's name is one of its partitions.
+func (p *pastTable) isPart(own []store.Version, v store.Version) bool {
+	return len(own) > 0 && own[0].RelationID != p.oid && slices.ContainsFunc(own, func(o store.Version) bool { return o.RelationID == v.RelationID })
+}
+
+// versionAt returns where the columns of then are in an image of a change at
+// position.
+func (p *pastTable) versionAt(position LSN) map[string]int {
+	if len(p.versions) == 0 {
+		return p.columns.index
+	}
+	at := 0
+	for i, v := range p.versions {
+		if v.position <= position {
+			at = i
+		}
+	}
+	return p.versions[at].index
+}

@@ -1,0 +1,129 @@
+package audit_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/audittest"
+)
+
+type pastTodo struct {
+	ID   int    `db:"id"`
+	Task string `db:"task"`
+	Done bool   `db:"is_completed"`
+}
+
+const todoTable = `CREATE TABLE todo (id int PRIMARY KEY, task text NOT NULL, is_completed boolean NOT NULL DEFAULT false)`
+
+// mark is a position between what was written before and what comes after.
+func here(t *testing.T, a *audittest.Audited) audit.Point {
+	t.Helper()
+	a.Sync(t)
+	return a.Client.AtPosition(must(audit.ParsePosition(audittest.Value[string](t, a.Database, "SELECT pg_current_wal_insert_lsn()::text"))))
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func TestARowAsItWas(t *testing.T) {
+	t.Parallel()
+	a := audittest.New(t, audit.Config{}, todoTable, "INSERT INTO todo VALUES (1, 'old'), (2, 'untouched'), (3, 'deleted later')")
+	begin := here(t, a)
+	a.Exec(t, "UPDATE todo SET task = 'new', is_completed = true WHERE id = 1")
+	a.Exec(t, "INSERT INTO todo VALUES (4, 'made later')")
+	middle := here(t, a)
+	a.Exec(t, "DELETE FROM todo WHERE id IN (3, 4)")
+	a.Exec(t, "UPDATE todo SET id = 10 WHERE id = 1")
+	end := here(t, a)
+
+	type step struct {
+		point audit.Point
+		id    int
+		want  *pastTodo
+	}
+	for i, s := range []step{
+		{begin, 1, &pastTodo{1, "old", false}},
+		{begin, 2, &pastTodo{2, "untouched", false}},
+		{begin, 3, &pastTodo{3, "deleted later", false}},
+		{begin, 4, nil},
+		{begin, 10, nil},
+		{middle, 1, &pastTodo{1, "new", true}},
+		{middle, 3, &pastTodo{3, "deleted later", false}},
+		{middle, 4, &pastTodo{4, "made later", false}},
+		{middle, 10, nil},
+		{end, 1, nil},
+		{end, 2, &pastTodo{2, "untouched", false}},
+		{end, 3, nil},
+		{end, 10, &pastTodo{10, "new", true}},
+		{a.Client.Now(), 10, &pastTodo{10, "new", true}},
+		{a.Client.AsOf(time.Now()), 10, &pastTodo{10, "new", true}},
+	} {
+		var got pastTodo
+		err := s.point.Table("todo").Load(t.Context(), &got, s.id)
+		if s.want == nil {
+			if !errors.Is(err, audit.ErrNoRow) {
+				t.Errorf("%d: row %d: %v, %+v", i, s.id, err, got)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%d: row %d: %v", i, s.id, err)
+		} else if diff := cmp.Diff(*s.want, got); diff != "" {
+			t.Errorf("%d: row %d (-want +got):\n%s", i, s.id, diff)
+		}
+	}
+}
+
+func TestATableAsItWas(t *testing.T) {
+	t.Parallel()
+	a := audittest.New(t, audit.Config{}, todoTable, "INSERT INTO todo VALUES (1, 'old'), (2, 'untouched'), (3, 'deleted later')")
+	begin := here(t, a)
+	a.Exec(t, "UPDATE todo SET task = 'new', is_completed = true WHERE id = 1")
+	a.Exec(t, "INSERT INTO todo VALUES (4, 'made later')")
+	a.Exec(t, "DELETE FROM todo WHERE id = 3")
+	a.Exec(t, "UPDATE todo SET id = 10 WHERE id = 1")
+	want := []pastTodo{{1, "old", false}, {2, "untouched", false}, {3, "deleted later", false}}
+
+	var got []pastTodo
+	if err := begin.Table("todo").OrderBy("id").List(t.Context(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	n, err := begin.Table("todo").Count(t.Context())
+	if err != nil || n != 3 {
+		t.Errorf("count %d, %v", n, err)
+	}
+	err = begin.Table("todo").Where("id > $1", 1).Where("task <> $1", "x").OrderBy("id").List(t.Context(), &got)
+	if diff := cmp.Diff(want[1:], got); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+	err = begin.View(t.Context(), func(tx pgx.Tx) error {
+		rows, _ := tx.Query(t.Context(), "SELECT * FROM todo ORDER BY id")
+		got, err = pgx.CollectRows(rows, pgx.RowToStructByName[pastTodo])
+		return err
+	})
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+	err = begin.View(t.Context(), func(tx pgx.Tx) error {
+		_, err := tx.Exec(t.Context(), "SELECT * FROM public.todo ORDER BY id")
+		return err
+	})
+	var refused *audit.ViewError
+	if !errors.As(err, &refused) {
+		t.Errorf("the present was read: %v", err)
+	} else {
+		t.Log(err)
+	}
+}
