@@ -186,6 +186,22 @@ func isCanonical(typeOID uint32, value any) bool {
 	return false
 }
 
+// exactTypes are those of which equal values have the same text: "char", name,
+// text, varchar, char(n), whole numbers, oid, boolean, bytea, uuid, date, time,
+// timestamp, timestamptz, inet, cidr, macaddr, pg_lsn.
+var exactTypes = []uint32{18, 19, 25, 1043, 1042, 20, 21, 23, 26, 16, 17, 2950, 1082, 1083, 1114, 1184, 869, 650, 829, 774, 3220}
+
+// hasExactKey tells that rows which the server takes for one have one text of
+// their key. It is not so with numeric, where 1 is 1.00.
+func (p *pastTable) hasExactKey() bool {
+	for _, at := range p.keyAt {
+		if c := p.columns.list[at]; c.loose || !slices.Contains(exactTypes, c.typeOID) {
+			return false
+		}
+	}
+	return true
+}
+
 // found is what history says of a row around the moment.
 type found struct {
 	last, next           *event      // the changes of it at or before the moment, and after it
@@ -233,6 +249,17 @@ func (p *pastTable) fromNext(ctx context.Context, key string, f found) (values [
 	e := f.next
 	if e == nil || f.truncates != nil && f.truncates.at(e.position, e.sequence) < 0 {
 		return nil, false, nil
+	}
+	if e.position >= p.facts.Checkpoint.Position {
+		// It is newer than what is known of the table's columns.
+		fresh, err := p.client.freshFacts(ctx, p.database)
+		if err != nil {
+			return nil, false, err
+		}
+		p.facts = fresh
+		if err := p.refresh(ctx); err != nil {
+			return nil, false, err
+		}
 	}
 	if _, gap := p.gapIn(p.through, e.position); gap || p.until != 0 && e.position > p.until {
 		return nil, false, nil
@@ -411,9 +438,15 @@ func (p *pastTable) liveRow(ctx context.Context, key string, parts []string) ([]
 	if parts == nil {
 		parts = splitKey(key)
 	}
-	s, err := p.snapshot(ctx, []*sourceTable{p.live}, pgx.ReadOnly)
+	b, s, err := p.begin(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if s == nil { // since a moment ago
+		if b.kind == baseKeyframe {
+			return p.keyframeRow(ctx, b, key)
+		}
+		return nil, nil
 	}
 	defer s.close()
 	var f found
@@ -429,10 +462,6 @@ func (p *pastTable) liveRow(ctx context.Context, key string, parts []string) ([]
 	values, err := p.selectLive(ctx, s, parts)
 	if err != nil || values == nil {
 		return nil, err
-	}
-	if spelled := p.keyText(values); spelled != key && len(p.absent) == 0 {
-		// The server takes two texts for equal: 1 and 1.00. History has the other.
-		return p.findRow(ctx, spelled, splitKey(spelled))
 	}
 	if len(p.absent) > 0 {
 		if err := p.fill(ctx, key, values, p.absent); err != nil {

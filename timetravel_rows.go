@@ -18,18 +18,53 @@ const pageRows = 1000
 // rows calls yield for every row of the table as it was then: one value in
 // PostgreSQL's text format for each column. They come in no order.
 func (p *pastTable) rows(ctx context.Context, yield func(values [][]byte) error) error {
-	b, err := p.base(ctx)
+	b, s, err := p.begin(ctx)
 	if err != nil {
 		return err
 	}
-	var s *snapshot
-	if b.kind == baseLive {
-		if s, err = p.snapshot(ctx, []*sourceTable{p.live}, pgx.ReadOnly); err != nil {
-			return err
-		}
+	if s != nil {
 		defer s.close()
 	}
 	return p.rebuild(ctx, b, s, func(_ string, values [][]byte) error { return yield(values) })
+}
+
+// begin finds a base and, if it is the live table, takes a snapshot of it. Much can
+// have happened to the table until that is locked: what was known of it before is
+// found out anew.
+func (p *pastTable) begin(ctx context.Context) (base, *snapshot, error) {
+	b, err := p.base(ctx)
+	if err != nil || b.kind != baseLive {
+		return b, nil, err
+	}
+	s, err := p.snapshot(ctx, []*sourceTable{p.live}, pgx.ReadOnly)
+	if err != nil {
+		return b, nil, err
+	}
+	if err = p.refresh(ctx); err == nil {
+		b, err = p.base(ctx)
+	}
+	if err != nil || b.kind != baseLive {
+		s.close()
+		return b, nil, err
+	}
+	return b, s, nil
+}
+
+// refresh describes the table anew, by facts that were read since.
+func (p *pastTable) refresh(ctx context.Context) error {
+	for _, cov := range p.facts.Coverage {
+		if cov.RelationID == p.oid && cov.From == p.covered.From && cov.Schema == p.covered.Schema && cov.Table == p.covered.Table {
+			fresh, err := p.travel.tableOf(ctx, cov)
+			if err != nil {
+				return err
+			}
+			fills, before := p.fills, p.before
+			*p = *fresh
+			p.fills, p.before = fills, before
+			return nil
+		}
+	}
+	return p.refuse(ErrNotTracked, "its coverage was withdrawn", 0)
 }
 
 // rowsFrom is rows from a base that is not the live table, with the keys.

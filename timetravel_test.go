@@ -241,3 +241,35 @@ func TestKeysThatMoveUnderADeferrableKey(t *testing.T) {
 		}
 	}
 }
+
+func TestAForkIsThePastAsTables(t *testing.T) {
+	t.Parallel()
+	a := audittest.New(t, audit.Config{Tables: []string{"public.*"}},
+		"CREATE TABLE users (id int PRIMARY KEY, email text UNIQUE NOT NULL, initial text GENERATED ALWAYS AS (left(email, 1)) STORED)",
+		"CREATE TABLE todo (id int PRIMARY KEY, user_id int NOT NULL REFERENCES users, task text)",
+		"CREATE INDEX todo_task_idx ON todo (lower(task))",
+		"INSERT INTO users VALUES (1, 'ann'), (2, 'bob')",
+		"INSERT INTO todo VALUES (1, 1, 'sleep'), (2, 2, 'eat')")
+	begin := here(t, a)
+	a.Exec(t, "UPDATE users SET email = 'zoe' WHERE id = 1")
+	a.Exec(t, "DELETE FROM todo")
+	result, err := begin.Into("last tuesday").Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]int64{"public.users": 2, "public.todo": 2}, result.Rows); diff != "" || len(result.Skipped) > 0 {
+		t.Error(diff, result.Skipped)
+	}
+	got := audittest.Value[string](t, a.Database, `SELECT string_agg(initial || ':' || task, ',' ORDER BY t.id) FROM "last tuesday".todo t JOIN "last tuesday".users u ON u.id = t.user_id`)
+	if got != "a:sleep,b:eat" {
+		t.Errorf("the fork holds %s", got)
+	}
+	indexes := audittest.Value[int](t, a.Database, `SELECT count(*)::int FROM pg_indexes WHERE schemaname = 'last tuesday'`)
+	references := audittest.Value[int](t, a.Database, `SELECT count(*)::int FROM pg_constraint WHERE contype = 'f' AND connamespace = '"last tuesday"'::regnamespace`)
+	if indexes != 4 || references != 1 {
+		t.Errorf("%d indexes, %d foreign keys", indexes, references)
+	}
+	if _, err := begin.Into("last tuesday").Run(t.Context()); !errors.Is(err, audit.ErrSchemaExists) {
+		t.Errorf("a second fork into the schema: %v", err)
+	}
+}

@@ -45,7 +45,7 @@ func (p Point) View(ctx context.Context, fn func(tx pgx.Tx) error) error {
 	if err != nil {
 		return err
 	}
-	v, err := t.view(ctx, t.covered())
+	v, err := t.view(ctx)
 	if err != nil {
 		return err
 	}
@@ -107,29 +107,52 @@ func (t *travel) covered() []string {
 	return names
 }
 
-// view sets up a view of the named tables.
-func (t *travel) view(ctx context.Context, names []string) (*pastView, error) {
+// view sets up a view of all tables. They are locked before anything is found out
+// about them.
+func (t *travel) view(ctx context.Context) (*pastView, error) {
 	v := &pastView{travel: t, missing: make(map[string]error)}
-	for _, name := range names {
-		if err := v.add(ctx, name); err != nil {
-			return nil, err
-		}
+	live, err := t.liveTables(ctx)
+	if err != nil {
+		return nil, err
 	}
-	var live []*sourceTable
-	for _, table := range v.tables {
-		if table.live != nil && table.mode != viewBroken {
-			live = append(live, table.live)
-		}
-	}
-	var err error
 	if v.snapshot, err = t.snapshot(ctx, live, pgx.ReadWrite); err != nil {
 		return nil, err
 	}
-	if err := v.setUp(ctx); err != nil {
+	for _, name := range t.covered() {
+		if err = v.add(ctx, name); err != nil {
+			break
+		}
+	}
+	if err == nil {
+		err = v.setUp(ctx)
+	}
+	if err != nil {
 		v.snapshot.close()
 		return nil, err
 	}
 	return v, nil
+}
+
+// liveTables returns the tables that were ever tracked and are there now, by their
+// names of now.
+func (t *travel) liveTables(ctx context.Context) ([]*sourceTable, error) {
+	var oids []uint32
+	for _, cov := range t.facts.Coverage {
+		oids = append(oids, cov.RelationID)
+	}
+	rows, err := t.client.source.Query(ctx, `
+		SELECT n.nspname, c.relname
+		FROM pg_catalog.pg_class c
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.oid = ANY ($1) AND pg_catalog.has_table_privilege(c.oid, 'SELECT')`, oids)
+	if err != nil {
+		return nil, wrap("look for the live tables", err)
+	}
+	tables, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*sourceTable, error) {
+		table := &sourceTable{}
+		return table, row.Scan(&table.schema, &table.name)
+	})
+	return tables, wrap("look for the live tables", err)
 }
 
 // add finds a table and whether there is a past of it.
