@@ -1,5 +1,7 @@
 package audit
 
+import "context"
+
 // Statement returns the SQL that reads a page of the query, so that its plan can
 // be looked at.
 func (q Query) Statement(size int) (statement string, args []any, err error) {
@@ -18,3 +20,6 @@ func (q Query) TransactionStatement(size int) (statement string, args []any, err
 	}
 	return q.transactionStatement(client, q.cursor, size).ToSql()
 }
+
+// KeepPartitions does the hourly maintenance now.
+func KeepPartitions(ctx context.Context, c *Client) error { return c.keepPartitions(ctx) }
