@@ -19,6 +19,9 @@ type run struct {
 	settled chan struct{} // closed at the first state that says how it goes
 	caution store.Caution
 	until   capture.LSN
+	// shapes are what the tracked tables looked like last. They belong to whoever
+	// holds the lock on setting up.
+	shapes map[uint32]string
 }
 
 // Start checks the source, sets up what is missing, and then captures in the
@@ -272,9 +275,17 @@ func (c *Client) keepPartitions(ctx context.Context) error {
 	if c.cfg.Retention == 0 {
 		return nil
 	}
-	dropped, err := c.history.DropBefore(ctx, time.Now().Add(-c.cfg.Retention))
+	before := time.Now().Add(-c.cfg.Retention)
+	if err := c.carryKeyframes(ctx, before); err != nil {
+		return err // what they are made of must not be dropped
+	}
+	dropped, err := c.history.DropBefore(ctx, before)
 	for _, name := range dropped {
 		c.cfg.Logger.Info("audit: dropped history past its retention", "partition", name)
+	}
+	if len(dropped) > 0 {
+		c.forgetFacts()
+		err = errors.Join(err, c.dropKeyframes(ctx))
 	}
 	return err
 }

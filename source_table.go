@@ -26,6 +26,8 @@ type column struct {
 	derived             bool
 	generated, identity string
 	notNull             bool
+	// loose tells that different texts are equal by the column's collation.
+	loose bool
 }
 
 // columnSet is the columns of a version of a table, in the table's order.
@@ -72,6 +74,9 @@ type sourceTable struct {
 	columns *columnSet
 	// key holds the names of the primary key's columns, in key order.
 	key []string
+	// deferrable tells that two rows may have the same key in the midst of a
+	// transaction.
+	deferrable bool
 }
 
 // ident returns the table's name, quoted.
@@ -89,10 +94,11 @@ func (c *Client) describeTable(ctx context.Context, db capture.Querier, oid uint
 			coalesce((SELECT array_agg(a.attname::text ORDER BY k.n)
 				FROM pg_catalog.pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, n)
 				JOIN pg_catalog.pg_attribute a ON a.attnum = k.attnum
-				WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid), '{}')
+				WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid), '{}'),
+			EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate)
 		FROM pg_catalog.pg_class c
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.oid = $1`, oid).Scan(&t.schema, &t.name, &t.kind, &t.key)
+		WHERE c.oid = $1`, oid).Scan(&t.schema, &t.name, &t.kind, &t.key, &t.deferrable)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, errNoTable
 	}
@@ -101,15 +107,16 @@ func (c *Client) describeTable(ctx context.Context, db capture.Querier, oid uint
 	}
 	rows, err := db.Query(ctx, `
 		SELECT a.attname, a.attnum, a.atttypid, a.atttypmod, pg_catalog.format_type(a.atttypid, a.atttypmod),
-			a.attgenerated::text, a.attidentity::text, a.attnotnull
+			a.attgenerated::text, a.attidentity::text, a.attnotnull, coalesce(NOT c.collisdeterministic, false)
 		FROM pg_catalog.pg_attribute a
+		LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation
 		WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
 		ORDER BY a.attnum`, oid)
 	if err != nil {
 		return nil, err
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (col column, err error) {
-		err = row.Scan(&col.name, &col.attnum, &col.typeOID, &col.typeMod, &col.typeName, &col.generated, &col.identity, &col.notNull)
+		err = row.Scan(&col.name, &col.attnum, &col.typeOID, &col.typeMod, &col.typeName, &col.generated, &col.identity, &col.notNull, &col.loose)
 		col.derived = col.generated != ""
 		return col, err
 	})

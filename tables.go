@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/capture"
 	"github.com/hindsight-go/audit/store"
@@ -144,7 +147,86 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]LSN, 
 	c.mu.Lock()
 	c.last.verified = before
 	c.mu.Unlock()
+	return c.noteVersions(ctx, r, tracked)
+}
+
+// noteVersions records tables whose columns, key or name are not those that
+// history knows. The stream tells of that only with the next change of a row, and
+// until then nobody could say from when on the columns were others.
+func (c *Client) noteVersions(ctx context.Context, r *run, tracked []capture.Tracked) error {
+	oids := make([]uint32, len(tracked))
+	for i, t := range tracked {
+		oids[i] = t.OID
+	}
+	rows, err := c.source.Query(ctx, `
+		SELECT c.oid, pg_catalog.md5(pg_catalog.concat_ws('.', c.relnamespace, c.relname,
+			(SELECT pg_catalog.string_agg(pg_catalog.concat_ws('.', a.attnum, a.attname, a.atttypid, a.atttypmod), ',' ORDER BY a.attnum)
+				FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+			(SELECT i.indkey FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)))
+		FROM pg_catalog.pg_class c
+		WHERE c.oid = ANY ($1)`, oids)
+	if err != nil {
+		return err
+	}
+	shapes := make(map[uint32]string)
+	var oid uint32
+	var shape string
+	if _, err := pgx.ForEachRow(rows, []any{&oid, &shape}, func() error {
+		shapes[oid] = shape
+		return nil
+	}); err != nil {
+		return err
+	}
+	var facts *store.Facts
+	for _, oid := range oids {
+		if r.shapes[oid] == shapes[oid] {
+			continue
+		}
+		if facts == nil {
+			if facts, err = c.freshFacts(ctx, r.facts.Database); err != nil {
+				return err
+			}
+		}
+		if err := c.noteVersion(ctx, r, oid, facts); err != nil {
+			return err
+		}
+	}
+	r.shapes = shapes
 	return nil
+}
+
+// noteVersion records the version of a table that there is now, if it is news.
+func (c *Client) noteVersion(ctx context.Context, r *run, oid uint32, facts *store.Facts) error {
+	table, err := c.describeTable(ctx, c.source, oid)
+	if errors.Is(err, errNoTable) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if len(table.key) == 0 && table.kind == "p" {
+		return nil // its partitions stand for it, each with a version of its own
+	}
+	here, err := c.position(ctx)
+	if err != nil {
+		return err
+	}
+	v := store.Version{Schema: table.schema, Table: table.name, Position: here, RelationID: oid, Key: table.key}
+	for _, col := range table.columns.list {
+		if col.derived {
+			continue // the stream does not tell of them either
+		}
+		v.Columns = append(v.Columns, store.Column{Name: col.name, Type: col.typeName, TypeOID: col.typeOID, TypeMod: col.typeMod, Attnum: col.attnum, Identity: col.identity})
+	}
+	for _, known := range slices.Backward(facts.Versions) {
+		if known.RelationID == oid {
+			if known.Same(v) {
+				return nil
+			}
+			break
+		}
+	}
+	return c.history.NoteVersion(ctx, r.facts.Database, "f", v)
 }
 
 // cover makes the coverage of one table true.
@@ -180,6 +262,12 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, open map[
 		return err
 	}
 	c.cfg.Logger.Info("audit: tracking", "schema", t.Schema, "table", t.Name, "from", from)
+	if renamed {
+		return nil
+	}
+	if err := c.noteEmpty(ctx, r.facts.Database, t.Schema, t.Name, t.OID); err != nil {
+		c.cfg.Logger.Warn("audit: could not look whether the table is empty", "schema", t.Schema, "table", t.Name, "error", err)
+	}
 	return nil
 }
 

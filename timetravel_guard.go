@@ -41,12 +41,17 @@ type guard struct {
 	// tracked are the tables of the view by the names that they have now, their
 	// partitions included.
 	tracked map[string]*viewTable
+	// parts are partitions, by their plain names.
+	parts map[string]*viewTable
 	// allowed are the tables that may be read as they are now.
 	allowed map[string]bool
 	// functions are those of users, by name; nil until one may have been called.
 	functions map[string][]function
 	relations map[string]bool // names of untracked tables, read with functions
 	plans     int
+	// implicit are calls of functions that run without their names being written:
+	// behind operators, casts, aggregates and domains.
+	implicit []string
 }
 
 type function struct {
@@ -55,7 +60,7 @@ type function struct {
 }
 
 func newGuard(v *pastView) *guard {
-	return &guard{view: v, checked: make(map[string]bool), tracked: make(map[string]*viewTable), allowed: make(map[string]bool)}
+	return &guard{view: v, checked: make(map[string]bool), tracked: make(map[string]*viewTable), parts: make(map[string]*viewTable), allowed: make(map[string]bool)}
 }
 
 // learn reads which tables there are.
@@ -84,11 +89,33 @@ func (g *guard) learn(ctx context.Context) error {
 	var oid uint32
 	var schema, name string
 	_, err = pgx.ForEachRow(rows, []any{&oid, &schema, &name}, func() error {
-		g.tracked[qualifiedName(schema, name)] = byOID[oid]
+		t := byOID[oid]
+		g.tracked[qualifiedName(schema, name)] = t
+		if name != t.live.name || schema != t.live.schema {
+			g.parts[name] = t
+		}
 		return nil
 	})
 	if err != nil {
 		return wrap("read tables", err)
+	}
+	rows, err = tx.Query(ctx, `
+		SELECT DISTINCT pg_catalog.quote_ident(p.proname) || '('
+		FROM pg_catalog.pg_proc p
+		JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+		WHERE l.lanname NOT IN ('c', 'internal') AND p.pronamespace <> 'pg_catalog'::regnamespace
+		  AND (EXISTS (SELECT FROM pg_catalog.pg_operator o WHERE o.oprcode = p.oid)
+			OR EXISTS (SELECT FROM pg_catalog.pg_cast c WHERE c.castfunc = p.oid)
+			OR EXISTS (SELECT FROM pg_catalog.pg_aggregate a WHERE p.oid IN (a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn))
+			OR EXISTS (
+				SELECT FROM pg_catalog.pg_depend d
+				JOIN pg_catalog.pg_constraint c ON c.oid = d.objid AND c.contypid <> 0
+				WHERE d.classid = 'pg_catalog.pg_constraint'::regclass AND d.refclassid = 'pg_catalog.pg_proc'::regclass AND d.refobjid = p.oid))`)
+	if err != nil {
+		return wrap("read functions", err)
+	}
+	if g.implicit, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
+		return wrap("read functions", err)
 	}
 	for _, name := range g.view.point.live {
 		parsed, err := parseTable(name)
@@ -122,7 +149,14 @@ func (g *guard) check(ctx context.Context, sql string) error {
 	if plan.writes {
 		return g.refuse("", "it would write: only queries can be run in the past")
 	}
-	if err := g.checkFunctions(ctx, plan.texts, make(map[string]bool)); err != nil {
+	// What the planner has computed already is not in the plan.
+	texts := append(plan.texts, sql)
+	for _, d := range g.view.repeated {
+		if mentions(sql, d.name) {
+			texts = append(texts, d.definition)
+		}
+	}
+	if err := g.checkFunctions(ctx, append(texts, g.implicit...), make(map[string]bool)); err != nil {
 		return err
 	}
 	g.checked[sql] = true
@@ -141,45 +175,74 @@ type queryPlan struct {
 // explain plans a query for any parameters. It is prepared as the caller's own
 // will be, so that what is wrong with it is said in the server's words.
 func (g *guard) explain(ctx context.Context, sql string) (*queryPlan, error) {
-	conn := g.view.snapshot.tx.Conn()
+	conn := g.view.snapshot.tx.Conn().PgConn()
 	g.plans++
 	name := fmt.Sprintf("audit_plan_%d", g.plans)
-	description, err := conn.PgConn().Prepare(ctx, name, sql, nil)
+	if _, err := conn.Exec(ctx, "SAVEPOINT audit_plan").ReadAll(); err != nil {
+		return nil, err
+	}
+	results, err := g.plan(ctx, conn, name, sql)
 	if err != nil {
-		var pgErr *pgconn.PgError
-		switch {
-		case errors.As(err, &pgErr) && pgErr.Code == "42P01":
-			return nil, g.explainMissing(sql, err)
-		case errors.As(err, &pgErr) && pgErr.Code == "42601" && strings.Contains(pgErr.Message, "multiple commands"):
-			return nil, g.refuse("", "it is several statements in one string: run them one by one")
+		// The view goes on after a query that was refused.
+		_, rollbackErr := conn.Exec(ctx, "ROLLBACK TO SAVEPOINT audit_plan; RELEASE SAVEPOINT audit_plan").ReadAll()
+		_ = conn.Deallocate(ctx, name)
+		return nil, errors.Join(g.explained(sql, err), rollbackErr)
+	}
+	var plan queryPlan
+	for _, result := range results {
+		for _, row := range result.Rows {
+			var document []map[string]any
+			if len(row) == 1 && json.Unmarshal(row[0], &document) == nil && len(document) == 1 && document[0]["Plan"] != nil {
+				plan.read(document[0])
+				return &plan, nil
+			}
 		}
+	}
+	return nil, g.refuse("", notAQuery)
+}
+
+// notAQuery is why a statement without a plan is refused.
+const notAQuery = "it is not a query whose plan can be looked at: only SELECT, VALUES, TABLE and WITH can be run in the past"
+
+// plan prepares a query and asks for its plan.
+func (g *guard) plan(ctx context.Context, conn *pgconn.PgConn, name, sql string) ([]*pgconn.Result, error) {
+	description, err := conn.Prepare(ctx, name, sql, nil)
+	if err != nil {
 		return nil, err
 	}
 	arguments := ""
 	if n := len(description.ParamOIDs); n > 0 {
 		arguments = "(" + strings.TrimSuffix(strings.Repeat("NULL, ", n), ", ") + ")"
 	}
-	// In the plan for any parameters nothing is pruned by their values.
-	results, err := conn.PgConn().Exec(ctx, "SET LOCAL plan_cache_mode = force_generic_plan; EXPLAIN (VERBOSE, COSTS OFF, FORMAT JSON) EXECUTE "+name+arguments+"; SET LOCAL plan_cache_mode = auto; DEALLOCATE "+name).ReadAll()
-	if err != nil {
-		var pgErr *pgconn.PgError
-		if errors.As(err, &pgErr) && (pgErr.Code == "42601" || pgErr.Code == "0A000" || pgErr.Code == "42P14") {
-			return nil, g.refuse("", "it is not a query whose plan can be looked at: only SELECT, VALUES, TABLE and WITH can be run in the past")
-		}
-		return nil, err
+	// A plan for any parameters, from which nothing is pruned.
+	return conn.Exec(ctx, `
+		SET LOCAL plan_cache_mode = force_generic_plan;
+		SET LOCAL enable_partition_pruning = off;
+		SET LOCAL constraint_exclusion = off;
+		EXPLAIN (VERBOSE, COSTS OFF, FORMAT JSON) EXECUTE `+name+arguments+`;
+		SET LOCAL plan_cache_mode = auto;
+		SET LOCAL enable_partition_pruning = on;
+		SET LOCAL constraint_exclusion = partition;
+		DEALLOCATE `+name+`;
+		RELEASE SAVEPOINT audit_plan`).ReadAll()
+}
+
+// explained says in our words what keeps a query from being looked at.
+func (g *guard) explained(sql string, err error) error {
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) {
+		return err
 	}
-	var plan queryPlan
-	for _, result := range results {
-		for _, row := range result.Rows {
-			var document []map[string]any
-			if len(row) == 1 && json.Unmarshal(row[0], &document) == nil {
-				for _, d := range document {
-					plan.read(d)
-				}
-			}
-		}
+	switch {
+	case pgErr.Code == "42P01":
+		return g.explainMissing(sql, err)
+	case pgErr.Code == "42601" && strings.Contains(pgErr.Message, "multiple commands"):
+		return g.refuse("", "it is several statements in one string: run them one by one")
+	case pgErr.Code == "0A000", pgErr.Code == "42P14", pgErr.Code == "42601" && strings.Contains(pgErr.Message, "EXPLAIN"),
+		strings.Contains(pgErr.Message, "prepared statement is not"), pgErr.Code == "42809":
+		return g.refuse("", notAQuery)
 	}
-	return &plan, nil
+	return err
 }
 
 // explainMissing says why a table is not there: it may be one that history knows.
@@ -265,6 +328,10 @@ func (g *guard) fillTemp(ctx context.Context, name string) error {
 // called finds what may be the name of a function in an expression.
 var called = regexp.MustCompile(`("(?:[^"]|"")+"|[\pL_][\pL\pN_$]*)\s*\(`)
 
+// runsText are functions of the server and its extensions that run SQL given as
+// text, or change what names mean.
+var runsText = regexp.MustCompile(`^(set_config|(query|cursor|table|schema|database)_to_xml.*|ts_stat|ts_rewrite|dblink.*|crosstab.*|connectby|xpath_table)$`)
+
 // checkFunctions reads the functions that the expressions call.
 func (g *guard) checkFunctions(ctx context.Context, texts []string, visited map[string]bool) error {
 	for _, text := range texts {
@@ -274,6 +341,9 @@ func (g *guard) checkFunctions(ctx context.Context, texts []string, visited map[
 				continue
 			}
 			visited[name] = true
+			if runsText.MatchString(name) {
+				return g.refuse("function "+name, "it runs SQL given as text, or changes how names are read, so what is read cannot be told")
+			}
 			if err := g.readFunctions(ctx); err != nil {
 				return err
 			}
@@ -300,14 +370,16 @@ func (g *guard) readFunctions(ctx context.Context) error {
 	if g.functions != nil {
 		return nil
 	}
-	tx := g.view.snapshot.tx
+	tx, ctx := g.view.snapshot.tx, pass(ctx)
 	rows, err := tx.Query(ctx, `
-		SELECT n.nspname, p.proname, l.lanname, coalesce(p.prosrc, ''), coalesce(p.proconfig::text, ''),
+		SELECT n.nspname, p.proname, l.lanname,
+			CASE WHEN pg_catalog.to_jsonb(p) ->> 'prosqlbody' IS NULL THEN coalesce(p.prosrc, '') ELSE pg_catalog.pg_get_functiondef(p.oid) END,
+			coalesce(p.proconfig::text, ''),
 			(pg_catalog.to_jsonb(p) ->> 'prosqlbody') IS NOT NULL
 		FROM pg_catalog.pg_proc p
 		JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
 		JOIN pg_catalog.pg_language l ON l.oid = p.prolang
-		WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND l.lanname NOT IN ('c', 'internal')`)
+		WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND l.lanname NOT IN ('c', 'internal') AND p.prokind <> 'a'`)
 	if err != nil {
 		return wrap("read functions", err)
 	}
@@ -348,6 +420,14 @@ func (g *guard) checkFunction(ctx context.Context, f function, visited map[strin
 		return g.refuse(object, "what a function in "+f.language+" reads cannot be told")
 	}
 	words := identifiers(f.body)
+	if strings.Contains(strings.ToLower(f.body), `u&"`) || slices.ContainsFunc(words, func(w word) bool { return w.name == "search_path" }) {
+		return g.refuse(object, "it writes names in a way, or changes how they are read, that what it reads cannot be told")
+	}
+	for _, w := range words {
+		if t := g.parts[w.name]; t != nil && t.mode != viewLive {
+			return g.refuse(object, "it reads "+w.name+", a partition, as it is now; write "+t.name)
+		}
+	}
 	if f.language == "plpgsql" && slices.ContainsFunc(words, func(w word) bool { return w.name == "execute" }) {
 		return g.refuse(object, "it runs SQL that it makes itself, so what it reads cannot be told")
 	}

@@ -150,13 +150,26 @@ func (p *pastTable) keyParts(ctx context.Context, key []any) ([]string, error) {
 		parts[i] = texts[0]
 		if c := p.columns.list[p.keyAt[i]]; !isCanonical(c.typeOID, value) {
 			// Many texts mean the same numeric, time or bytea; the server's is in history.
-			err := p.client.source.QueryRow(ctx, "SELECT ($1::text::"+c.typeName+")::text", parts[i]).Scan(&parts[i])
-			if err != nil {
+			if parts[i], err = p.client.printed(ctx, c.typeName, parts[i]); err != nil {
 				return nil, &FilterError{Filter: "Row", Reason: fmt.Sprintf("part %d of the key is no %s", i+1, c.typeName), cause: err}
 			}
 		}
 	}
 	return parts, nil
+}
+
+// printed returns the text in which the server prints a value. A cast to text
+// would take the padding off a char(n).
+func (c *Client) printed(ctx context.Context, typeName, text string) (string, error) {
+	rows, err := c.source.Query(ctx, "SELECT $1::text::"+typeName, pgx.QueryExecModeExec, pgx.QueryResultFormats{pgx.TextFormatCode}, text)
+	if err != nil {
+		return "", err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		text = string(rows.RawValues()[0])
+	}
+	return text, rows.Err()
 }
 
 // isCanonical tells that a Go value has just one text of the column's type.
@@ -171,6 +184,22 @@ func isCanonical(typeOID uint32, value any) bool {
 		return true
 	}
 	return false
+}
+
+// exactTypes are those of which equal values have the same text: "char", name,
+// text, varchar, char(n), whole numbers, oid, boolean, bytea, uuid, date, time,
+// timestamp, timestamptz, inet, cidr, macaddr, pg_lsn.
+var exactTypes = []uint32{18, 19, 25, 1043, 1042, 20, 21, 23, 26, 16, 17, 2950, 1082, 1083, 1114, 1184, 869, 650, 829, 774, 3220}
+
+// hasExactKey tells that rows which the server takes for one have one text of
+// their key. It is not so with numeric, where 1 is 1.00.
+func (p *pastTable) hasExactKey() bool {
+	for _, at := range p.keyAt {
+		if c := p.columns.list[at]; c.loose || !slices.Contains(exactTypes, c.typeOID) {
+			return false
+		}
+	}
+	return true
 }
 
 // found is what history says of a row around the moment.
@@ -220,6 +249,17 @@ func (p *pastTable) fromNext(ctx context.Context, key string, f found) (values [
 	e := f.next
 	if e == nil || f.truncates != nil && f.truncates.at(e.position, e.sequence) < 0 {
 		return nil, false, nil
+	}
+	if e.position >= p.facts.Checkpoint.Position {
+		// It is newer than what is known of the table's columns.
+		fresh, err := p.client.freshFacts(ctx, p.database)
+		if err != nil {
+			return nil, false, err
+		}
+		p.facts = fresh
+		if err := p.refresh(ctx); err != nil {
+			return nil, false, err
+		}
 	}
 	if _, gap := p.gapIn(p.through, e.position); gap || p.until != 0 && e.position > p.until {
 		return nil, false, nil
@@ -317,6 +357,11 @@ func (p *pastTable) around(ctx context.Context, s side, key string) (e *event, t
 		if err := eachAround(rows, s, key, &e, &t); err != nil {
 			return nil, nil, wrap("look for changes of the row", err)
 		}
+		if e != nil && e.image == nil && p.isDeferrable() {
+			if *e, err = p.settle(ctx, span, s, *e); err != nil {
+				return nil, nil, err
+			}
+		}
 		if e != nil || t != nil {
 			break
 		}
@@ -393,9 +438,15 @@ func (p *pastTable) liveRow(ctx context.Context, key string, parts []string) ([]
 	if parts == nil {
 		parts = splitKey(key)
 	}
-	s, err := p.snapshot(ctx, []*sourceTable{p.live}, pgx.ReadOnly)
+	b, s, err := p.begin(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if s == nil { // since a moment ago
+		if b.kind == baseKeyframe {
+			return p.keyframeRow(ctx, b, key)
+		}
+		return nil, nil
 	}
 	defer s.close()
 	var f found

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 
@@ -46,11 +45,14 @@ func (p Point) View(ctx context.Context, fn func(tx pgx.Tx) error) error {
 	if err != nil {
 		return err
 	}
-	v, err := t.view(ctx, t.covered())
+	v, err := t.view(ctx)
 	if err != nil {
 		return err
 	}
 	defer v.snapshot.close()
+	custom := v.snapshot.conn.Conn().PgConn().CustomData()
+	custom[guardKey] = v.guard
+	defer delete(custom, guardKey)
 	return fn(&viewTx{Tx: v.snapshot.tx, view: v})
 }
 
@@ -64,6 +66,8 @@ type pastView struct {
 	alias   string
 	guard   *guard
 	missing map[string]error // why the table of a plain name has no past
+	// repeated are the views of the database that were made anew.
+	repeated []dependentView
 }
 
 // viewTable is a table in a view.
@@ -103,29 +107,52 @@ func (t *travel) covered() []string {
 	return names
 }
 
-// view sets up a view of the named tables.
-func (t *travel) view(ctx context.Context, names []string) (*pastView, error) {
+// view sets up a view of all tables. They are locked before anything is found out
+// about them.
+func (t *travel) view(ctx context.Context) (*pastView, error) {
 	v := &pastView{travel: t, missing: make(map[string]error)}
-	for _, name := range names {
-		if err := v.add(ctx, name); err != nil {
-			return nil, err
-		}
+	live, err := t.liveTables(ctx)
+	if err != nil {
+		return nil, err
 	}
-	var live []*sourceTable
-	for _, table := range v.tables {
-		if table.live != nil && table.mode != viewBroken {
-			live = append(live, table.live)
-		}
-	}
-	var err error
 	if v.snapshot, err = t.snapshot(ctx, live, pgx.ReadWrite); err != nil {
 		return nil, err
 	}
-	if err := v.setUp(ctx); err != nil {
+	for _, name := range t.covered() {
+		if err = v.add(ctx, name); err != nil {
+			break
+		}
+	}
+	if err == nil {
+		err = v.setUp(ctx)
+	}
+	if err != nil {
 		v.snapshot.close()
 		return nil, err
 	}
 	return v, nil
+}
+
+// liveTables returns the tables that were ever tracked and are there now, by their
+// names of now.
+func (t *travel) liveTables(ctx context.Context) ([]*sourceTable, error) {
+	var oids []uint32
+	for _, cov := range t.facts.Coverage {
+		oids = append(oids, cov.RelationID)
+	}
+	rows, err := t.client.source.Query(ctx, `
+		SELECT n.nspname, c.relname
+		FROM pg_catalog.pg_class c
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.oid = ANY ($1) AND pg_catalog.has_table_privilege(c.oid, 'SELECT')`, oids)
+	if err != nil {
+		return nil, wrap("look for the live tables", err)
+	}
+	tables, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*sourceTable, error) {
+		table := &sourceTable{}
+		return table, row.Scan(&table.schema, &table.name)
+	})
+	return tables, wrap("look for the live tables", err)
 }
 
 // add finds a table and whether there is a past of it.
@@ -219,7 +246,7 @@ func (v *pastView) choose(ctx context.Context, t *viewTable) error {
 	renamed := t.live.schema != t.schema || t.live.name != t.pastTable.name
 	asNow := !renamed && t.columns.same(t.live.columns)
 	switch {
-	case !changed && len(unseen) == 0 && asNow && (len(t.key) > 0 || len(v.snapshot.running) == 0):
+	case !changed && len(unseen) == 0 && asNow && (len(t.key) > 0 || len(v.snapshot.hidden) == 0):
 		t.mode = viewLive
 	case len(t.key) > 0 && len(t.absent) == 0:
 		t.mode = viewOverlay
@@ -433,36 +460,27 @@ func (v *pastView) fill(ctx context.Context, t *viewTable) error {
 }
 
 func (v *pastView) fillOverlay(ctx context.Context, t *viewTable) error {
-	var keys bytes.Buffer
 	var sent []string
 	for _, c := range t.columns.list {
 		if c.generated == "" {
 			sent = append(sent, pgx.Identifier{c.name}.Sanitize())
 		}
 	}
-	err := v.copyIn(ctx, t.temp("rows"), sent, func(w io.Writer) error {
-		var line []byte
-		return t.touched(ctx, t.base, v.snapshot, func(row touchedRow) error {
-			keys.Write(appendCopyLine(line[:0], nil, row.keyValues))
-			if row.values == nil {
-				return nil
-			}
-			line = appendCopyLine(line[:0], t.columns.list, row.values)
-			_, err := w.Write(line)
+	conn := v.snapshot.tx.Conn()
+	rows, keys := newCopier(conn, t.temp("rows"), sent), newCopier(conn, t.temp("keys"), t.keys)
+	err := t.touched(ctx, t.base, v.snapshot, func(row touchedRow) error {
+		if err := keys.add(ctx, nil, row.keyValues); err != nil || row.values == nil {
 			return err
-		})
+		}
+		return rows.add(ctx, t.columns.list, row.values)
 	})
+	if err == nil {
+		err = errors.Join(rows.flush(ctx), keys.flush(ctx))
+	}
 	if err != nil {
 		return err
 	}
-	err = v.copyIn(ctx, t.temp("keys"), t.keys, func(w io.Writer) error {
-		_, err := keys.WriteTo(w)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	_, err = v.snapshot.tx.Exec(ctx, "ANALYZE "+t.temp("rows")+", "+t.temp("keys"))
+	_, err = v.snapshot.tx.Exec(pass(ctx), "ANALYZE "+t.temp("rows")+", "+t.temp("keys"))
 	return wrap("set up view", err)
 }
 
@@ -471,77 +489,53 @@ func (v *pastView) fillCopy(ctx context.Context, t *viewTable) error {
 	for _, c := range t.columns.list {
 		names = append(names, pgx.Identifier{c.name}.Sanitize())
 	}
-	err := v.copyIn(ctx, t.temp("copy"), names, func(w io.Writer) error {
-		var line []byte
-		return t.rows(ctx, func(values [][]byte) error {
-			line = appendCopyLine(line[:0], nil, values)
-			_, err := w.Write(line)
-			return err
-		})
-	})
+	rows := newCopier(v.snapshot.tx.Conn(), t.temp("copy"), names)
+	err := t.rebuild(pass(ctx), t.base, v.snapshot, func(_ string, values [][]byte) error { return rows.add(ctx, nil, values) })
+	if err == nil {
+		err = rows.flush(ctx)
+	}
 	if err != nil {
 		return err
 	}
-	_, err = v.snapshot.tx.Exec(ctx, "ANALYZE "+t.temp("copy"))
+	_, err = v.snapshot.tx.Exec(pass(ctx), "ANALYZE "+t.temp("copy"))
 	return wrap("set up view", err)
-}
-
-// copyIn streams what write gives into a table, in COPY's text format.
-func (v *pastView) copyIn(ctx context.Context, table string, columns []string, write func(io.Writer) error) error {
-	return copyText(ctx, v.snapshot.tx.Conn(), table, columns, write)
-}
-
-func copyText(ctx context.Context, conn *pgx.Conn, table string, columns []string, write func(io.Writer) error) error {
-	reader, writer := io.Pipe()
-	written := make(chan error, 1)
-	go func() {
-		buffered := newChunkWriter(writer)
-		err := write(buffered)
-		if err == nil {
-			err = buffered.flush()
-		}
-		_ = writer.CloseWithError(err) // nil is the end of the stream
-		written <- err
-	}()
-	_, err := conn.PgConn().CopyFrom(ctx, reader, "COPY "+table+" ("+strings.Join(columns, ", ")+") FROM STDIN")
-	_ = reader.CloseWithError(errStop)
-	if writeErr := <-written; writeErr != nil && !errors.Is(writeErr, errStop) {
-		return writeErr
-	}
-	return wrap("load past rows", err)
 }
 
 // errStop ends a loop that its caller has left.
 var errStop = errors.New("audit: stopped")
 
-// chunkWriter gathers small writes.
-type chunkWriter struct {
-	w io.Writer
-	b []byte
+// copyChunk is how much is gathered before it is sent. In between, the connection
+// is free to read what comes next.
+const copyChunk = 1 << 20
+
+// copier loads rows into a table by COPY, in chunks.
+type copier struct {
+	conn      *pgx.Conn
+	statement string
+	buffer    []byte
 }
 
-func newChunkWriter(w io.Writer) *chunkWriter { return &chunkWriter{w: w, b: make([]byte, 0, 64<<10)} }
-
-func (c *chunkWriter) Write(p []byte) (int, error) {
-	if len(c.b)+len(p) > cap(c.b) {
-		if err := c.flush(); err != nil {
-			return 0, err
-		}
-	}
-	if len(p) > cap(c.b) {
-		return c.w.Write(p)
-	}
-	c.b = append(c.b, p...)
-	return len(p), nil
+func newCopier(conn *pgx.Conn, table string, columns []string) *copier {
+	return &copier{conn: conn, statement: "COPY " + table + " (" + strings.Join(columns, ", ") + ") FROM STDIN"}
 }
 
-func (c *chunkWriter) flush() error {
-	if len(c.b) == 0 {
+// add adds a row. Of columns, if they are given, those that the server computes
+// are left out.
+func (c *copier) add(ctx context.Context, columns []column, values [][]byte) error {
+	c.buffer = appendCopyLine(c.buffer, columns, values)
+	if len(c.buffer) < copyChunk {
 		return nil
 	}
-	_, err := c.w.Write(c.b)
-	c.b = c.b[:0]
-	return err
+	return c.flush(ctx)
+}
+
+func (c *copier) flush(ctx context.Context) error {
+	if len(c.buffer) == 0 {
+		return nil
+	}
+	_, err := c.conn.PgConn().CopyFrom(ctx, bytes.NewReader(c.buffer), c.statement)
+	c.buffer = c.buffer[:0]
+	return wrap("load past rows", err)
 }
 
 // appendCopyLine appends a row in COPY's text format. Of columns, if they are
@@ -627,9 +621,12 @@ func (v *pastView) dependentViews(ctx context.Context) ([]dependentView, error) 
 // cannot be is left as it is: what reads it is refused.
 func (v *pastView) repeatViews(ctx context.Context, views []dependentView) {
 	for _, d := range views {
-		_ = pgx.BeginFunc(ctx, v.snapshot.tx, func(tx pgx.Tx) error {
+		err := pgx.BeginFunc(ctx, v.snapshot.tx, func(tx pgx.Tx) error {
 			_, err := tx.Exec(ctx, "CREATE TEMPORARY VIEW "+pgx.Identifier{d.name}.Sanitize()+" AS "+d.definition)
 			return err
 		})
+		if err == nil {
+			v.repeated = append(v.repeated, d)
+		}
 	}
 }
