@@ -311,3 +311,19 @@ func TestALabelOfAnEnumIsRenamed(t *testing.T) {
 		}
 	}
 }
+
+// The null of JSON is a value, and NULL is none.
+func TestTheNullOfJSON(t *testing.T) {
+	t.Parallel()
+	a := audittest.New(t, audit.Config{}, "CREATE TABLE item (id int PRIMARY KEY, j json, b jsonb)", "INSERT INTO item VALUES (1, 'null', 'null'), (2, NULL, NULL)")
+	then := here(t, a)
+	a.Exec(t, "UPDATE item SET j = b, b = j")
+	changed := here(t, a)
+	a.Exec(t, "UPDATE item SET j = '1', b = '1'")
+	for _, p := range []audit.Point{then, changed} {
+		wantAllWays(t, p, "item", "1|null|null|", "2|~|~|")
+		if row, err := p.Table("item").Where("id = 1 AND j IS NOT NULL AND b IS NOT NULL").Count(t.Context()); err != nil || row != 1 {
+			t.Errorf("%d, %v", row, err)
+		}
+	}
+}
