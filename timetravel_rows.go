@@ -32,29 +32,38 @@ func (p *pastTable) rows(ctx context.Context, yield func(values [][]byte) error)
 // have happened to the table until that is locked: what was known of it before is
 // found out anew.
 func (p *pastTable) begin(ctx context.Context) (base, *snapshot, error) {
-	b, err := p.base(ctx)
-	if err != nil || b.kind != baseLive {
-		return b, nil, err
+	for {
+		b, err := p.base(ctx)
+		if err != nil || b.kind != baseLive {
+			return b, nil, err
+		}
+		locked := p.live.ident()
+		s, err := p.snapshot(ctx, []*sourceTable{p.live}, pgx.ReadOnly)
+		if err != nil && !isCode(err, "42P01") {
+			return b, nil, err
+		}
+		gone := err != nil
+		if err = p.refresh(ctx); err == nil {
+			b, err = p.base(ctx)
+		}
+		if err == nil && b.kind == baseLive && !gone && p.live.ident() == locked {
+			return b, s, nil
+		}
+		if s != nil {
+			s.close()
+		}
+		if err != nil || b.kind != baseLive {
+			return b, nil, err
+		}
+		// It was renamed on the way.
 	}
-	s, err := p.snapshot(ctx, []*sourceTable{p.live}, pgx.ReadOnly)
-	if err != nil {
-		return b, nil, err
-	}
-	if err = p.refresh(ctx); err == nil {
-		b, err = p.base(ctx)
-	}
-	if err != nil || b.kind != baseLive {
-		s.close()
-		return b, nil, err
-	}
-	return b, s, nil
 }
 
 // refresh describes the table anew, by facts that were read since.
 func (p *pastTable) refresh(ctx context.Context) error {
 	for _, cov := range p.facts.Coverage {
 		if cov.RelationID == p.oid && cov.From == p.covered.From && cov.Schema == p.covered.Schema && cov.Table == p.covered.Table {
-			fresh, err := p.travel.tableOf(ctx, cov)
+			fresh, err := p.travel.tableOf(ctx, cov, p.client.freshTable)
 			if err != nil {
 				return err
 			}

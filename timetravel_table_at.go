@@ -2,7 +2,6 @@ package audit
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -75,20 +74,18 @@ func (t *travel) table(ctx context.Context, name string) (*pastTable, error) {
 	if err != nil {
 		return nil, err
 	}
-	return t.tableOf(ctx, cov)
+	// What the catalog said a moment ago will do: it is asked again before the live
+	// table is read.
+	return t.tableOf(ctx, cov, t.client.recentTable)
 }
 
 // tableOf describes the table of a stay in coverage that the moment is in.
-func (t *travel) tableOf(ctx context.Context, cov store.Coverage) (*pastTable, error) {
+func (t *travel) tableOf(ctx context.Context, cov store.Coverage, look func(ctx context.Context, oid uint32) (*sourceTable, error)) (*pastTable, error) {
 	p := &pastTable{travel: t, schema: cov.Schema, name: cov.Table, oid: cov.RelationID, covered: cov}
 	p.until = t.coveredUntil(cov)
-	live, err := t.client.describeTable(ctx, t.client.source, p.oid)
-	switch {
-	case errors.Is(err, errNoTable):
-	case err != nil:
-		return nil, wrap("describe table", err)
-	default:
-		p.live = live
+	var err error
+	if p.live, err = look(ctx, p.oid); err != nil {
+		return nil, err
 	}
 	if err := p.describe(ctx); err != nil {
 		return nil, err

@@ -157,7 +157,7 @@ func (t *travel) liveTables(ctx context.Context) ([]*sourceTable, error) {
 
 // add finds a table and whether there is a past of it.
 func (v *pastView) add(ctx context.Context, name string) error {
-	past, err := v.table(ctx, name)
+	past, err := v.lookedUp(ctx, name)
 	var history *HistoryError
 	var columns *ColumnsError
 	if errors.As(err, &history) || errors.As(err, &columns) {
@@ -629,4 +629,14 @@ func (v *pastView) repeatViews(ctx context.Context, views []dependentView) {
 			v.repeated = append(v.repeated, d)
 		}
 	}
+}
+
+// lookedUp is table behind the locks: what was known of it before may be out of
+// date.
+func (v *pastView) lookedUp(ctx context.Context, name string) (*pastTable, error) {
+	past, err := v.table(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return past, past.refresh(ctx)
 }
