@@ -278,7 +278,7 @@ func (p *pastTable) valuesOf(ctx context.Context, key string, e event) ([][]byte
 	if e.image == nil {
 		return nil, nil
 	}
-	values, missing := e.image.values(p.columns.list, p.versionAt(e.position))
+	values, missing := p.read(e)
 	if len(missing) == 0 {
 		return values, nil
 	}
@@ -310,7 +310,7 @@ func (p *pastTable) laterValues(ctx context.Context, key string, f found) ([][]b
 		if e.image == nil || f.truncates != nil && f.truncates.at(e.position, e.sequence) < 0 {
 			return nil, false, nil
 		}
-		values, missing := e.image.values(p.columns.list, p.versionAt(e.position))
+		values, missing := p.read(*e)
 		return values, len(missing) == 0, nil
 	}
 	if len(p.absent) > 0 || f.truncates != nil {
@@ -327,7 +327,7 @@ func (p *pastTable) laterValues(ctx context.Context, key string, f found) ([][]b
 // the change of the row, a change that took its key away, a TRUNCATE.
 func (p *pastTable) aroundSQL(s side) string {
 	branch := func(of, where string) string {
-		return `(SELECT ` + of + `::text AS of, c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, ` + s.images() + `, c.defect LIKE '%only the partition %' AS partial
+		return `(SELECT ` + of + `::text AS of, c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, ` + s.images() + `, c.defect
 			FROM ` + p.client.table("changes") + ` c
 			WHERE c."table" = $1 AND ` + where + ` AND c.schema = $2 AND c.database = $3
 			  AND c.position > $4 AND c.position <= $5
@@ -376,13 +376,13 @@ func eachAround(rows pgx.Rows, s side, key string, e **event, t **truncation) er
 	var xid int64
 	var primary, previous *string
 	var image, keyImage []byte
-	var partial *bool
-	_, err := pgx.ForEachRow(rows, []any{&of, &lsn, &sequence, &xid, &primary, &previous, &image, &keyImage, &partial}, func() error {
+	var remarks *string
+	_, err := pgx.ForEachRow(rows, []any{&of, &lsn, &sequence, &xid, &primary, &previous, &image, &keyImage, &remarks}, func() error {
 		if of == "truncate" {
-			*t = &truncation{position: LSN(lsn), sequence: sequence, partial: partial != nil && *partial}
+			*t = &truncation{position: LSN(lsn), sequence: sequence, partial: strings.Contains(text(remarks), "only the partition ")}
 			return nil
 		}
-		c := event{position: LSN(lsn), sequence: sequence, xid: uint64(xid), key: text(primary), image: image, keyImage: keyImage}
+		c := event{position: LSN(lsn), sequence: sequence, xid: uint64(xid), key: text(primary), image: image, keyImage: keyImage, defects: readDefects(remarks, s.label())}
 		for _, candidate := range split(c, previous, s) {
 			if candidate.key == key && (*e == nil || candidate.before(**e) != s.newest) {
 				*e = &candidate

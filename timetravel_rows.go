@@ -159,7 +159,7 @@ func (p *pastTable) touched(ctx context.Context, b base, s *snapshot, yield func
 		identity := e.image
 		if e.image != nil {
 			var missing []int
-			row.values, missing = e.image.values(p.columns.list, p.versionAt(e.position))
+			row.values, missing = p.read(e)
 			if len(missing) > 0 && !(forward || unseen[e.key].key != "") {
 				if err := p.fill(ctx, e.key, row.values, missing); err != nil {
 					return err
@@ -395,7 +395,7 @@ func (p *pastTable) fill(ctx context.Context, key string, values [][]byte, missi
 	if !ok || e.image == nil {
 		return p.unknown(missing)
 	}
-	before, lacking := e.image.values(p.columns.list, p.versionAt(e.position))
+	before, lacking := p.read(e)
 	var still []int
 	for _, at := range missing {
 		values[at] = before[at]
