@@ -191,14 +191,7 @@ func appendArrayText(dst []byte, delimiter byte, raw []byte) []byte {
 		case value[0] == '[':
 			dst = appendArrayText(dst, delimiter, value)
 		case value[0] == '"':
-			dst = append(dst, '"')
-			for _, c := range appendUnquoted(nil, value) {
-				if c == '"' || c == '\\' {
-					dst = append(dst, '\\')
-				}
-				dst = append(dst, c)
-			}
-			dst = append(dst, '"')
+			dst = appendElement(dst, delimiter, appendUnquoted(nil, value))
 		default:
 			dst = appendSQLText(dst, wal.Kind{}, value)
 		}
@@ -207,6 +200,23 @@ func appendArrayText(dst []byte, delimiter byte, raw []byte) []byte {
 		}
 	}
 	return append(dst, '}')
+}
+
+// appendElement writes an element of an array as the server would, which quotes
+// only where it has to: the text of a value is to be the same wherever it comes
+// from.
+func appendElement(dst []byte, delimiter byte, element []byte) []byte {
+	if len(element) > 0 && !bytes.EqualFold(element, []byte("NULL")) && !bytes.ContainsAny(element, "{}\"\\ \t\n\r\v\f"+string(delimiter)) {
+		return append(dst, element...)
+	}
+	dst = append(dst, '"')
+	for _, c := range element {
+		if c == '"' || c == '\\' {
+			dst = append(dst, '\\')
+		}
+		dst = append(dst, c)
+	}
+	return append(dst, '"')
 }
 
 // values reads an image as one value in PostgreSQL's text format for each
