@@ -219,6 +219,19 @@ func appendElement(dst []byte, delimiter byte, element []byte) []byte {
 	return append(dst, '"')
 }
 
+// floatSQLText writes a float as the server would: jsonb writes all the zeros of
+// 1e300. What is no number is a string there.
+func floatSQLText(raw []byte, bits int) []byte {
+	if raw[0] == '"' {
+		return appendUnquoted(nil, raw)
+	}
+	f, err := strconv.ParseFloat(string(raw), bits)
+	if err != nil {
+		return bytes.Clone(raw)
+	}
+	return []byte(floatText(f, bits))
+}
+
 // values reads an image as one value in PostgreSQL's text format for each
 // column, where index says under which name the image has which: nil is NULL.
 // missing are the columns that the image does not know and has to.
@@ -231,7 +244,13 @@ func (im Image) values(columns []column, index map[string]int) (values [][]byte,
 			return
 		}
 		seen[i] = true
-		if !isNull(json.RawMessage(value)) {
+		switch {
+		case isNull(json.RawMessage(value)):
+		case columns[i].typeOID == 700: // float4
+			values[i] = floatSQLText(value, 32)
+		case columns[i].typeOID == 701: // float8
+			values[i] = floatSQLText(value, 64)
+		default:
 			values[i] = appendSQLText(make([]byte, 0, len(value)), columns[i].kind, value)
 		}
 	})

@@ -45,7 +45,7 @@ type simColumn struct {
 }
 
 var (
-	texts   = []string{`'a'`, `'b b'`, `''`, `'["x"]'`, `'tab	and
+	texts = []string{`'a'`, `'b b'`, `''`, `'["x"]'`, `'tab	and
 line'`, `'quote''s "here" \ back'`, `'ünïcödé 🐘'`, `'null'`, `NULL`, `repeat('long', 900)`, `'{}'`}
 	numbers = []string{"0", "1", "-5", "2147483647", "NULL", "7"}
 )
@@ -71,7 +71,7 @@ line'`}},
 			{`iv`, `interval`, []string{`'1 mon 2 days 03:04:05.678'`, `'-1 day'`, `NULL`}},
 			{`at`, `timestamptz`, []string{`'2024-02-29 12:34:56.789012+03'`, `'infinity'`, `'0044-03-15 BC'`, `NULL`}},
 			{`d`, `date`, []string{`'2024-02-29'`, `'12345-01-01'`, `NULL`}},
-			{`f`, `float8`, []string{`0.1`, `'-Infinity'`, `1e300`, `'NaN'`, `NULL`, `'-0'`}},
+			{`f`, `float8`, []string{`0.1`, `'-Infinity'`, `1e300`, `'NaN'`, `NULL`, `1e15`, `123456789012345`, `1e-5`}},
 			{`c`, `char(4)`, []string{`'ab'`, `NULL`, `'abcd'`}},
 			{`ok`, `boolean`, []string{`true`, `false`, `NULL`}},
 			{`r`, `int4range`, []string{`'[1,5)'`, `'empty'`, `NULL`}},
@@ -129,11 +129,11 @@ type simState struct {
 
 type simulation struct {
 	*rand.Rand
-	a        *audittest.Audited
-	conn     *pgx.Conn
-	tables   []*simTable
-	versions []simVersion
-	log      []string
+	a                 *audittest.Audited
+	conn              *pgx.Conn
+	tables            []*simTable
+	versions          []simVersion
+	log               []string
 	refused, answered int
 	added             int  // columns and names so far
 	running           bool // capture runs
@@ -579,6 +579,13 @@ func TestThePastAgainstAModelOfEveryVersion(t *testing.T) {
 		}
 		if t.Failed() {
 			t.Logf("what happened:\n%s", strings.Join(s.log, "\n"))
+			t.Logf("versions:\n%s", strings.Join(audittest.Value[[]string](t, s.a.Database, `
+				SELECT array_agg(position || ' ' || "table" || ' ' || relation_id || ' ' || array(SELECT c ->> 'name' FROM jsonb_array_elements(columns) c)::text ORDER BY position) FROM audit.relations`), "\n"))
+			t.Logf("coverage:\n%s", strings.Join(audittest.Value[[]string](t, s.a.Database, `
+				SELECT array_agg(from_position || ' to ' || coalesce(until_position::text, '') || ' ' || "table" || ' ' || relation_id ORDER BY from_position) FROM audit.coverage`), "\n"))
+			for i, v := range s.versions {
+				t.Logf("%d: %s", i, v.point.LSN)
+			}
 			return
 		}
 	}
