@@ -1,5 +1,7 @@
 package audit
 
+import "context"
+
 // Statement returns the SQL that reads a page of the query, so that its plan can
 // be looked at.
 func (q Query) Statement(size int) (statement string, args []any, err error) {
@@ -28,3 +30,6 @@ func Searching(p Point, scan bool) Point {
 	}
 	return p
 }
+
+// KeepPartitions does the hourly maintenance now.
+func KeepPartitions(ctx context.Context, c *Client) error { return c.keepPartitions(ctx) }

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -106,6 +108,12 @@ func (t *travel) coverageOf(ctx context.Context, name tableName) (store.Coverage
 		}
 	}
 	if len(named) == 0 {
+		var err error
+		if named, err = t.renamedTo(ctx, name); err != nil {
+			return store.Coverage{}, err
+		}
+	}
+	if len(named) == 0 {
 		return store.Coverage{}, t.notTracked(ctx, name)
 	}
 	for _, cov := range t.facts.Coverage {
@@ -124,6 +132,30 @@ func (t *travel) coverageOf(ctx context.Context, name tableName) (store.Coverage
 		}
 	}
 	return store.Coverage{}, t.notCovered(name, others)
+}
+
+// renamedTo returns the stays of a table that has been given the name so lately
+// that history does not know it yet.
+func (t *travel) renamedTo(ctx context.Context, name tableName) ([]store.Coverage, error) {
+	rows, err := t.client.source.Query(ctx, `
+		SELECT c.oid
+		FROM pg_catalog.pg_class c
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relname = $1 AND ($2 = '' OR n.nspname = $2)`, name.table, name.schema)
+	if err != nil {
+		return nil, wrap("look for the table", err)
+	}
+	oids, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
+	if err != nil {
+		return nil, wrap("look for the table", err)
+	}
+	var named []store.Coverage
+	for _, cov := range t.facts.Coverage {
+		if slices.Contains(oids, cov.RelationID) {
+			named = append(named, cov)
+		}
+	}
+	return named, nil
 }
 
 // one picks the stay that a name without a schema means.
