@@ -52,6 +52,9 @@ type guard struct {
 	// implicit are calls of functions that run without their names being written:
 	// behind operators, casts, aggregates and domains.
 	implicit []string
+	// folds tells that there are functions which the planner computes where their
+	// arguments are constants.
+	folds bool
 }
 
 type function struct {
@@ -117,6 +120,15 @@ func (g *guard) learn(ctx context.Context) error {
 	if g.implicit, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
 		return wrap("read functions", err)
 	}
+	err = tx.QueryRow(ctx, `
+		SELECT EXISTS (
+			SELECT FROM pg_catalog.pg_proc p
+			JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+			WHERE p.provolatile = 'i' AND l.lanname NOT IN ('c', 'internal')
+			  AND p.pronamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace))`).Scan(&g.folds)
+	if err != nil {
+		return wrap("read functions", err)
+	}
 	for _, name := range g.view.point.live {
 		parsed, err := parseTable(name)
 		if err != nil {
@@ -151,11 +163,11 @@ func (g *guard) check(ctx context.Context, sql string) error {
 	}
 	// What the planner has computed already is not in the plan.
 	texts := append(plan.texts, sql)
-	for _, d := range g.view.repeated {
-		if mentions(sql, d.name) {
-			texts = append(texts, d.definition)
-		}
+	definitions, err := g.definitions(ctx, sql)
+	if err != nil {
+		return err
 	}
+	texts = append(texts, definitions...)
 	if err := g.checkFunctions(ctx, append(texts, g.implicit...), make(map[string]bool)); err != nil {
 		return err
 	}
@@ -284,6 +296,39 @@ func (p *queryPlan) readValue(value any) {
 		}
 	case map[string]any:
 		p.read(v)
+	}
+}
+
+// definitions returns those of the views that a text mentions, and of the views
+// in them, where there are functions that the planner may compute.
+func (g *guard) definitions(ctx context.Context, sql string) ([]string, error) {
+	if !g.folds {
+		return nil, nil
+	}
+	var texts []string
+	seen := make(map[string]bool)
+	for texts = []string{sql}; ; {
+		var names []string
+		for _, text := range texts {
+			for _, w := range identifiers(text) {
+				if !seen[w.name] {
+					seen[w.name] = true
+					names = append(names, w.name)
+				}
+			}
+		}
+		rows, err := g.view.snapshot.tx.Query(pass(ctx), `
+			SELECT pg_catalog.pg_get_viewdef(c.oid)
+			FROM pg_catalog.pg_class c
+			WHERE c.relkind = 'v' AND c.relname = ANY ($1) AND c.relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)`, names)
+		if err != nil {
+			return nil, wrap("read views", err)
+		}
+		found, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil || len(found) == 0 {
+			return texts, wrap("read views", err)
+		}
+		texts = append(texts, found...)
 	}
 }
 
