@@ -103,17 +103,24 @@ func (g *guard) learn(ctx context.Context) error {
 		return wrap("read tables", err)
 	}
 	rows, err = tx.Query(ctx, `
+		WITH implicit (oid) AS (
+			SELECT o.oprcode::oid FROM pg_catalog.pg_operator o WHERE o.oid >= 16384
+			UNION
+			SELECT c.castfunc FROM pg_catalog.pg_cast c WHERE c.oid >= 16384
+			UNION
+			SELECT pg_catalog.unnest(ARRAY[a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn]::oid[])
+			FROM pg_catalog.pg_aggregate a
+			WHERE a.aggfnoid::oid >= 16384
+			UNION
+			SELECT d.refobjid
+			FROM pg_catalog.pg_constraint c
+			JOIN pg_catalog.pg_depend d ON d.objid = c.oid AND d.classid = 'pg_catalog.pg_constraint'::regclass
+			WHERE c.contypid <> 0 AND d.refclassid = 'pg_catalog.pg_proc'::regclass)
 		SELECT DISTINCT pg_catalog.quote_ident(p.proname) || '('
-		FROM pg_catalog.pg_proc p
+		FROM implicit i
+		JOIN pg_catalog.pg_proc p ON p.oid = i.oid
 		JOIN pg_catalog.pg_language l ON l.oid = p.prolang
-		WHERE l.lanname NOT IN ('c', 'internal') AND p.pronamespace <> 'pg_catalog'::regnamespace
-		  AND (EXISTS (SELECT FROM pg_catalog.pg_operator o WHERE o.oprcode = p.oid)
-			OR EXISTS (SELECT FROM pg_catalog.pg_cast c WHERE c.castfunc = p.oid)
-			OR EXISTS (SELECT FROM pg_catalog.pg_aggregate a WHERE p.oid IN (a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn))
-			OR EXISTS (
-				SELECT FROM pg_catalog.pg_depend d
-				JOIN pg_catalog.pg_constraint c ON c.oid = d.objid AND c.contypid <> 0
-				WHERE d.classid = 'pg_catalog.pg_constraint'::regclass AND d.refclassid = 'pg_catalog.pg_proc'::regclass AND d.refobjid = p.oid))`)
+		WHERE l.lanname NOT IN ('c', 'internal') AND p.pronamespace <> 'pg_catalog'::regnamespace`)
 	if err != nil {
 		return wrap("read functions", err)
 	}

@@ -82,7 +82,11 @@ func (t *travel) table(ctx context.Context, name string) (*pastTable, error) {
 	}
 	// What the catalog said a moment ago will do: it is asked again before the live
 	// table is read.
-	return t.tableOf(ctx, cov, t.client.recentTable)
+	p, err := t.tableOf(ctx, cov, t.client.recentTable)
+	if err == nil && p.live == nil && t.point.kind == pointNow {
+		return nil, p.refuse(ErrNotTracked, "it was dropped", 0)
+	}
+	return p, err
 }
 
 // tableOf describes the table of a stay in coverage that the moment is in.
@@ -187,7 +191,7 @@ func (t *travel) holding(stays []store.Coverage) []store.Coverage {
 			until = maxLSN
 		}
 		low, high := max(t.same, from), min(t.through, until-1)
-		if low > high || !t.at.IsZero() && t.at.Before(cov.FromTime) && from > t.same {
+		if low > high || !t.at.IsZero() && t.at.Before(cov.FromTime) {
 			continue
 		}
 		if !t.at.IsZero() && cov.Until != 0 && until <= t.through && !t.at.Before(cov.UntilTime) {
