@@ -177,17 +177,38 @@ func (c *Client) noteVersions(ctx context.Context, r *run, tracked []capture.Tra
 	}); err != nil {
 		return err
 	}
-	var facts *store.Facts
+	var changed []uint32
 	for _, oid := range oids {
-		if r.shapes[oid] == shapes[oid] {
+		if r.shapes[oid] != shapes[oid] {
+			changed = append(changed, oid)
+		}
+	}
+	if len(changed) == 0 || c.state() != capture.Streaming {
+		return nil
+	}
+	tables := make(map[uint32]*sourceTable)
+	for _, oid := range changed {
+		if tables[oid], err = c.describeTable(ctx, c.source, oid); err != nil && !errors.Is(err, errNoTable) {
+			return err
+		}
+	}
+	// Only behind everything that the stream has to say of them until here.
+	database, here, err := c.barrier(ctx)
+	if err != nil {
+		return err
+	}
+	if err := c.waitFor(ctx, database, here); err != nil {
+		return err
+	}
+	facts, err := c.freshFacts(ctx, database)
+	if err != nil {
+		return err
+	}
+	for _, table := range tables {
+		if table == nil {
 			continue
 		}
-		if facts == nil {
-			if facts, err = c.freshFacts(ctx, r.facts.Database); err != nil {
-				return err
-			}
-		}
-		if err := c.noteVersion(ctx, r, oid, facts); err != nil {
+		if err := c.noteVersion(ctx, database, table, here, facts); err != nil {
 			return err
 		}
 	}
@@ -195,23 +216,23 @@ func (c *Client) noteVersions(ctx context.Context, r *run, tracked []capture.Tra
 	return nil
 }
 
-// noteVersion records the version of a table that there is now, if it is news.
-func (c *Client) noteVersion(ctx context.Context, r *run, oid uint32, facts *store.Facts) error {
-	table, err := c.describeTable(ctx, c.source, oid)
+// noteVersion records the version of a table that there was around a position, if
+// it is news, and if it is still the same: else it is not known when it was.
+func (c *Client) noteVersion(ctx context.Context, database string, table *sourceTable, here LSN, facts *store.Facts) error {
+	if len(table.key) == 0 && table.kind == "p" {
+		return nil // its partitions stand for it, each with a version of its own
+	}
+	again, err := c.describeTable(ctx, c.source, table.oid)
 	if errors.Is(err, errNoTable) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if len(table.key) == 0 && table.kind == "p" {
-		return nil // its partitions stand for it, each with a version of its own
+	if again.schema != table.schema || again.name != table.name || !slices.Equal(again.key, table.key) || !again.columns.same(table.columns) {
+		return nil // the next look will see it
 	}
-	here, err := c.position(ctx)
-	if err != nil {
-		return err
-	}
-	v := store.Version{Schema: table.schema, Table: table.name, Position: here, RelationID: oid, Key: table.key}
+	v := store.Version{Schema: table.schema, Table: table.name, Position: here, RelationID: table.oid, Key: table.key}
 	for _, col := range table.columns.list {
 		if col.derived {
 			continue // the stream does not tell of them either
@@ -219,14 +240,14 @@ func (c *Client) noteVersion(ctx context.Context, r *run, oid uint32, facts *sto
 		v.Columns = append(v.Columns, store.Column{Name: col.name, Type: col.typeName, TypeOID: col.typeOID, TypeMod: col.typeMod, Attnum: col.attnum, Identity: col.identity})
 	}
 	for _, known := range slices.Backward(facts.Versions) {
-		if known.RelationID == oid {
+		if known.RelationID == table.oid {
 			if known.Same(v) {
 				return nil
 			}
 			break
 		}
 	}
-	return c.history.NoteVersion(ctx, r.facts.Database, "f", v)
+	return c.history.NoteVersion(ctx, database, "f", v)
 }
 
 // cover makes the coverage of one table true.

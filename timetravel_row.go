@@ -350,23 +350,42 @@ func (p *pastTable) around(ctx context.Context, s side, key string) (e *event, t
 		if from >= to {
 			continue
 		}
-		rows, err := p.client.store.Query(ctx, p.aroundSQL(s), span.name, span.schema, p.database, from.String(), to.String(), key)
-		if err != nil {
-			return nil, nil, wrap("look for changes of the row", err)
-		}
-		if err := eachAround(rows, s, key, &e, &t); err != nil {
-			return nil, nil, wrap("look for changes of the row", err)
-		}
-		if e != nil && e.image == nil && p.isDeferrable() {
-			if *e, err = p.settle(ctx, span, s, *e); err != nil {
-				return nil, nil, err
-			}
+		if e, t, err = p.aroundIn(ctx, span, side{from, to, s.newest}, key); err != nil {
+			return nil, nil, err
 		}
 		if e != nil || t != nil {
 			break
 		}
 	}
 	return e, t, nil
+}
+
+// aroundIn is around under one name of the table.
+func (p *pastTable) aroundIn(ctx context.Context, span nameSpan, s side, key string) (e *event, t *truncation, err error) {
+	for s.from < s.to {
+		e, t = nil, nil
+		rows, err := p.client.store.Query(ctx, p.aroundSQL(s), span.name, span.schema, p.database, s.from.String(), s.to.String(), key)
+		if err != nil {
+			return nil, nil, wrap("look for changes of the row", err)
+		}
+		if err := eachAround(rows, s, key, &e, &t); err != nil {
+			return nil, nil, wrap("look for changes of the row", err)
+		}
+		if e == nil || e.image != nil || !p.isDeferrable() {
+			return e, t, nil
+		}
+		settled, ok, err := p.settle(ctx, span, s, *e)
+		if err != nil || ok {
+			return &settled, t, err
+		}
+		// Its transaction says nothing of the row: on to the next one.
+		if s.newest {
+			s.to = e.position - 1
+		} else {
+			s.from = e.position
+		}
+	}
+	return nil, t, nil
 }
 
 func eachAround(rows pgx.Rows, s side, key string, e **event, t **truncation) error {

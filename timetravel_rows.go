@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -202,6 +203,9 @@ func (p *pastTable) keyOf(e event, image Image) ([][]byte, error) {
 	for i, at := range p.keyAt {
 		if values[at] == nil {
 			return nil, p.refuse(ErrIncomplete, "a change of it does not say of which row", 0)
+		}
+		if labels := p.columns.list[at].labels; len(labels) > 0 && !slices.Contains(labels, string(values[at])) {
+			return nil, p.refuse(ErrIncomplete, "a label of the enum "+p.columns.list[at].typeName+", which is in its key, was renamed or dropped since", 0)
 		}
 		key[i] = values[at]
 	}

@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -50,6 +51,9 @@ type nameSpan struct {
 type pastVersion struct {
 	position LSN
 	index    map[string]int
+	// mixed is for the transaction that made the version: what it changed before it
+	// altered the table is named as in the version before.
+	mixed map[string]int
 }
 
 const maxLSN = LSN(1<<64 - 1)
@@ -283,8 +287,14 @@ func (p *pastTable) describe(ctx context.Context) error {
 		p.keyAt = append(p.keyAt, i)
 	}
 	p.names = p.spans(versions)
-	for _, v := range versions {
-		p.versions = append(p.versions, pastVersion{v.Position, p.indexOf(v)})
+	for i, v := range versions {
+		index := p.indexOf(v)
+		mixed := index
+		if i > 0 {
+			mixed = maps.Clone(p.versions[i-1].index)
+			maps.Copy(mixed, index)
+		}
+		p.versions = append(p.versions, pastVersion{v.Position, index, mixed})
 	}
 	return nil
 }
@@ -434,7 +444,8 @@ func (p *pastTable) spans(own []store.Version) []nameSpan {
 			continue
 		}
 		if n := len(spans); n > 0 {
-			spans[n-1].to = min(spans[n-1].to, v.Position-1)
+			// Its transaction may have changed rows before the name.
+			spans[n-1].to = min(spans[n-1].to, v.Position)
 		}
 		span := nameSpan{v.Schema, v.Table, v.Position - 1, maxLSN}
 		if i == 0 {
@@ -472,6 +483,9 @@ func (p *pastTable) versionAt(position LSN) map[string]int {
 		if v.position <= position {
 			at = i
 		}
+	}
+	if v := p.versions[at]; v.position == position {
+		return v.mixed
 	}
 	return p.versions[at].index
 }

@@ -443,20 +443,19 @@ func baseType(ctx context.Context, tx pgx.Tx, oid uint32) (string, error) {
 	return base, wrap("look up type", err)
 }
 
-// fill loads the past of a table into its temporary tables, once.
+// fill loads the past of a table into its temporary tables, once. If that fails the
+// view goes on without the table.
 func (v *pastView) fill(ctx context.Context, t *viewTable) error {
-	if t.full {
+	if t.full || t.mode == viewLive || t.mode == viewBroken {
 		return nil
 	}
-	t.full = true
-	switch t.mode {
-	case viewOverlay:
-		return v.fillOverlay(ctx, t)
-	case viewCopy:
-		return v.fillCopy(ctx, t)
-	case viewLive, viewBroken:
+	load := v.fillCopy
+	if t.mode == viewOverlay {
+		load = v.fillOverlay
 	}
-	return nil
+	err := pgx.BeginFunc(pass(ctx), v.snapshot.tx, func(pgx.Tx) error { return load(pass(ctx), t) })
+	t.full = err == nil
+	return err
 }
 
 func (v *pastView) fillOverlay(ctx context.Context, t *viewTable) error {
