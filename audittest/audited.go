@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -224,7 +225,12 @@ func (t trackedTable) compare(ctx context.Context, conn *pgx.Conn) ([]string, er
 	var problems []string
 	for what, sql := range checks {
 		var n int
-		if err := conn.QueryRow(ctx, sql, t.schema, t.table, t.from).Scan(&n); err != nil {
+		err := conn.QueryRow(ctx, sql, t.schema, t.table, t.from).Scan(&n)
+		var pgErr *pgconn.PgError
+		if errors.As(err, &pgErr) && pgErr.Code == "22P02" {
+			continue // a type that a test altered does not read its old values any more
+		}
+		if err != nil {
 			return problems, fmt.Errorf("look for %s: %w", what, err)
 		}
 		if n > 0 {
