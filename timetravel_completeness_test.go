@@ -179,6 +179,7 @@ func TestCaptureHasStopped(t *testing.T) {
 	mustStart(t, a)
 	db.Exec(t, "UPDATE todo SET task = 'new' WHERE id = 1")
 	then := here(t, a)
+	a.Sync(t) // the store holds everything up to then
 	a.Stop(t)
 	db.Exec(t, "UPDATE todo SET task = 'newest'; DELETE FROM todo WHERE id = 2; INSERT INTO todo VALUES (3, 'newest')")
 	ctx, cancel := context.WithTimeout(t.Context(), faulttest.Patience)

@@ -50,6 +50,9 @@ func (c *Client) travel(ctx context.Context, p Point) (*travel, error) {
 		return nil, err
 	}
 	if err := t.resolve(ctx); err != nil {
+		if p.report != nil {
+			*p.report = t.completeness(nil)
+		}
 		return nil, err
 	}
 	if t.through >= t.facts.Checkpoint.Position {

@@ -459,7 +459,7 @@ func (p *pastTable) spans(own []store.Version) []nameSpan {
 		spans = spans[:0]
 	}
 	for i, v := range own {
-		if n := len(spans); n > 0 && spans[n-1].schema == v.Schema && spans[n-1].name == v.Table {
+		if n := len(spans); n > 0 && spans[n-1].schema == v.Schema && spans[n-1].name == v.Table && !p.lent(own, spans[n-1], v.Position) {
 			continue
 		}
 		if n := len(spans); n > 0 {
@@ -484,6 +484,13 @@ func (p *pastTable) spans(own []store.Version) []nameSpan {
 		}
 	}
 	return spans
+}
+
+// lent tells that another table had the name for a while, before a position.
+func (p *pastTable) lent(own []store.Version, s nameSpan, before LSN) bool {
+	return slices.ContainsFunc(p.facts.Versions, func(v store.Version) bool {
+		return v.Schema == s.schema && v.Table == s.name && v.RelationID != p.oid && !p.isPart(own, v) && v.Position > s.from && v.Position < before
+	})
 }
 
 // isPart tells that a version under the table's name is one of its partitions.
