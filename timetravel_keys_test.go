@@ -231,12 +231,9 @@ func TestARewrittenTableIsNotThePast(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			// Not audittest.New: its check reads old images as values of the new type.
-			db := audittest.NewDatabase(t)
-			db.Exec(t, "CREATE DOMAIN stamp AS timestamptz(0); CREATE DOMAIN stamp6 AS timestamptz(6); CREATE TABLE item (id int PRIMARY KEY, v "+test.typ+", n int NOT NULL DEFAULT 0)")
-			db.Exec(t, "INSERT INTO item VALUES (1, '"+test.value+"'), (2, '"+test.value+"')")
-			a := audittest.Open(t, db, audit.Config{})
-			mustStart(t, a)
+			// What ALTER TABLE rewrites is not in the stream.
+			a := unchecked(t, audit.Config{}, "CREATE DOMAIN stamp AS timestamptz(0); CREATE DOMAIN stamp6 AS timestamptz(6); CREATE TABLE item (id int PRIMARY KEY, v "+test.typ+", n int NOT NULL DEFAULT 0)",
+				"INSERT INTO item VALUES (1, '"+test.value+"'), (2, '"+test.value+"')")
 			a.Exec(t, "INSERT INTO item VALUES (3, '"+test.value+"'), (4, '"+test.value+"')")
 			then := here(t, a)
 			want := audittest.Value[string](t, a.Database, "SELECT v::text FROM item WHERE id = 1")
@@ -292,7 +289,7 @@ func TestARewrittenTableIsNotThePast(t *testing.T) {
 
 func TestALabelOfAnEnumIsRenamed(t *testing.T) {
 	t.Parallel()
-	a := audittest.New(t, audit.Config{}, "CREATE TYPE mood AS ENUM ('glad', 'sad'); CREATE TABLE item (id mood PRIMARY KEY, v mood, n int)", "INSERT INTO item VALUES ('glad', 'glad', 1)")
+	a := unchecked(t, audit.Config{}, "CREATE TYPE mood AS ENUM ('glad', 'sad'); CREATE TABLE item (id mood PRIMARY KEY, v mood, n int)", "INSERT INTO item VALUES ('glad', 'glad', 1)")
 	a.Exec(t, "INSERT INTO item VALUES ('sad', 'glad', 1)")
 	then := here(t, a)
 	a.Exec(t, "UPDATE item SET n = 2")

@@ -278,6 +278,8 @@ func (p *pastTable) describe(ctx context.Context) error {
 			return err
 		}
 		p.columns, p.key = columns, versions[at].Key
+		// Coverage says a new name only from the next look at the catalog on.
+		p.schema, p.name = versions[at].Schema, versions[at].Table
 	}
 	if err := p.matchLive(); err != nil {
 		return err
