@@ -66,6 +66,7 @@ func allWays(t *testing.T, p audit.Point, table string) map[string][]string {
 
 func wantAllWays(t *testing.T, p audit.Point, table string, want ...string) {
 	t.Helper()
+	want = append([]string{}, want...)
 	slices.Sort(want)
 	for way, got := range allWays(t, p, table) {
 		if diff := cmp.Diff(want, got); diff != "" {
