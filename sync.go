@@ -65,7 +65,8 @@ func (c *Client) waitFor(ctx context.Context, database string, target LSN) error
 		case v.state != capture.Streaming:
 			at, err := c.history.Checkpoint(ctx, database)
 			// An error because ctx has ended is told below, in other words.
-			if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNoCheckpoint) && !isUndefined(err) {
+			// That of a connection from before a restart of the server passes.
+			if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNoCheckpoint) && !isUndefined(err) && !isConnectionLost(err) {
 				return err
 			}
 			if reached = max(reached, at.Position); reached >= target {
@@ -79,4 +80,11 @@ func (c *Client) waitFor(ctx context.Context, database string, target LSN) error
 			return fmt.Errorf("the store holds everything up to %s, not yet up to %s (capture is %s): %w", reached, target, v.state, ctx.Err())
 		}
 	}
+}
+
+// isConnectionLost tells that it was the connection that failed, or the server
+// that is about to stop or to start.
+func isConnectionLost(err error) bool {
+	var pgErr *pgconn.PgError
+	return !errors.As(err, &pgErr) || isCode(err, "57P01", "57P02", "57P03")
 }

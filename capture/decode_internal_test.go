@@ -84,6 +84,7 @@ func (r *recorder) Begin(t Transaction) {
 func (r *recorder) Commit(end LSN)       { r.note("commit %s", end) }
 func (r *recorder) Stamp(content []byte) { r.note("stamp %s", content) }
 func (r *recorder) Barrier()             { r.note("barrier") }
+func (r *recorder) Finish()              { r.note("finish") }
 func (r *recorder) Relation(rel *Relation) {
 	var names []string
 	for _, c := range rel.Columns {

@@ -213,7 +213,16 @@ func (s *session) copyData(ctx context.Context, kind byte, body []byte) error {
 			s.through = max(s.through, lsn)
 			s.sink.Advance(lsn)
 		}
-		s.reply = s.reply || body[16] != 0
+		if body[16] != 0 {
+			s.reply = true
+			if !s.inTx {
+				// A server that wants to stop asks until everything is confirmed, and
+				// waits for that. What there is to confirm is stored now; and if the
+				// store is gone, being on that server itself, this finds out, and the
+				// stream ends.
+				s.sink.Finish()
+			}
+		}
 		return nil
 	}
 	return &DecodeError{Message: kind, Reason: errors.New("unknown replication message")}
