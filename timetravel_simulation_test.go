@@ -625,6 +625,8 @@ func TestThePastAgainstAModelOfEveryVersion(t *testing.T) {
 			for i, v := range s.versions {
 				t.Logf("%d: %s", i, v.point.LSN)
 			}
+			t.Logf("changes:\n%s", strings.Join(audittest.Value[[]string](t, s.a.Database, `
+				SELECT array_agg(format('%s %s %s %s %s %s %s %s', position, sequence, "table", left(primary_key, 50), operation, left(before::text, 100), left(after::text, 100), defect) ORDER BY position, sequence) FROM audit.changes`), "\n"))
 			return
 		}
 	}
