@@ -62,7 +62,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 			pool.ConnConfig.RuntimeParams[name] = value
 		}
 	}
-	r.source.MaxConns = 4
+	r.source.MaxConns = 32
 	// Questions to the source are few. Asking first whether the connection is
 	// still there spares the caller an error after a restart of the server.
 	r.source.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return true }
