@@ -18,13 +18,17 @@ import (
 // A Client need not be started to ask for history, so a separate program can
 // serve it.
 type Client struct {
-	cfg     resolved
-	source  *pgxpool.Pool
-	store   *pgxpool.Pool
-	history *store.Store
-	setup   *capture.Setup
-	metrics *instruments
-	kinds   *capture.Kinds // of the source's types
+	cfg    resolved
+	source *pgxpool.Pool
+	store  *pgxpool.Pool
+	// Whoever holds one of their connections for longer asks the pools above
+	// meanwhile: of one pool, a few at once would wait for each other.
+	snapshots *pgxpool.Pool // of the source
+	streams   *pgxpool.Pool // of the store
+	history   *store.Store
+	setup     *capture.Setup
+	metrics   *instruments
+	kinds     *capture.Kinds // of the source's types
 
 	starting sync.Mutex // held by Start throughout, so that two calls are one
 
@@ -73,6 +77,11 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		c.source.Close()
 		return nil, fmt.Errorf("audit: open store: %w", err)
 	}
+	if err := c.openLongHeld(ctx); err != nil {
+		c.source.Close()
+		c.store.Close()
+		return nil, err
+	}
 	c.kinds = capture.NewKinds(c.source)
 	c.history = store.New(c.store, r.Schema)
 	c.setup = &capture.Setup{
@@ -80,6 +89,27 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		StoreSchema: r.Schema, Logger: r.Logger,
 	}
 	return c, nil
+}
+
+// longHeld bounds the questions about the past that are answered at one time.
+const longHeld = 16
+
+// openLongHeld opens the pools whose connections are held while others are used.
+// They connect when they are needed.
+func (c *Client) openLongHeld(ctx context.Context) (err error) {
+	source := c.cfg.source.Copy()
+	source.MaxConns = longHeld
+	source.ConnConfig.Tracer = viewTracer{}
+	if c.snapshots, err = pgxpool.NewWithConfig(ctx, source); err != nil {
+		return fmt.Errorf("audit: open source: %w", err)
+	}
+	store := c.cfg.store.Copy()
+	store.MaxConns = longHeld
+	if c.streams, err = pgxpool.NewWithConfig(ctx, store); err != nil {
+		c.snapshots.Close()
+		return fmt.Errorf("audit: open store: %w", err)
+	}
+	return nil
 }
 
 // sessionSettings pin what a role or a database may have for its default, and
@@ -113,8 +143,9 @@ func (c *Client) Close() {
 		<-r.done
 	}
 	c.metrics.close()
-	c.source.Close()
-	c.store.Close()
+	for _, pool := range []*pgxpool.Pool{c.source, c.store, c.snapshots, c.streams} {
+		pool.Close()
+	}
 }
 
 var defaultClient atomic.Pointer[Client]

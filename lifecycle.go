@@ -272,9 +272,17 @@ func (c *Client) keepPartitions(ctx context.Context) error {
 	if c.cfg.Retention == 0 {
 		return nil
 	}
-	dropped, err := c.history.DropBefore(ctx, time.Now().Add(-c.cfg.Retention))
+	before := time.Now().Add(-c.cfg.Retention)
+	if err := c.carryKeyframes(ctx, before); err != nil {
+		return err // what they are made of must not be dropped
+	}
+	dropped, err := c.history.DropBefore(ctx, before)
 	for _, name := range dropped {
 		c.cfg.Logger.Info("audit: dropped history past its retention", "partition", name)
+	}
+	if len(dropped) > 0 {
+		c.forgetFacts()
+		err = errors.Join(err, c.dropKeyframes(ctx))
 	}
 	return err
 }

@@ -72,6 +72,9 @@ type sourceTable struct {
 	columns *columnSet
 	// key holds the names of the primary key's columns, in key order.
 	key []string
+	// deferrable tells that two rows may have the same key in the midst of a
+	// transaction.
+	deferrable bool
 }
 
 // ident returns the table's name, quoted.
@@ -89,10 +92,11 @@ func (c *Client) describeTable(ctx context.Context, db capture.Querier, oid uint
 			coalesce((SELECT array_agg(a.attname::text ORDER BY k.n)
 				FROM pg_catalog.pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, n)
 				JOIN pg_catalog.pg_attribute a ON a.attnum = k.attnum
-				WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid), '{}')
+				WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid), '{}'),
+			EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate)
 		FROM pg_catalog.pg_class c
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.oid = $1`, oid).Scan(&t.schema, &t.name, &t.kind, &t.key)
+		WHERE c.oid = $1`, oid).Scan(&t.schema, &t.name, &t.kind, &t.key, &t.deferrable)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, errNoTable
 	}

@@ -180,6 +180,12 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, open map[
 		return err
 	}
 	c.cfg.Logger.Info("audit: tracking", "schema", t.Schema, "table", t.Name, "from", from)
+	if renamed {
+		return nil
+	}
+	if err := c.noteEmpty(ctx, r.facts.Database, t.Schema, t.Name, t.OID); err != nil {
+		c.cfg.Logger.Warn("audit: could not look whether the table is empty", "schema", t.Schema, "table", t.Name, "error", err)
+	}
 	return nil
 }
 

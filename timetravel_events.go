@@ -126,6 +126,12 @@ func (p *pastTable) events(ctx context.Context, s side, yield func(event) error)
 		if from >= to {
 			continue
 		}
+		if p.isDeferrable() {
+			if err := p.deferrableEvents(ctx, span, side{from, to, s.newest}, seen, yield); err != nil {
+				return err
+			}
+			continue
+		}
 		search, err := p.choose(ctx, span, from, to)
 		if err != nil {
 			return err
@@ -143,7 +149,7 @@ func (p *pastTable) events(ctx context.Context, s side, yield func(event) error)
 
 // scanEvents reads the changes in order.
 func (p *pastTable) scanEvents(ctx context.Context, span nameSpan, s side, once func(event) error) error {
-	rows, err := p.client.store.Query(ctx, `
+	rows, err := p.client.streams.Query(ctx, `
 		SELECT c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, `+s.images()+`
 		FROM `+p.client.table("changes")+` c
 		WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3
@@ -212,7 +218,7 @@ func (p *pastTable) probeEvents(ctx context.Context, span nameSpan, s side, once
 		return err
 	}
 	changes := p.client.table("changes")
-	rows, err := p.client.store.Query(ctx, `
+	rows, err := p.client.streams.Query(ctx, `
 		WITH RECURSIVE keys (key) AS (
 			(SELECT c.primary_key FROM `+changes+` c
 			 WHERE c."table" = $1 AND c.primary_key IS NOT NULL
@@ -280,7 +286,7 @@ func (e event) before(o event) bool {
 // moves returns, for each key that a row on the side had before its key was
 // changed, the event of that which counts.
 func (p *pastTable) moves(ctx context.Context, span nameSpan, s side) (map[string]event, error) {
-	rows, err := p.client.store.Query(ctx, `
+	rows, err := p.client.streams.Query(ctx, `
 		SELECT c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, `+s.images()+`
 		FROM `+p.client.table("changes")+` c
 		WHERE c."table" = $1 AND c.previous_key IS NOT NULL AND c.schema = $2 AND c.database = $3
@@ -317,7 +323,7 @@ func (p *pastTable) truncations(ctx context.Context) ([]truncation, error) {
 		where = append(where, fmt.Sprintf(`c."table" = $%d AND c.schema = $%d AND c.position > $%d AND c.position <= $%d`, n+1, n+2, n+3, n+4))
 		args = append(args, span.name, span.schema, span.from.String(), span.to.String())
 	}
-	rows, err := p.client.store.Query(ctx, `
+	rows, err := p.client.streams.Query(ctx, `
 		SELECT c.position, c.sequence, coalesce(c.defect LIKE '%only the partition %', false)
 		FROM `+p.client.table("changes")+` c
 		WHERE c.database = $1 AND c.primary_key IS NULL AND c.operation = 'TRUNCATE' AND (`+strings.Join(where, " OR ")+`)

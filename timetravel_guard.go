@@ -47,6 +47,9 @@ type guard struct {
 	functions map[string][]function
 	relations map[string]bool // names of untracked tables, read with functions
 	plans     int
+	// implicit are calls of functions that run without their names being written:
+	// behind operators, casts, aggregates and domains.
+	implicit []string
 }
 
 type function struct {
@@ -90,6 +93,24 @@ func (g *guard) learn(ctx context.Context) error {
 	if err != nil {
 		return wrap("read tables", err)
 	}
+	rows, err = tx.Query(ctx, `
+		SELECT DISTINCT pg_catalog.quote_ident(p.proname) || '('
+		FROM pg_catalog.pg_proc p
+		JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+		WHERE l.lanname NOT IN ('c', 'internal') AND p.pronamespace <> 'pg_catalog'::regnamespace
+		  AND (EXISTS (SELECT FROM pg_catalog.pg_operator o WHERE o.oprcode = p.oid)
+			OR EXISTS (SELECT FROM pg_catalog.pg_cast c WHERE c.castfunc = p.oid)
+			OR EXISTS (SELECT FROM pg_catalog.pg_aggregate a WHERE p.oid IN (a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn))
+			OR EXISTS (
+				SELECT FROM pg_catalog.pg_depend d
+				JOIN pg_catalog.pg_constraint c ON c.oid = d.objid AND c.contypid <> 0
+				WHERE d.classid = 'pg_catalog.pg_constraint'::regclass AND d.refclassid = 'pg_catalog.pg_proc'::regclass AND d.refobjid = p.oid))`)
+	if err != nil {
+		return wrap("read functions", err)
+	}
+	if g.implicit, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
+		return wrap("read functions", err)
+	}
 	for _, name := range g.view.point.live {
 		parsed, err := parseTable(name)
 		if err != nil {
@@ -122,7 +143,14 @@ func (g *guard) check(ctx context.Context, sql string) error {
 	if plan.writes {
 		return g.refuse("", "it would write: only queries can be run in the past")
 	}
-	if err := g.checkFunctions(ctx, plan.texts, make(map[string]bool)); err != nil {
+	// What the planner has computed already is not in the plan.
+	texts := append(plan.texts, sql)
+	for _, d := range g.view.repeated {
+		if mentions(sql, d.name) {
+			texts = append(texts, d.definition)
+		}
+	}
+	if err := g.checkFunctions(ctx, append(texts, g.implicit...), make(map[string]bool)); err != nil {
 		return err
 	}
 	g.checked[sql] = true
@@ -141,32 +169,18 @@ type queryPlan struct {
 // explain plans a query for any parameters. It is prepared as the caller's own
 // will be, so that what is wrong with it is said in the server's words.
 func (g *guard) explain(ctx context.Context, sql string) (*queryPlan, error) {
-	conn := g.view.snapshot.tx.Conn()
+	conn := g.view.snapshot.tx.Conn().PgConn()
 	g.plans++
 	name := fmt.Sprintf("audit_plan_%d", g.plans)
-	description, err := conn.PgConn().Prepare(ctx, name, sql, nil)
-	if err != nil {
-		var pgErr *pgconn.PgError
-		switch {
-		case errors.As(err, &pgErr) && pgErr.Code == "42P01":
-			return nil, g.explainMissing(sql, err)
-		case errors.As(err, &pgErr) && pgErr.Code == "42601" && strings.Contains(pgErr.Message, "multiple commands"):
-			return nil, g.refuse("", "it is several statements in one string: run them one by one")
-		}
+	if _, err := conn.Exec(ctx, "SAVEPOINT audit_plan").ReadAll(); err != nil {
 		return nil, err
 	}
-	arguments := ""
-	if n := len(description.ParamOIDs); n > 0 {
-		arguments = "(" + strings.TrimSuffix(strings.Repeat("NULL, ", n), ", ") + ")"
-	}
-	// In the plan for any parameters nothing is pruned by their values.
-	results, err := conn.PgConn().Exec(ctx, "SET LOCAL plan_cache_mode = force_generic_plan; EXPLAIN (VERBOSE, COSTS OFF, FORMAT JSON) EXECUTE "+name+arguments+"; SET LOCAL plan_cache_mode = auto; DEALLOCATE "+name).ReadAll()
+	results, err := g.plan(ctx, conn, name, sql)
 	if err != nil {
-		var pgErr *pgconn.PgError
-		if errors.As(err, &pgErr) && (pgErr.Code == "42601" || pgErr.Code == "0A000" || pgErr.Code == "42P14") {
-			return nil, g.refuse("", "it is not a query whose plan can be looked at: only SELECT, VALUES, TABLE and WITH can be run in the past")
-		}
-		return nil, err
+		// The view goes on after a query that was refused.
+		_, rollbackErr := conn.Exec(ctx, "ROLLBACK TO SAVEPOINT audit_plan; RELEASE SAVEPOINT audit_plan").ReadAll()
+		_ = conn.Deallocate(ctx, name)
+		return nil, errors.Join(g.explained(sql, err), rollbackErr)
 	}
 	var plan queryPlan
 	for _, result := range results {
@@ -180,6 +194,47 @@ func (g *guard) explain(ctx context.Context, sql string) (*queryPlan, error) {
 		}
 	}
 	return &plan, nil
+}
+
+// plan prepares a query and asks for its plan.
+func (g *guard) plan(ctx context.Context, conn *pgconn.PgConn, name, sql string) ([]*pgconn.Result, error) {
+	description, err := conn.Prepare(ctx, name, sql, nil)
+	if err != nil {
+		return nil, err
+	}
+	arguments := ""
+	if n := len(description.ParamOIDs); n > 0 {
+		arguments = "(" + strings.TrimSuffix(strings.Repeat("NULL, ", n), ", ") + ")"
+	}
+	// A plan for any parameters, from which nothing is pruned.
+	return conn.Exec(ctx, `
+		SET LOCAL plan_cache_mode = force_generic_plan;
+		SET LOCAL enable_partition_pruning = off;
+		SET LOCAL constraint_exclusion = off;
+		EXPLAIN (VERBOSE, COSTS OFF, FORMAT JSON) EXECUTE `+name+arguments+`;
+		SET LOCAL plan_cache_mode = auto;
+		SET LOCAL enable_partition_pruning = on;
+		SET LOCAL constraint_exclusion = partition;
+		DEALLOCATE `+name+`;
+		RELEASE SAVEPOINT audit_plan`).ReadAll()
+}
+
+// explained says in our words what keeps a query from being looked at.
+func (g *guard) explained(sql string, err error) error {
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) {
+		return err
+	}
+	switch {
+	case pgErr.Code == "42P01":
+		return g.explainMissing(sql, err)
+	case pgErr.Code == "42601" && strings.Contains(pgErr.Message, "multiple commands"):
+		return g.refuse("", "it is several statements in one string: run them one by one")
+	case pgErr.Code == "0A000", pgErr.Code == "42P14", pgErr.Code == "42601" && strings.Contains(pgErr.Message, "EXPLAIN"),
+		strings.Contains(pgErr.Message, "prepared statement is not"), pgErr.Code == "42809":
+		return g.refuse("", "it is not a query whose plan can be looked at: only SELECT, VALUES, TABLE and WITH can be run in the past")
+	}
+	return err
 }
 
 // explainMissing says why a table is not there: it may be one that history knows.
@@ -265,6 +320,10 @@ func (g *guard) fillTemp(ctx context.Context, name string) error {
 // called finds what may be the name of a function in an expression.
 var called = regexp.MustCompile(`("(?:[^"]|"")+"|[\pL_][\pL\pN_$]*)\s*\(`)
 
+// runsText are functions of the server and its extensions that run SQL given as
+// text, or change what names mean.
+var runsText = regexp.MustCompile(`^(set_config|(query|cursor|table|schema|database)_to_xml.*|ts_stat|ts_rewrite|dblink.*|crosstab.*|connectby|xpath_table)$`)
+
 // checkFunctions reads the functions that the expressions call.
 func (g *guard) checkFunctions(ctx context.Context, texts []string, visited map[string]bool) error {
 	for _, text := range texts {
@@ -274,6 +333,9 @@ func (g *guard) checkFunctions(ctx context.Context, texts []string, visited map[
 				continue
 			}
 			visited[name] = true
+			if runsText.MatchString(name) {
+				return g.refuse("function "+name, "it runs SQL given as text, or changes how names are read, so what is read cannot be told")
+			}
 			if err := g.readFunctions(ctx); err != nil {
 				return err
 			}
@@ -300,14 +362,16 @@ func (g *guard) readFunctions(ctx context.Context) error {
 	if g.functions != nil {
 		return nil
 	}
-	tx := g.view.snapshot.tx
+	tx, ctx := g.view.snapshot.tx, pass(ctx)
 	rows, err := tx.Query(ctx, `
-		SELECT n.nspname, p.proname, l.lanname, coalesce(p.prosrc, ''), coalesce(p.proconfig::text, ''),
+		SELECT n.nspname, p.proname, l.lanname,
+			CASE WHEN pg_catalog.to_jsonb(p) ->> 'prosqlbody' IS NULL THEN coalesce(p.prosrc, '') ELSE pg_catalog.pg_get_functiondef(p.oid) END,
+			coalesce(p.proconfig::text, ''),
 			(pg_catalog.to_jsonb(p) ->> 'prosqlbody') IS NOT NULL
 		FROM pg_catalog.pg_proc p
 		JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
 		JOIN pg_catalog.pg_language l ON l.oid = p.prolang
-		WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND l.lanname NOT IN ('c', 'internal')`)
+		WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND l.lanname NOT IN ('c', 'internal') AND p.prokind <> 'a'`)
 	if err != nil {
 		return wrap("read functions", err)
 	}

@@ -98,10 +98,10 @@ func (p *pastTable) bag(ctx context.Context, b base, s *snapshot) (map[string]*b
 		if err != nil {
 			return nil, err
 		}
-		if s == nil || len(s.running) == 0 {
+		if s == nil || len(s.hidden) == 0 {
 			continue
 		}
-		err = p.keylessChanges(ctx, side{from: span.from, to: min(p.through, span.to)}, span, s.running, func(at LSN, _ int, _ uint64, before, after Image) error {
+		err = p.keylessChanges(ctx, side{from: span.from, to: min(p.through, span.to)}, span, s.hidden, func(at LSN, _ int, _ uint64, before, after Image) error {
 			if err := add(before, at, -1); err != nil {
 				return err
 			}
@@ -120,7 +120,7 @@ func (p *pastTable) keylessChanges(ctx context.Context, s side, span nameSpan, o
 	if s.from >= s.to {
 		return nil
 	}
-	rows, err := p.client.store.Query(ctx, `
+	rows, err := p.client.streams.Query(ctx, `
 		SELECT c.position, c.sequence, c.transaction_id, c.before, c.after
 		FROM `+p.client.table("changes")+` c
 		WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3

@@ -29,30 +29,44 @@ func (p *pastTable) rows(ctx context.Context, yield func(values [][]byte) error)
 		}
 		defer s.close()
 	}
+	return p.rebuild(ctx, b, s, func(_ string, values [][]byte) error { return yield(values) })
+}
+
+// rowsFrom is rows from a base that is not the live table, with the keys.
+func (p *pastTable) rowsFrom(ctx context.Context, b base, yield func(key string, values [][]byte) error) error {
+	return p.rebuild(ctx, b, nil, yield)
+}
+
+// rebuild reaches the moment from a base. s is the snapshot of a live one.
+func (p *pastTable) rebuild(ctx context.Context, b base, s *snapshot, yield func(key string, values [][]byte) error) error {
 	if len(p.key) == 0 {
-		return p.keylessRows(ctx, b, s, yield)
+		return p.keylessRows(ctx, b, s, func(values [][]byte) error { return yield("", values) })
 	}
 	touched := make(map[string]struct{})
-	var derive [][][]byte
-	err = p.touched(ctx, b, s, func(row touchedRow) error {
+	var derive []touchedRow
+	err := p.touched(ctx, b, s, func(row touchedRow) error {
 		touched[row.key] = struct{}{}
 		if row.values == nil {
 			return nil
 		}
 		if p.columns.hasDerived() {
-			derive = append(derive, row.values)
+			derive = append(derive, row)
 			return nil
 		}
-		return yield(row.values)
+		return yield(row.key, row.values)
 	})
 	if err != nil {
 		return err
 	}
-	if err := p.derive(ctx, derive); err != nil {
+	derived := make([][][]byte, len(derive))
+	for i, row := range derive {
+		derived[i] = row.values
+	}
+	if err := p.derive(ctx, derived); err != nil {
 		return err
 	}
-	for _, values := range derive {
-		if err := yield(values); err != nil {
+	for _, row := range derive {
+		if err := yield(row.key, row.values); err != nil {
 			return err
 		}
 	}
@@ -65,7 +79,7 @@ func (p *pastTable) rows(ctx context.Context, yield func(values [][]byte) error)
 				return err
 			}
 		}
-		return yield(values)
+		return yield(key, values)
 	})
 }
 
@@ -151,24 +165,19 @@ func (p *pastTable) keyOf(e event, image Image) ([][]byte, error) {
 }
 
 // unseen returns the rows that transactions changed which are in the moment, but
-// not yet in the snapshot: a transaction is in the write-ahead log, and with
-// synchronous replication for long, before others see it. The last change until
-// then is the row.
+// not yet in the snapshot. The last change until then is the row.
 func (p *pastTable) unseen(ctx context.Context, s *snapshot) (map[string]event, error) {
-	if s == nil || len(s.running) == 0 {
+	if s == nil || len(s.hidden) == 0 {
 		return nil, nil
 	}
 	found := make(map[string]event)
 	for _, span := range p.names {
 		rows, err := p.client.store.Query(ctx, `
 			SELECT c.primary_key, c.previous_key
-			FROM unnest($1::bigint[]) running (xid)
-			CROSS JOIN LATERAL (
-				SELECT c.primary_key, c.previous_key
-				FROM `+p.client.table("changes")+` c
-				WHERE c.transaction_id = running.xid AND c."table" = $2 AND c.schema = $3 AND c.database = $4
-				  AND c.position > $5 AND c.position <= $6 AND c.primary_key IS NOT NULL
-				OFFSET 0) c`, s.running, span.name, span.schema, p.database, span.from.String(), min(p.through, span.to).String())
+			FROM `+p.client.table("changes")+` c
+			WHERE c."table" = $2 AND c.schema = $3 AND c.database = $4
+			  AND c.position > $5 AND c.position <= $6 AND c.primary_key IS NOT NULL
+			  AND c.transaction_id = ANY ($1)`, s.hidden, span.name, span.schema, p.database, span.from.String(), min(p.through, span.to).String())
 		if err != nil {
 			return nil, wrap("look for changes not visible yet", err)
 		}
@@ -297,7 +306,7 @@ func (p *pastTable) keyText(values [][]byte) string {
 func (p *pastTable) keyframeRows(ctx context.Context, b base, yield func(key string, values [][]byte, missing []int) error) error {
 	index := p.versionAt(b.position)
 	for after := int64(-1); ; {
-		rows, err := p.client.store.Query(ctx, `
+		rows, err := p.client.streams.Query(ctx, `
 			SELECT r.ordinal, r.primary_key, r.image
 			FROM `+p.client.table("keyframe_rows")+` r
 			WHERE r.keyframe = $1 AND r.ordinal > $2

@@ -22,6 +22,10 @@ type snapshot struct {
 	// it is running, or its id is at least xmax.
 	xmin, xmax uint64
 	running    []uint64
+	// hidden are transactions that are in the moment, and that the snapshot does
+	// not show: a transaction is in the write-ahead log, and with synchronous
+	// replication for long, before others see it.
+	hidden []uint64
 }
 
 // snapshotLockWait bounds the wait for a table that somebody alters: the past
@@ -41,7 +45,7 @@ const liveSettings = `
 // everything that it shows. The tables are locked first, against TRUNCATE and
 // ALTER TABLE only: those would be seen by an older snapshot.
 func (t *travel) snapshot(ctx context.Context, tables []*sourceTable, mode pgx.TxAccessMode) (*snapshot, error) {
-	conn, err := t.client.source.Acquire(ctx)
+	conn, err := t.client.snapshots.Acquire(ctx)
 	if err != nil {
 		return nil, wrap("connect to the source", err)
 	}
@@ -59,7 +63,32 @@ func (t *travel) snapshot(ctx context.Context, tables []*sourceTable, mode pgx.T
 		s.close()
 		return nil, err
 	}
+	if err := s.findHidden(ctx, t); err != nil {
+		s.close()
+		return nil, err
+	}
 	return s, nil
+}
+
+// findHidden looks which transactions that the snapshot does not show are in the
+// moment.
+func (s *snapshot) findHidden(ctx context.Context, t *travel) error {
+	changes := t.client.table("changes")
+	rows, err := t.client.store.Query(ctx, `
+		SELECT running.xid
+		FROM pg_catalog.unnest($1::bigint[]) running (xid)
+		WHERE EXISTS (
+			SELECT FROM `+changes+` c
+			WHERE c.transaction_id = running.xid AND c.database = $3 AND c.position <= $4)
+		UNION
+		SELECT c.transaction_id
+		FROM `+changes+` c
+		WHERE c.transaction_id >= $2 AND c.database = $3 AND c.position <= $4`, s.running, int64(s.xmax), t.database, t.through.String())
+	if err != nil {
+		return wrap("look for transactions not visible yet", err)
+	}
+	s.hidden, err = pgx.CollectRows(rows, pgx.RowTo[uint64])
+	return wrap("look for transactions not visible yet", err)
 }
 
 func (s *snapshot) take(ctx context.Context, tables []*sourceTable) error {

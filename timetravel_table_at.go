@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/hindsight-go/audit/internal/wal"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -378,7 +377,13 @@ func (p *pastTable) indexOf(v store.Version) map[string]int {
 // readable tells that the text of a value of the one type is that of the other.
 func readable(c column, o store.Column) bool {
 	if c.typeOID == o.TypeOID {
-		return c.typeMod == o.TypeMod || c.kind.Base == wal.String
+		switch {
+		case c.typeMod == o.TypeMod, c.typeOID == 1043: // varchar, however long
+			return true
+		case c.typeOID == 1700 && c.typeMod >= 4 && o.TypeMod >= 4: // numeric of the same scale
+			return (c.typeMod-4)&0x7ff == (o.TypeMod-4)&0x7ff
+		}
+		return false
 	}
 	for _, family := range [][]uint32{{20, 21, 23}, {25, 1043}} { // whole numbers; text and varchar
 		if slices.Contains(family, c.typeOID) && slices.Contains(family, o.TypeOID) {

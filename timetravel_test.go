@@ -127,3 +127,117 @@ func TestATableAsItWas(t *testing.T) {
 		t.Log(err)
 	}
 }
+
+func TestHistoryBlameAndDifference(t *testing.T) {
+	t.Parallel()
+	a := audittest.New(t, audit.Config{}, todoTable, "INSERT INTO todo VALUES (1, 'old'), (2, 'untouched')")
+	begin := here(t, a)
+	a.Exec(t, "UPDATE todo SET task = 'new' WHERE id = 1")
+	a.Exec(t, "UPDATE todo SET is_completed = true WHERE id = 1")
+	a.Exec(t, "UPDATE todo SET id = 10 WHERE id = 1")
+	a.Exec(t, "INSERT INTO todo VALUES (3, 'comes and goes')")
+	a.Exec(t, "DELETE FROM todo WHERE id IN (2, 3)")
+	end := here(t, a)
+
+	versions, err := a.Client.History("todo", 10).List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, v := range versions {
+		got = append(got, v.Row.String())
+	}
+	want := []string{
+		`{"id": 1, "task": "old", "is_completed": false}`,
+		`{"id": 1, "task": "new", "is_completed": false}`,
+		`{"id": 1, "task": "new", "is_completed": true}`,
+		`{"id": 10, "task": "new", "is_completed": true}`,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	blames, err := a.Client.Blame(t.Context(), "todo", 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, b := range blames {
+		if b.Change == nil || b.Change.Position != versions[[]int{3, 1, 2}[i]].From {
+			t.Errorf("%s is blamed on %+v", b.Column, b.Change)
+		}
+	}
+	diffs, err := a.Client.DiffBetween(begin, end).List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	nets := map[string]audit.Operation{}
+	for _, d := range diffs {
+		nets[d.PrimaryKey] = d.Operation
+	}
+	if diff := cmp.Diff(map[string]audit.Operation{"1": audit.Delete, "2": audit.Delete, "10": audit.Create}, nets); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestBaselineOutlivesTruncateAndDrop(t *testing.T) {
+	t.Parallel()
+	a := audittest.New(t, audit.Config{}, todoTable, "INSERT INTO todo VALUES (1, 'old'), (2, 'untouched')")
+	unknown := here(t, a)
+	if err := a.Client.Baseline(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	a.Exec(t, "UPDATE todo SET task = 'new' WHERE id = 1")
+	begin := here(t, a)
+	a.Exec(t, "TRUNCATE todo")
+	a.Exec(t, "INSERT INTO todo VALUES (5, 'after')")
+	after := here(t, a)
+	check := func(point audit.Point, want ...pastTodo) {
+		t.Helper()
+		var got []pastTodo
+		if err := point.Table("todo").OrderBy("id").List(t.Context(), &got); err != nil {
+			t.Error(err)
+		} else if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+		if err := point.Table("todo").List(t.Context(), &got); err != nil || len(got) != len(want) {
+			t.Error(len(got), err)
+		}
+	}
+	check(begin, pastTodo{1, "new", false}, pastTodo{2, "untouched", false})
+	check(after, pastTodo{5, "after", false})
+	check(unknown, pastTodo{1, "old", false}, pastTodo{2, "untouched", false})
+	a.Exec(t, "DROP TABLE todo")
+	if err := a.Client.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	check(begin, pastTodo{1, "new", false}, pastTodo{2, "untouched", false})
+	check(after, pastTodo{5, "after", false})
+}
+
+// Two rows may have the same key in the midst of a transaction.
+func TestKeysThatMoveUnderADeferrableKey(t *testing.T) {
+	t.Parallel()
+	a := audittest.New(t, audit.Config{},
+		"CREATE TABLE todo (id int PRIMARY KEY DEFERRABLE, task text NOT NULL, is_completed boolean NOT NULL DEFAULT false)",
+		"INSERT INTO todo VALUES (1, 'a'), (2, 'b'), (3, 'c')")
+	begin := here(t, a)
+	a.Exec(t, "UPDATE todo SET id = id + 1")
+	middle := here(t, a)
+	a.Exec(t, "UPDATE todo SET id = id - 1")
+	for i, point := range []audit.Point{begin, middle, a.Client.Now()} {
+		shift := i % 2
+		want := []pastTodo{{1 + shift, "a", false}, {2 + shift, "b", false}, {3 + shift, "c", false}}
+		var got []pastTodo
+		if err := point.Table("todo").OrderBy("id").List(t.Context(), &got); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(i, diff)
+		}
+		for _, w := range want {
+			var one pastTodo
+			if err := point.Table("todo").Load(t.Context(), &one, w.ID); err != nil || one != w {
+				t.Errorf("%d: %+v, want %+v: %v", i, one, w, err)
+			}
+		}
+	}
+}

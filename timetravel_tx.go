@@ -15,6 +15,8 @@ type viewTx struct {
 	pgx.Tx
 	view   *pastView
 	nested bool
+	// full are the tables that were loaded before the savepoint.
+	full map[int]bool
 }
 
 // errViewEnds is why a view cannot be committed.
@@ -22,11 +24,11 @@ var errViewEnds = errors.New("audit: a view of the past is read-only: it ends, r
 
 // Begin makes a savepoint.
 func (t *viewTx) Begin(ctx context.Context) (pgx.Tx, error) {
-	tx, err := t.Tx.Begin(ctx)
+	tx, err := t.Tx.Begin(pass(ctx))
 	if err != nil {
 		return nil, err
 	}
-	return &viewTx{Tx: tx, view: t.view, nested: true}, nil
+	return &viewTx{Tx: tx, view: t.view, nested: true, full: t.view.filled()}, nil
 }
 
 // Commit ends a savepoint.
@@ -34,43 +36,47 @@ func (t *viewTx) Commit(ctx context.Context) error {
 	if !t.nested {
 		return errViewEnds
 	}
-	return t.Tx.Commit(ctx)
+	return t.Tx.Commit(pass(ctx))
 }
 
-// Rollback ends a savepoint.
+// Rollback ends a savepoint, and takes with it what was loaded since.
 func (t *viewTx) Rollback(ctx context.Context) error {
 	if !t.nested {
 		return errViewEnds
 	}
-	return t.Tx.Rollback(ctx)
+	err := t.Tx.Rollback(pass(ctx))
+	if err == nil {
+		t.view.forget(t.full)
+	}
+	return err
 }
 
 func (t *viewTx) Exec(ctx context.Context, sql string, arguments ...any) (pgconn.CommandTag, error) {
 	if err := t.check(ctx, sql, arguments); err != nil {
 		return pgconn.CommandTag{}, err
 	}
-	return t.Tx.Exec(ctx, sql, arguments...)
+	return t.Tx.Exec(pass(ctx), sql, arguments...)
 }
 
 func (t *viewTx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
 	if err := t.check(ctx, sql, args); err != nil {
 		return refusedRows{err: err}, err
 	}
-	return t.Tx.Query(ctx, sql, args...)
+	return t.Tx.Query(pass(ctx), sql, args...)
 }
 
 func (t *viewTx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
 	if err := t.check(ctx, sql, args); err != nil {
 		return refusedRows{err: err}
 	}
-	return t.Tx.QueryRow(ctx, sql, args...)
+	return t.Tx.QueryRow(pass(ctx), sql, args...)
 }
 
 func (t *viewTx) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
 	if err := t.view.guard.check(ctx, sql); err != nil {
 		return nil, err
 	}
-	description, err := t.Tx.Prepare(ctx, name, sql)
+	description, err := t.Tx.Prepare(pass(ctx), name, sql)
 	if err == nil && name != "" {
 		t.view.guard.checked[name] = true
 	}
@@ -83,11 +89,28 @@ func (t *viewTx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 			return refusedBatch{err}
 		}
 	}
-	return t.Tx.SendBatch(ctx, b)
+	return t.Tx.SendBatch(pass(ctx), b)
 }
 
 func (t *viewTx) CopyFrom(context.Context, pgx.Identifier, []string, pgx.CopyFromSource) (int64, error) {
 	return 0, t.view.guard.refuse("", "it would write: only queries can be run in the past")
+}
+
+// filled returns which tables are loaded.
+func (v *pastView) filled() map[int]bool {
+	full := make(map[int]bool)
+	for _, t := range v.tables {
+		full[t.n] = t.full
+	}
+	return full
+}
+
+// forget takes note that only these tables are loaded.
+func (v *pastView) forget(full map[int]bool) {
+	for _, t := range v.tables {
+		t.full = full[t.n]
+	}
+	clear(v.guard.checked)
 }
 
 // check looks at the statement as it will be sent.

@@ -51,6 +51,9 @@ func (p Point) View(ctx context.Context, fn func(tx pgx.Tx) error) error {
 		return err
 	}
 	defer v.snapshot.close()
+	custom := v.snapshot.conn.Conn().PgConn().CustomData()
+	custom[guardKey] = v.guard
+	defer delete(custom, guardKey)
 	return fn(&viewTx{Tx: v.snapshot.tx, view: v})
 }
 
@@ -64,6 +67,8 @@ type pastView struct {
 	alias   string
 	guard   *guard
 	missing map[string]error // why the table of a plain name has no past
+	// repeated are the views of the database that were made anew.
+	repeated []dependentView
 }
 
 // viewTable is a table in a view.
@@ -219,7 +224,7 @@ func (v *pastView) choose(ctx context.Context, t *viewTable) error {
 	renamed := t.live.schema != t.schema || t.live.name != t.pastTable.name
 	asNow := !renamed && t.columns.same(t.live.columns)
 	switch {
-	case !changed && len(unseen) == 0 && asNow && (len(t.key) > 0 || len(v.snapshot.running) == 0):
+	case !changed && len(unseen) == 0 && asNow && (len(t.key) > 0 || len(v.snapshot.hidden) == 0):
 		t.mode = viewLive
 	case len(t.key) > 0 && len(t.absent) == 0:
 		t.mode = viewOverlay
@@ -462,7 +467,7 @@ func (v *pastView) fillOverlay(ctx context.Context, t *viewTable) error {
 	if err != nil {
 		return err
 	}
-	_, err = v.snapshot.tx.Exec(ctx, "ANALYZE "+t.temp("rows")+", "+t.temp("keys"))
+	_, err = v.snapshot.tx.Exec(pass(ctx), "ANALYZE "+t.temp("rows")+", "+t.temp("keys"))
 	return wrap("set up view", err)
 }
 
@@ -482,7 +487,7 @@ func (v *pastView) fillCopy(ctx context.Context, t *viewTable) error {
 	if err != nil {
 		return err
 	}
-	_, err = v.snapshot.tx.Exec(ctx, "ANALYZE "+t.temp("copy"))
+	_, err = v.snapshot.tx.Exec(pass(ctx), "ANALYZE "+t.temp("copy"))
 	return wrap("set up view", err)
 }
 
@@ -627,9 +632,12 @@ func (v *pastView) dependentViews(ctx context.Context) ([]dependentView, error) 
 // cannot be is left as it is: what reads it is refused.
 func (v *pastView) repeatViews(ctx context.Context, views []dependentView) {
 	for _, d := range views {
-		_ = pgx.BeginFunc(ctx, v.snapshot.tx, func(tx pgx.Tx) error {
+		err := pgx.BeginFunc(ctx, v.snapshot.tx, func(tx pgx.Tx) error {
 			_, err := tx.Exec(ctx, "CREATE TEMPORARY VIEW "+pgx.Identifier{d.name}.Sanitize()+" AS "+d.definition)
 			return err
 		})
+		if err == nil {
+			v.repeated = append(v.repeated, d)
+		}
 	}
 }

@@ -252,3 +252,31 @@ func quotedElement(scratch, text []byte, i int) (value []byte, next int, ok bool
 	}
 	return nil, i, false
 }
+
+// ImageWriter makes an image of a row from texts that did not come out of the
+// stream. The zero value is ready; it is not safe for concurrent use.
+type ImageWriter struct{ b []byte }
+
+// Add adds a column with its value in PostgreSQL's text format, nil for NULL.
+func (w *ImageWriter) Add(name string, kind wal.Kind, text []byte) {
+	if len(w.b) == 0 {
+		w.b = append(w.b, '{')
+	} else {
+		w.b = append(w.b, ',')
+	}
+	w.b, _ = appendString(w.b, []byte(name))
+	w.b = append(w.b, ':')
+	if text == nil {
+		w.b = append(w.b, "null"...)
+		return
+	}
+	w.b, _ = appendValue(w.b, kind, text)
+}
+
+// Bytes returns the image.
+func (w *ImageWriter) Bytes() []byte {
+	if len(w.b) == 0 {
+		return []byte("{}")
+	}
+	return append(w.b, '}')
+}

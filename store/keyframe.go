@@ -1,0 +1,176 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/wal"
+)
+
+// Frame is a keyframe in the making: the rows of a table at a position.
+type Frame struct {
+	ID            int64
+	Database      string
+	Schema, Table string
+	RelationID    uint32
+	Position      wal.LSN
+	// LastKey is the key of the last row stored so far, Rows how many there are.
+	LastKey []string
+	Rows    int64
+	// Fresh tells not to go on with one that was begun before.
+	Fresh bool
+}
+
+// FrameRow is a row of a keyframe.
+type FrameRow struct {
+	Key    string
+	HasKey bool
+	Image  []byte
+}
+
+// BeginFrame begins a keyframe, or returns the one of the same relation that was
+// begun and is not complete.
+func (s *Store) BeginFrame(ctx context.Context, f Frame) (Frame, error) {
+	if !f.Fresh {
+		err := s.pool.QueryRow(ctx, `
+			SELECT k.id, k.schema, k."table", k.position::text, k.last_key, k.done
+			FROM `+s.schema+`.keyframes k
+			WHERE k.database = $1 AND k.relation_id = $2 AND NOT k.complete
+			ORDER BY k.id
+			LIMIT 1`, f.Database, int64(f.RelationID)).Scan(&f.ID, &f.Schema, &f.Table, &f.Position, &f.LastKey, &f.Rows)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, pgx.ErrNoRows) {
+			return f, fmt.Errorf("begin keyframe: %w", err)
+		}
+	}
+	err := s.pool.QueryRow(ctx, `
+		INSERT INTO `+s.schema+`.keyframes (database, schema, "table", relation_id, position)
+		VALUES ($1, $2, $3, $4, $5)
+		RETURNING id`, f.Database, f.Schema, f.Table, int64(f.RelationID), f.Position.String()).Scan(&f.ID)
+	if err != nil {
+		return f, fmt.Errorf("begin keyframe: %w", err)
+	}
+	return f, nil
+}
+
+// AppendFrame stores further rows of a keyframe, and up to which key it has come.
+func (s *Store) AppendFrame(ctx context.Context, f Frame, rows []FrameRow) error {
+	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		n := f.Rows
+		_, err := tx.CopyFrom(ctx, pgx.Identifier{s.name, "keyframe_rows"}, frameColumns, pgx.CopyFromSlice(len(rows), func(i int) ([]any, error) {
+			n++
+			return rows[i].values(f.ID, n), nil
+		}))
+		if err != nil {
+			return fmt.Errorf("store rows of keyframe: %w", err)
+		}
+		tag, err := tx.Exec(ctx, `UPDATE `+s.schema+`.keyframes SET last_key = $2, done = $3 WHERE id = $1 AND done = $4`, f.ID, f.LastKey, n, f.Rows)
+		if err == nil && tag.RowsAffected() == 0 {
+			err = errors.New("somebody else goes on with it, too")
+		}
+		if err != nil {
+			return fmt.Errorf("store rows of keyframe: %w", err)
+		}
+		return nil
+	})
+}
+
+var frameColumns = []string{"keyframe", "ordinal", "primary_key", "image"}
+
+func (r FrameRow) values(frame, ordinal int64) []any {
+	var key any
+	if r.HasKey {
+		key = r.Key
+	}
+	return []any{frame, ordinal, key, r.Image}
+}
+
+// WriteFrame stores all rows of a keyframe and completes it, in one transaction.
+// It returns how many there are.
+func (s *Store) WriteFrame(ctx context.Context, f Frame, each func(yield func(FrameRow) error) error) (int64, error) {
+	var n int64
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		n = 0
+		if _, err := tx.Exec(ctx, `DELETE FROM `+s.schema+`.keyframe_rows WHERE keyframe = $1`, f.ID); err != nil {
+			return fmt.Errorf("store keyframe: %w", err)
+		}
+		var rows []FrameRow
+		flush := func() error {
+			begin := n
+			_, err := tx.CopyFrom(ctx, pgx.Identifier{s.name, "keyframe_rows"}, frameColumns, pgx.CopyFromSlice(len(rows), func(i int) ([]any, error) {
+				return rows[i].values(f.ID, begin+int64(i)+1), nil
+			}))
+			n += int64(len(rows))
+			rows = rows[:0]
+			return err
+		}
+		err := each(func(row FrameRow) error {
+			if rows = append(rows, row); len(rows) < 1000 {
+				return nil
+			}
+			return flush()
+		})
+		if err != nil {
+			return err
+		}
+		if err := flush(); err != nil {
+			return fmt.Errorf("store keyframe: %w", err)
+		}
+		if _, err := tx.Exec(ctx, `UPDATE `+s.schema+`.keyframes SET done = $2, complete = true WHERE id = $1`, f.ID, n); err != nil {
+			return fmt.Errorf("store keyframe: %w", err)
+		}
+		return nil
+	})
+	return n, err
+}
+
+// CompleteFrame says that a keyframe has all its rows.
+func (s *Store) CompleteFrame(ctx context.Context, id int64) error {
+	if _, err := s.pool.Exec(ctx, `UPDATE `+s.schema+`.keyframes SET complete = true WHERE id = $1`, id); err != nil {
+		return fmt.Errorf("complete keyframe: %w", err)
+	}
+	return nil
+}
+
+// DropFrame drops a keyframe with its rows.
+func (s *Store) DropFrame(ctx context.Context, id int64) error {
+	if _, err := s.pool.Exec(ctx, `DELETE FROM `+s.schema+`.keyframes WHERE id = $1`, id); err != nil {
+		return fmt.Errorf("drop keyframe: %w", err)
+	}
+	return nil
+}
+
+// HorizonAt returns the last position in the partitions that DropBefore would
+// drop, or 0.
+func (s *Store) HorizonAt(ctx context.Context, t time.Time) (wal.LSN, error) {
+	var position *wal.LSN
+	err := s.pool.QueryRow(ctx, `
+		SELECT max(c.position)::text
+		FROM `+s.schema+`.changes c
+		WHERE c.committed_at < date_trunc('month', $1::timestamptz, 'UTC')`, t).Scan(&position)
+	if err != nil {
+		return 0, fmt.Errorf("find the horizon of retention: %w", err)
+	}
+	if position == nil {
+		return 0, nil
+	}
+	return *position, nil
+}
+
+// DropFramesBefore drops the keyframes that lie before the horizon of retention,
+// from which nothing can be reached any more.
+func (s *Store) DropFramesBefore(ctx context.Context, database string) error {
+	_, err := s.pool.Exec(ctx, `
+		DELETE FROM `+s.schema+`.keyframes k
+		WHERE k.database = $1 AND k.position < (SELECT max(r.position) FROM `+s.schema+`.retention r)`, database)
+	if err != nil {
+		return fmt.Errorf("drop keyframes before the horizon: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,259 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"iter"
+	"slices"
+)
+
+// Difference asks for the net changes between two moments. It begins with
+// [DiffBetween] and is an immutable value.
+type Difference struct {
+	from, to Point
+	tables   []string
+}
+
+// RowDiff is how a row differs between two moments, whatever happened to it in
+// between.
+type RowDiff struct {
+	Schema, Table string
+	// PrimaryKey is the text of the row's key, empty where the table has none. A
+	// row whose key was changed is gone under the one and there under the other.
+	PrimaryKey string
+	// Operation is Create if only the second moment has the row, Delete if only
+	// the first has, and else Update.
+	Operation Operation
+	// Before is the row at the first moment, After that at the second; empty where
+	// there is none.
+	Before, After Image
+}
+
+// TableName returns the name of the table in the form that [Point.Table] reads.
+func (d RowDiff) TableName() string { return qualifiedName(d.Schema, d.Table) }
+
+// Diff returns the columns that differ, as [Change.Diff] does.
+func (d RowDiff) Diff() []ColumnChange {
+	return Change{Operation: d.Operation, Before: d.Before, After: d.After}.Diff()
+}
+
+// DiffBetween asks for the net changes from one moment to another: rows that were
+// changed and changed back are not among them. The first moment may be the later
+// one; the changes are then those that would lead back.
+func DiffBetween(from, to Point) Difference { return Difference{from: from, to: to} }
+
+// DiffBetween is [DiffBetween] of the client's history.
+func (c *Client) DiffBetween(from, to Point) Difference {
+	return DiffBetween(from.of(c), to.of(c))
+}
+
+// Tables restricts the question to the named tables. Without it, it is about all
+// that were tracked at both moments, and in between.
+func (d Difference) Tables(names ...string) Difference {
+	d.tables = append(slices.Clip(d.tables), names...)
+	return d
+}
+
+// All returns the differences table by table, in no order within a table. The
+// rows that were touched between the moments are held in memory, a table at a
+// time.
+//
+// Each pair is a value and nil, or a zero value and an error; after an error the
+// sequence ends. Each range runs the query again.
+func (d Difference) All(ctx context.Context) iter.Seq2[RowDiff, error] {
+	return func(yield func(RowDiff, error) bool) {
+		err := d.each(ctx, func(diff RowDiff) error {
+			if !yield(diff, nil) {
+				return errStop
+			}
+			return nil
+		})
+		if err != nil && err != errStop { //nolint:errorlint // it is ours, and never wrapped
+			yield(RowDiff{}, err)
+		}
+	}
+}
+
+// List returns all differences, in memory.
+func (d Difference) List(ctx context.Context) ([]RowDiff, error) {
+	var all []RowDiff
+	for diff, err := range d.All(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, diff)
+	}
+	return all, nil
+}
+
+func (d Difference) each(ctx context.Context, yield func(RowDiff) error) error {
+	client, err := d.from.ready()
+	if err != nil {
+		return err
+	}
+	if _, err := d.to.ready(); err != nil {
+		return err
+	}
+	first, err := client.travel(ctx, d.from)
+	if err != nil {
+		return err
+	}
+	last, err := client.travel(ctx, d.to)
+	if err != nil {
+		return err
+	}
+	back := first.through > last.through
+	if back {
+		first, last = last, first
+	}
+	names := d.tables
+	if names == nil {
+		names = tracedThroughout(first, last)
+	}
+	for _, name := range names {
+		// Each table may move the moment between positions that mean the same.
+		from, to := *first, *last
+		past, err := from.table(ctx, name)
+		if err != nil {
+			return err
+		}
+		err = past.differences(ctx, &to, func(diff RowDiff) error {
+			if back {
+				diff.reverse()
+			}
+			return yield(diff)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tracedThroughout returns the tables that are covered from one moment to the
+// other.
+func tracedThroughout(first, last *travel) []string {
+	var names []string
+	for _, cov := range first.facts.Coverage {
+		until := last.coveredUntil(cov)
+		if cov.From <= first.through && (cov.Until == 0 || cov.Until > first.through) && (until == 0 || until > last.through) {
+			names = append(names, qualifiedName(cov.Schema, cov.Table))
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func (d *RowDiff) reverse() {
+	d.Before, d.After = d.After, d.Before
+	switch d.Operation {
+	case Create:
+		d.Operation = Delete
+	case Delete:
+		d.Operation = Create
+	case Update, Truncate:
+	}
+}
+
+// differences calls yield for each row that differs between the table's moment
+// and a later one.
+func (p *pastTable) differences(ctx context.Context, to *travel, yield func(RowDiff) error) error {
+	if horizon := p.facts.Horizon; p.through < horizon.Position {
+		return p.refuse(ErrPastRetention, "", horizon.Position)
+	}
+	if gap, ok := p.gapIn(p.through, to.through); ok {
+		return p.refuse(ErrInGap, gap.Reason, gap.To)
+	}
+	if p.until != 0 && p.until <= to.through {
+		return p.refuse(ErrNotTracked, "it was tracked until "+p.until.String()+" only", 0)
+	}
+	truncations, err := p.truncations(ctx)
+	if err != nil {
+		return err
+	}
+	truncated := slices.ContainsFunc(truncations, func(t truncation) bool { return t.position > p.through && t.position <= to.through })
+	if truncated || len(p.key) == 0 {
+		return p.compareWhole(ctx, to, yield)
+	}
+	// For each touched row: as its first change found it, and as its last left it.
+	before := make(map[string]Image)
+	err = p.events(ctx, side{from: p.through, to: to.through}, func(e event) error {
+		before[e.key] = e.image
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return p.events(ctx, side{from: p.through, to: to.through, newest: true}, func(e event) error {
+		return p.emit(e.key, before[e.key], e.image, yield)
+	})
+}
+
+// emit tells how two versions of a row differ, if they do.
+func (p *pastTable) emit(key string, before, after Image, yield func(RowDiff) error) error {
+	diff := RowDiff{Schema: p.schema, Table: p.name, PrimaryKey: key, Operation: Update, Before: before, After: after}
+	switch {
+	case before.IsEmpty() && after.IsEmpty():
+		return nil
+	case before.IsEmpty():
+		diff.Operation, diff.Before = Create, nil
+	case after.IsEmpty():
+		diff.Operation, diff.After = Delete, nil
+	case bytes.Equal(before, after) || len(diff.Diff()) == 0:
+		return nil
+	}
+	return yield(diff)
+}
+
+// compareWhole reads the table at both moments.
+func (p *pastTable) compareWhole(ctx context.Context, to *travel, yield func(RowDiff) error) error {
+	later, err := to.table(ctx, p.qualified())
+	if err != nil {
+		return err
+	}
+	type found struct {
+		key   string
+		image Image
+		n     int
+	}
+	rows := make(map[string]*found)
+	identify := func(t *pastTable, values [][]byte) string {
+		if len(t.key) > 0 {
+			return t.keyText(values)
+		}
+		return t.rowText(values)
+	}
+	err = p.rows(ctx, func(values [][]byte) error {
+		id := identify(p, values)
+		if rows[id] == nil {
+			rows[id] = &found{key: p.keyText(values), image: p.image(values)}
+		}
+		rows[id].n++
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	err = later.rows(ctx, func(values [][]byte) error {
+		old := rows[identify(later, values)]
+		if old == nil || old.n == 0 {
+			return p.emit(later.keyText(values), nil, later.image(values), yield)
+		}
+		old.n--
+		if len(p.key) == 0 {
+			return nil
+		}
+		return p.emit(old.key, old.image, later.image(values), yield)
+	})
+	if err != nil {
+		return err
+	}
+	for _, old := range rows {
+		for range old.n {
+			if err := p.emit(old.key, old.image, nil, yield); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,352 @@
+package audit
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"iter"
+	"slices"
+	"time"
+
+	"github.com/hindsight-go/audit/store"
+)
+
+// RowHistory asks for the versions of one row. It begins with [History] and is an
+// immutable value.
+type RowHistory struct {
+	client *Client
+	table  string
+	key    []any
+	err    error
+	limit  int
+}
+
+// RowVersion is a version of a row, and how it came about.
+type RowVersion struct {
+	// From is the position of the change that made the version. It is zero for the
+	// version that the row had when its table began to be tracked; FromTime is then
+	// when that was.
+	From     Position
+	FromTime time.Time
+	// Until is the position of the change that ended it; zero while it holds.
+	Until     Position
+	UntilTime time.Time
+	// Row is the row. It is empty where the row was gone: deleted, truncated, or
+	// given another key.
+	Row Image
+	// Change is what made the version, or nil.
+	Change *Change
+	// AfterGap tells that history has a hole between the version before and this
+	// one, in which there may have been others.
+	AfterGap bool
+}
+
+// Exists tells that there was a row.
+func (v RowVersion) Exists() bool { return !v.Row.IsEmpty() }
+
+// History asks for the versions of a row, by its primary key. The row is followed
+// through changes of its key, and the table through changes of its name.
+func History(table string, key ...any) RowHistory { return RowHistory{table: table, key: key} }
+
+// History is [History] of the client's history.
+func (c *Client) History(table string, key ...any) RowHistory {
+	return RowHistory{client: c, table: table, key: key}
+}
+
+// Limit keeps the newest n versions. It has to be at least 1.
+func (h RowHistory) Limit(n int) RowHistory {
+	if n < 1 && h.err == nil {
+		h.err = &FilterError{Filter: "Limit", Reason: "the limit must be at least 1"}
+	}
+	h.limit = n
+	return h
+}
+
+// All returns the versions, oldest first, everything that was committed before
+// the call included. There are none of a row that never was. They are read into
+// memory at once.
+//
+// Each pair is a value and nil, or a zero value and an error; after an error the
+// sequence ends. Each range runs the query again.
+func (h RowHistory) All(ctx context.Context) iter.Seq2[RowVersion, error] {
+	return func(yield func(RowVersion, error) bool) {
+		versions, err := h.List(ctx)
+		if err != nil {
+			yield(RowVersion{}, err)
+			return
+		}
+		for _, v := range versions {
+			if !yield(v, nil) {
+				return
+			}
+		}
+	}
+}
+
+// List returns the versions, oldest first. See [RowHistory.All].
+func (h RowHistory) List(ctx context.Context) ([]RowVersion, error) {
+	if h.err != nil {
+		return nil, h.err
+	}
+	past, err := Now().of(h.client).lately(ctx, h.table)
+	if err != nil {
+		return nil, err
+	}
+	versions, err := past.versionsOf(ctx, h.key)
+	if err != nil {
+		return nil, err
+	}
+	if h.limit > 0 && len(versions) > h.limit {
+		versions = versions[len(versions)-h.limit:]
+	}
+	return versions, nil
+}
+
+// lately finds a table as it is at the point, or as it was when it was tracked
+// last.
+func (p Point) lately(ctx context.Context, name string) (*pastTable, error) {
+	c, err := p.ready()
+	if err != nil {
+		return nil, err
+	}
+	t, err := c.travel(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	past, err := t.table(ctx, name)
+	if !errors.Is(err, ErrNotTracked) {
+		return past, err
+	}
+	parsed, parseErr := parseTable(name)
+	if parseErr != nil {
+		return nil, err
+	}
+	last := store.Coverage{}
+	for _, cov := range t.facts.Coverage {
+		if cov.Table == parsed.table && (parsed.schema == "" || cov.Schema == parsed.schema) && cov.Until > last.Until && cov.Until <= t.through {
+			last = cov
+		}
+	}
+	if last.Until == 0 {
+		return nil, err
+	}
+	t.through, t.same = last.Until-1, last.Until-1
+	return t.tableOf(ctx, last)
+}
+
+// versionsOf returns the versions of a row until the moment, oldest first.
+func (p *pastTable) versionsOf(ctx context.Context, key []any) ([]RowVersion, error) {
+	parts, err := p.keyParts(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	changes, err := p.changesOf(ctx, parts)
+	if err != nil {
+		return nil, err
+	}
+	if len(changes) == 0 {
+		return p.untouched(ctx, key)
+	}
+	own := store.KeyText(parts...)
+	var versions []RowVersion
+	if first := changes[0]; !first.Before.IsEmpty() && first.Operation != Create {
+		versions = append(versions, RowVersion{FromTime: p.covered.FromTime.UTC(), Row: first.Before})
+	}
+	for i, c := range changes {
+		v := RowVersion{From: c.Position, FromTime: c.CommittedAt, Row: c.After, Change: &changes[i]}
+		if c.KeyChanged && c.PreviousKey == own && c.PrimaryKey != own {
+			v.Row = nil // it goes on under another key
+		}
+		if n := len(versions); n > 0 {
+			if c.Operation == Truncate && !versions[n-1].Exists() {
+				continue
+			}
+			versions[n-1].Until, versions[n-1].UntilTime = v.From, v.FromTime
+			_, v.AfterGap = p.gapIn(versions[n-1].From.LSN, v.From.LSN)
+		} else if c.Operation == Truncate {
+			continue
+		}
+		versions = append(versions, v)
+	}
+	return versions, nil
+}
+
+// changesOf returns the changes of a row, oldest first, those under keys that it
+// had before and the table's TRUNCATEs among them.
+func (p *pastTable) changesOf(ctx context.Context, parts []string) ([]Change, error) {
+	var changes []Change
+	bound := Position{LSN: p.through, Sequence: 1 << 30}
+	for parts != nil {
+		found, previous, err := p.changesUnder(ctx, parts, bound)
+		if err != nil {
+			return nil, err
+		}
+		changes = append(changes, found...)
+		parts = previous
+		if previous != nil {
+			bound = found[len(found)-1].Position
+		}
+	}
+	truncations, err := p.truncations(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range truncations {
+		if t.position > p.through {
+			continue
+		}
+		c, err := p.client.Changes().InDatabase(p.database).AtPosition(Position{t.position, t.sequence}).First(ctx)
+		if err != nil {
+			return nil, err
+		}
+		changes = append(changes, c)
+	}
+	slices.SortFunc(changes, func(a, b Change) int { return a.Position.Compare(b.Position) })
+	if len(changes) == len(truncations) {
+		return nil, nil // nothing but truncations
+	}
+	return changes, nil
+}
+
+// changesUnder returns the changes of a row before a bound, newest first, as far
+// back as it had the key, and the key that it had before that, if it had.
+func (p *pastTable) changesUnder(ctx context.Context, parts []string, bound Position) (changes []Change, previous []string, err error) {
+	key := make([]any, len(parts))
+	for i, part := range parts {
+		key[i] = part
+	}
+	own := store.KeyText(parts...)
+	names := make([]string, len(p.names))
+	for i, span := range p.names {
+		names[i] = qualifiedName(span.schema, span.name)
+	}
+	for c, err := range p.client.Changes().InDatabase(p.database).ForTable(names...).ForRow(key...).All(ctx) {
+		if err != nil {
+			return nil, nil, err
+		}
+		if c.Position.Compare(bound) >= 0 || !p.named(c) {
+			continue
+		}
+		changes = append(changes, c)
+		if c.KeyChanged && c.PrimaryKey == own {
+			return changes, c.PreviousKeyParts(), nil
+		}
+	}
+	return changes, nil, nil
+}
+
+// named tells that a change under one of the table's names was made when it was
+// the table's.
+func (p *pastTable) named(c Change) bool {
+	return slices.ContainsFunc(p.names, func(s nameSpan) bool {
+		return s.schema == c.Schema && s.name == c.Table && c.Position.LSN > s.from && c.Position.LSN <= s.to
+	})
+}
+
+// untouched returns the one version of a row that never changed while it was
+// tracked, if there is one.
+func (p *pastTable) untouched(ctx context.Context, key []any) ([]RowVersion, error) {
+	values, err := p.row(ctx, key)
+	if errors.Is(err, ErrNoRow) || errors.Is(err, ErrIncomplete) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return []RowVersion{{FromTime: p.covered.FromTime.UTC(), Row: p.image(values)}}, nil
+}
+
+// image makes an image of a row's texts, as the store would have.
+func (p *pastTable) image(values [][]byte) Image {
+	image := store.ImageWriter{}
+	for i, c := range p.columns.list {
+		image.Add(c.name, c.kind, values[i])
+	}
+	return Image(image.Bytes())
+}
+
+// ColumnBlame says which change gave a column the value that it has.
+type ColumnBlame struct {
+	Column string
+	// Value is the value as JSON.
+	Value json.RawMessage
+	// Change is what set it. It is nil if the value is from before the table was
+	// tracked.
+	Change *Change
+}
+
+// Blame says for each column of a row which change gave it the value that it has
+// now. See [Point.Blame].
+func Blame(ctx context.Context, table string, key ...any) ([]ColumnBlame, error) {
+	return Now().Blame(ctx, table, key...)
+}
+
+// Blame is [Blame] of the client's history.
+func (c *Client) Blame(ctx context.Context, table string, key ...any) ([]ColumnBlame, error) {
+	return c.Now().Blame(ctx, table, key...)
+}
+
+// Blame says for each column of a row which change gave it the value that it had
+// at the moment, in the order of the columns. A change that left a value as it was
+// did not give it; one that made or re-made the row did. It returns [ErrNoRow] if
+// there was no row then.
+func (p Point) Blame(ctx context.Context, table string, key ...any) ([]ColumnBlame, error) {
+	c, err := p.ready()
+	if err != nil {
+		return nil, err
+	}
+	t, err := c.travel(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	past, err := t.table(ctx, table)
+	if err != nil {
+		return nil, err
+	}
+	values, err := past.row(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	versions, err := past.versionsOf(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	var blames []ColumnBlame
+	for i, col := range past.columns.list {
+		image := store.ImageWriter{}
+		image.Add(col.name, col.kind, values[i])
+		value, _ := Image(image.Bytes()).Get(col.name)
+		blames = append(blames, ColumnBlame{Column: col.name, Value: value, Change: past.blame(versions, i)})
+	}
+	return blames, nil
+}
+
+// blame returns the change that set a column last.
+func (p *pastTable) blame(versions []RowVersion, column int) *Change {
+	for _, v := range slices.Backward(versions) {
+		c := v.Change
+		if c == nil {
+			return nil
+		}
+		if c.Operation == Create {
+			return c
+		}
+		index := p.versionAt(c.Position.LSN)
+		before, known := p.columnOf(c.Before, index, column)
+		after, _ := p.columnOf(c.After, index, column)
+		if !known || !jsonEqual(before, after) {
+			return c
+		}
+	}
+	return nil
+}
+
+// columnOf returns a column of then out of an image of another version.
+func (p *pastTable) columnOf(image Image, index map[string]int, column int) (value json.RawMessage, known bool) {
+	image.eachMember(func(name, raw []byte) {
+		if i, ok := index[string(name)]; ok && i == column {
+			value, known = raw, true
+		}
+	})
+	return value, known
+}
