@@ -41,6 +41,8 @@ type guard struct {
 	// tracked are the tables of the view by the names that they have now, their
 	// partitions included.
 	tracked map[string]*viewTable
+	// parts are partitions, by their plain names.
+	parts map[string]*viewTable
 	// allowed are the tables that may be read as they are now.
 	allowed map[string]bool
 	// functions are those of users, by name; nil until one may have been called.
@@ -58,7 +60,7 @@ type function struct {
 }
 
 func newGuard(v *pastView) *guard {
-	return &guard{view: v, checked: make(map[string]bool), tracked: make(map[string]*viewTable), allowed: make(map[string]bool)}
+	return &guard{view: v, checked: make(map[string]bool), tracked: make(map[string]*viewTable), parts: make(map[string]*viewTable), allowed: make(map[string]bool)}
 }
 
 // learn reads which tables there are.
@@ -87,7 +89,11 @@ func (g *guard) learn(ctx context.Context) error {
 	var oid uint32
 	var schema, name string
 	_, err = pgx.ForEachRow(rows, []any{&oid, &schema, &name}, func() error {
-		g.tracked[qualifiedName(schema, name)] = byOID[oid]
+		t := byOID[oid]
+		g.tracked[qualifiedName(schema, name)] = t
+		if name != t.live.name || schema != t.live.schema {
+			g.parts[name] = t
+		}
 		return nil
 	})
 	if err != nil {
@@ -186,15 +192,17 @@ func (g *guard) explain(ctx context.Context, sql string) (*queryPlan, error) {
 	for _, result := range results {
 		for _, row := range result.Rows {
 			var document []map[string]any
-			if len(row) == 1 && json.Unmarshal(row[0], &document) == nil {
-				for _, d := range document {
-					plan.read(d)
-				}
+			if len(row) == 1 && json.Unmarshal(row[0], &document) == nil && len(document) == 1 && document[0]["Plan"] != nil {
+				plan.read(document[0])
+				return &plan, nil
 			}
 		}
 	}
-	return &plan, nil
+	return nil, g.refuse("", notAQuery)
 }
+
+// notAQuery is why a statement without a plan is refused.
+const notAQuery = "it is not a query whose plan can be looked at: only SELECT, VALUES, TABLE and WITH can be run in the past"
 
 // plan prepares a query and asks for its plan.
 func (g *guard) plan(ctx context.Context, conn *pgconn.PgConn, name, sql string) ([]*pgconn.Result, error) {
@@ -232,7 +240,7 @@ func (g *guard) explained(sql string, err error) error {
 		return g.refuse("", "it is several statements in one string: run them one by one")
 	case pgErr.Code == "0A000", pgErr.Code == "42P14", pgErr.Code == "42601" && strings.Contains(pgErr.Message, "EXPLAIN"),
 		strings.Contains(pgErr.Message, "prepared statement is not"), pgErr.Code == "42809":
-		return g.refuse("", "it is not a query whose plan can be looked at: only SELECT, VALUES, TABLE and WITH can be run in the past")
+		return g.refuse("", notAQuery)
 	}
 	return err
 }
@@ -412,6 +420,14 @@ func (g *guard) checkFunction(ctx context.Context, f function, visited map[strin
 		return g.refuse(object, "what a function in "+f.language+" reads cannot be told")
 	}
 	words := identifiers(f.body)
+	if strings.Contains(strings.ToLower(f.body), `u&"`) || slices.ContainsFunc(words, func(w word) bool { return w.name == "search_path" }) {
+		return g.refuse(object, "it writes names in a way, or changes how they are read, that what it reads cannot be told")
+	}
+	for _, w := range words {
+		if t := g.parts[w.name]; t != nil && t.mode != viewLive {
+			return g.refuse(object, "it reads "+w.name+", a partition, as it is now; write "+t.name)
+		}
+	}
 	if f.language == "plpgsql" && slices.ContainsFunc(words, func(w word) bool { return w.name == "execute" }) {
 		return g.refuse(object, "it runs SQL that it makes itself, so what it reads cannot be told")
 	}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 
@@ -438,32 +437,23 @@ func (v *pastView) fill(ctx context.Context, t *viewTable) error {
 }
 
 func (v *pastView) fillOverlay(ctx context.Context, t *viewTable) error {
-	var keys bytes.Buffer
 	var sent []string
 	for _, c := range t.columns.list {
 		if c.generated == "" {
 			sent = append(sent, pgx.Identifier{c.name}.Sanitize())
 		}
 	}
-	err := v.copyIn(ctx, t.temp("rows"), sent, func(w io.Writer) error {
-		var line []byte
-		return t.touched(ctx, t.base, v.snapshot, func(row touchedRow) error {
-			keys.Write(appendCopyLine(line[:0], nil, row.keyValues))
-			if row.values == nil {
-				return nil
-			}
-			line = appendCopyLine(line[:0], t.columns.list, row.values)
-			_, err := w.Write(line)
+	conn := v.snapshot.tx.Conn()
+	rows, keys := newCopier(conn, t.temp("rows"), sent), newCopier(conn, t.temp("keys"), t.keys)
+	err := t.touched(ctx, t.base, v.snapshot, func(row touchedRow) error {
+		if err := keys.add(ctx, nil, row.keyValues); err != nil || row.values == nil {
 			return err
-		})
+		}
+		return rows.add(ctx, t.columns.list, row.values)
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		err = errors.Join(rows.flush(ctx), keys.flush(ctx))
 	}
-	err = v.copyIn(ctx, t.temp("keys"), t.keys, func(w io.Writer) error {
-		_, err := keys.WriteTo(w)
-		return err
-	})
 	if err != nil {
 		return err
 	}
@@ -476,14 +466,11 @@ func (v *pastView) fillCopy(ctx context.Context, t *viewTable) error {
 	for _, c := range t.columns.list {
 		names = append(names, pgx.Identifier{c.name}.Sanitize())
 	}
-	err := v.copyIn(ctx, t.temp("copy"), names, func(w io.Writer) error {
-		var line []byte
-		return t.rows(ctx, func(values [][]byte) error {
-			line = appendCopyLine(line[:0], nil, values)
-			_, err := w.Write(line)
-			return err
-		})
-	})
+	rows := newCopier(v.snapshot.tx.Conn(), t.temp("copy"), names)
+	err := t.rebuild(pass(ctx), t.base, v.snapshot, func(_ string, values [][]byte) error { return rows.add(ctx, nil, values) })
+	if err == nil {
+		err = rows.flush(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -491,62 +478,41 @@ func (v *pastView) fillCopy(ctx context.Context, t *viewTable) error {
 	return wrap("set up view", err)
 }
 
-// copyIn streams what write gives into a table, in COPY's text format.
-func (v *pastView) copyIn(ctx context.Context, table string, columns []string, write func(io.Writer) error) error {
-	return copyText(ctx, v.snapshot.tx.Conn(), table, columns, write)
-}
-
-func copyText(ctx context.Context, conn *pgx.Conn, table string, columns []string, write func(io.Writer) error) error {
-	reader, writer := io.Pipe()
-	written := make(chan error, 1)
-	go func() {
-		buffered := newChunkWriter(writer)
-		err := write(buffered)
-		if err == nil {
-			err = buffered.flush()
-		}
-		_ = writer.CloseWithError(err) // nil is the end of the stream
-		written <- err
-	}()
-	_, err := conn.PgConn().CopyFrom(ctx, reader, "COPY "+table+" ("+strings.Join(columns, ", ")+") FROM STDIN")
-	_ = reader.CloseWithError(errStop)
-	if writeErr := <-written; writeErr != nil && !errors.Is(writeErr, errStop) {
-		return writeErr
-	}
-	return wrap("load past rows", err)
-}
-
 // errStop ends a loop that its caller has left.
 var errStop = errors.New("audit: stopped")
 
-// chunkWriter gathers small writes.
-type chunkWriter struct {
-	w io.Writer
-	b []byte
+// copyChunk is how much is gathered before it is sent. In between, the connection
+// is free to read what comes next.
+const copyChunk = 1 << 20
+
+// copier loads rows into a table by COPY, in chunks.
+type copier struct {
+	conn      *pgx.Conn
+	statement string
+	buffer    []byte
 }
 
-func newChunkWriter(w io.Writer) *chunkWriter { return &chunkWriter{w: w, b: make([]byte, 0, 64<<10)} }
-
-func (c *chunkWriter) Write(p []byte) (int, error) {
-	if len(c.b)+len(p) > cap(c.b) {
-		if err := c.flush(); err != nil {
-			return 0, err
-		}
-	}
-	if len(p) > cap(c.b) {
-		return c.w.Write(p)
-	}
-	c.b = append(c.b, p...)
-	return len(p), nil
+func newCopier(conn *pgx.Conn, table string, columns []string) *copier {
+	return &copier{conn: conn, statement: "COPY " + table + " (" + strings.Join(columns, ", ") + ") FROM STDIN"}
 }
 
-func (c *chunkWriter) flush() error {
-	if len(c.b) == 0 {
+// add adds a row. Of columns, if they are given, those that the server computes
+// are left out.
+func (c *copier) add(ctx context.Context, columns []column, values [][]byte) error {
+	c.buffer = appendCopyLine(c.buffer, columns, values)
+	if len(c.buffer) < copyChunk {
 		return nil
 	}
-	_, err := c.w.Write(c.b)
-	c.b = c.b[:0]
-	return err
+	return c.flush(ctx)
+}
+
+func (c *copier) flush(ctx context.Context) error {
+	if len(c.buffer) == 0 {
+		return nil
+	}
+	_, err := c.conn.PgConn().CopyFrom(ctx, bytes.NewReader(c.buffer), c.statement)
+	c.buffer = c.buffer[:0]
+	return wrap("load past rows", err)
 }
 
 // appendCopyLine appends a row in COPY's text format. Of columns, if they are
