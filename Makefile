@@ -4,7 +4,7 @@ TEST_FLAGS            ?= -timeout 10m
 FUZZ_TIME             ?= 30s
 
 .DEFAULT_GOAL := help
-.PHONY: help test race fuzz vet lint fmt examples ci bench bench-drain bench-latency bench-memory bench-source
+.PHONY: help test race fuzz vet lint fmt examples integration ci bench bench-drain bench-latency bench-memory bench-source bench-stamp
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,11 +34,18 @@ fmt: ## format the code
 
 examples: ## run the example programs
 	go run ./examples/todo
+	go run ./examples/sqlc
+	go run ./examples/worker
+	cd examples/gorm && go run .
+
+integration: ## test with GORM, ent, bun, sqlx, lib/pq, chi, gin, echo and gRPC
+	cd internal/integration && go vet ./... && go test $(TEST_FLAGS) ./...
+	cd examples/gorm && go vet ./... && go test $(TEST_FLAGS) ./...
 
 ci: ## what the build machine runs
 	.ci/run
 
-bench: bench-drain bench-latency bench-memory bench-source ## run all benchmarks
+bench: bench-drain bench-latency bench-memory bench-source bench-stamp ## run all benchmarks
 
 bench-drain: ## drain a backlog: against a bare COPY, and against decoding alone
 	go run ./internal/bench drain
@@ -51,3 +58,6 @@ bench-memory: ## peak memory while a transaction of a million rows is drained
 
 bench-source: ## what capture costs the source, against none and against triggers
 	go run ./internal/bench source
+
+bench-stamp: ## what a context costs the writes it goes with, through pgx and database/sql
+	go run ./internal/bench stamp

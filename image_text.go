@@ -191,14 +191,7 @@ func appendArrayText(dst []byte, delimiter byte, raw []byte) []byte {
 		case value[0] == '[':
 			dst = appendArrayText(dst, delimiter, value)
 		case value[0] == '"':
-			dst = append(dst, '"')
-			for _, c := range appendUnquoted(nil, value) {
-				if c == '"' || c == '\\' {
-					dst = append(dst, '\\')
-				}
-				dst = append(dst, c)
-			}
-			dst = append(dst, '"')
+			dst = appendElement(dst, delimiter, appendUnquoted(nil, value))
 		default:
 			dst = appendSQLText(dst, wal.Kind{}, value)
 		}
@@ -207,6 +200,36 @@ func appendArrayText(dst []byte, delimiter byte, raw []byte) []byte {
 		}
 	}
 	return append(dst, '}')
+}
+
+// appendElement writes an element of an array as the server would, which quotes
+// only where it has to: the text of a value is to be the same wherever it comes
+// from.
+func appendElement(dst []byte, delimiter byte, element []byte) []byte {
+	if len(element) > 0 && !bytes.EqualFold(element, []byte("NULL")) && !bytes.ContainsAny(element, "{}\"\\ \t\n\r\v\f"+string(delimiter)) {
+		return append(dst, element...)
+	}
+	dst = append(dst, '"')
+	for _, c := range element {
+		if c == '"' || c == '\\' {
+			dst = append(dst, '\\')
+		}
+		dst = append(dst, c)
+	}
+	return append(dst, '"')
+}
+
+// floatSQLText writes a float as the server would: jsonb writes all the zeros of
+// 1e300. What is no number is a string there.
+func floatSQLText(raw []byte, bits int) []byte {
+	if raw[0] == '"' {
+		return appendUnquoted(nil, raw)
+	}
+	f, err := strconv.ParseFloat(string(raw), bits)
+	if err != nil {
+		return bytes.Clone(raw)
+	}
+	return []byte(floatText(f, bits))
 }
 
 // values reads an image as one value in PostgreSQL's text format for each
@@ -221,7 +244,13 @@ func (im Image) values(columns []column, index map[string]int) (values [][]byte,
 			return
 		}
 		seen[i] = true
-		if !isNull(json.RawMessage(value)) {
+		switch {
+		case isNull(json.RawMessage(value)):
+		case columns[i].typeOID == 700: // float4
+			values[i] = floatSQLText(value, 32)
+		case columns[i].typeOID == 701: // float8
+			values[i] = floatSQLText(value, 64)
+		default:
 			values[i] = appendSQLText(make([]byte, 0, len(value)), columns[i].kind, value)
 		}
 	})

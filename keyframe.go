@@ -265,7 +265,7 @@ func (c *Client) carryKeyframes(ctx context.Context, before time.Time) error {
 }
 
 func (t *travel) carryKeyframe(ctx context.Context, cov store.Coverage) error {
-	past, err := t.tableOf(ctx, cov)
+	past, err := t.tableOf(ctx, cov, t.client.freshTable)
 	if err != nil {
 		var history *HistoryError
 		if errors.As(err, &history) {

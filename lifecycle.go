@@ -19,6 +19,9 @@ type run struct {
 	settled chan struct{} // closed at the first state that says how it goes
 	caution store.Caution
 	until   capture.LSN
+	// shapes are what the tracked tables looked like last. They belong to whoever
+	// holds the lock on setting up.
+	shapes map[uint32]string
 }
 
 // Start checks the source, sets up what is missing, and then captures in the

@@ -26,6 +26,10 @@ type column struct {
 	derived             bool
 	generated, identity string
 	notNull             bool
+	// loose tells that different texts are equal by the column's collation.
+	loose bool
+	// labels are those of an enum.
+	labels []string
 }
 
 // columnSet is the columns of a version of a table, in the table's order.
@@ -105,15 +109,17 @@ func (c *Client) describeTable(ctx context.Context, db capture.Querier, oid uint
 	}
 	rows, err := db.Query(ctx, `
 		SELECT a.attname, a.attnum, a.atttypid, a.atttypmod, pg_catalog.format_type(a.atttypid, a.atttypmod),
-			a.attgenerated::text, a.attidentity::text, a.attnotnull
+			a.attgenerated::text, a.attidentity::text, a.attnotnull, coalesce(NOT c.collisdeterministic, false),
+			array(SELECT e.enumlabel::text FROM pg_catalog.pg_enum e WHERE e.enumtypid = a.atttypid)
 		FROM pg_catalog.pg_attribute a
+		LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation
 		WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
 		ORDER BY a.attnum`, oid)
 	if err != nil {
 		return nil, err
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (col column, err error) {
-		err = row.Scan(&col.name, &col.attnum, &col.typeOID, &col.typeMod, &col.typeName, &col.generated, &col.identity, &col.notNull)
+		err = row.Scan(&col.name, &col.attnum, &col.typeOID, &col.typeMod, &col.typeName, &col.generated, &col.identity, &col.notNull, &col.loose, &col.labels)
 		col.derived = col.generated != ""
 		return col, err
 	})

@@ -26,10 +26,15 @@ func (p *pastTable) deferrableEvents(ctx context.Context, span nameSpan, s side,
 		for _, w := range pending {
 			e := w.event
 			if w.contested {
-				var err error
-				if e, err = p.settle(ctx, span, s, e); err != nil {
+				settled, ok, err := p.settle(ctx, span, s, e)
+				if err != nil {
 					return err
 				}
+				if !ok {
+					delete(seen, e.key)
+					continue
+				}
+				e = settled
 			}
 			if err := yield(e); err != nil {
 				return err
@@ -66,15 +71,17 @@ func (p *pastTable) deferrableEvents(ctx context.Context, span nameSpan, s side,
 }
 
 // settle finds out which row really had the key of an event before, or after, its
-// transaction, by following every row under the key through it.
-func (p *pastTable) settle(ctx context.Context, span nameSpan, s side, e event) (event, error) {
+// transaction, by following every row under the key through it. It reports false
+// if the transaction says nothing of that: rows came and went, and another one may
+// have had the key all the time.
+func (p *pastTable) settle(ctx context.Context, span nameSpan, s side, e event) (event, bool, error) {
 	rows, err := p.client.store.Query(ctx, `
 		SELECT coalesce(c.primary_key = $5, false) AND c.operation <> 'DELETE', coalesce(c.previous_key, c.primary_key) = $5 AND c.operation <> 'CREATE', c.before, c.after
 		FROM `+p.client.table("changes")+` c
 		WHERE c.position = $1 AND c."table" = $2 AND c.schema = $3 AND c.database = $4 AND (c.primary_key = $5 OR c.previous_key = $5)
 		ORDER BY c.sequence`, e.position.String(), span.name, span.schema, p.database, e.key)
 	if err != nil {
-		return e, wrap("read changes of a key", err)
+		return e, false, wrap("read changes of a key", err)
 	}
 	var passed []passage
 	var arrives, leaves bool
@@ -83,7 +90,7 @@ func (p *pastTable) settle(ctx context.Context, span nameSpan, s side, e event) 
 		passed = append(passed, passage{leaves: leaves, arrives: arrives, before: bytes.Clone(before), after: bytes.Clone(after)})
 		return nil
 	}); err != nil {
-		return e, wrap("read changes of a key", err)
+		return e, false, wrap("read changes of a key", err)
 	}
 	if s.newest {
 		// Read backwards, what arrived leaves.
@@ -92,10 +99,11 @@ func (p *pastTable) settle(ctx context.Context, span nameSpan, s side, e event) 
 			passed[i] = passage{leaves: c.arrives, arrives: c.leaves, before: c.after, after: c.before}
 		}
 	}
-	if image := original(passed); image != nil {
-		e.image, e.keyImage = image, nil
+	image, stayed := original(passed)
+	if image != nil {
+		e.image, e.keyImage, e.defects = image, nil, nil
 	}
-	return e, nil
+	return e, image != nil || stayed, nil
 }
 
 // passage is what a change does to a key: a row leaves it, arrives at it, or both,
@@ -105,14 +113,15 @@ type passage struct {
 	before, after   Image
 }
 
-// original returns the row that had the key before the first passage, or nil.
-func original(passed []passage) Image {
+// original returns the row that had the key before the first passage, or nil, and
+// whether one that arrived stayed: then nobody had it before.
+func original(passed []passage) (row Image, stayed bool) {
 	var arrived []Image
 	for _, c := range passed {
 		if c.leaves {
 			at := slices.IndexFunc(arrived, func(im Image) bool { return bytes.Equal(im, c.before) })
 			if at < 0 {
-				return c.before
+				return c.before, false
 			}
 			arrived = slices.Delete(arrived, at, at+1)
 		}
@@ -120,5 +129,5 @@ func original(passed []passage) Image {
 			arrived = append(arrived, c.after)
 		}
 	}
-	return nil
+	return nil, len(arrived) > 0
 }

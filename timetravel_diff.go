@@ -102,6 +102,8 @@ func (d Difference) each(ctx context.Context, yield func(RowDiff) error) error {
 	if err != nil {
 		return err
 	}
+	// The one that was asked later may know of more.
+	first.facts = last.facts
 	back := first.through > last.through
 	if back {
 		first, last = last, first

@@ -3,7 +3,9 @@ package audit
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -16,11 +18,59 @@ type event struct {
 	sequence int
 	xid      uint64
 	key      string
-	keyless  bool
 	// image is the row; nil says that there was none.
 	image Image
 	// keyImage is an image that has the row's key, if image has not.
 	keyImage Image
+	// defects are what image does not say as it is.
+	defects []defect
+}
+
+// defect is a column whose value an image cannot hold.
+type defect struct {
+	column string
+	// value is what it is, where that is known: the null of JSON.
+	value []byte
+}
+
+var defective = regexp.MustCompile(`(before|after): column ("(?:[^"\\]|\\.)*") is (the null of JSON|not valid UTF-8)`)
+
+// readDefects reads the store's remarks on one of the images of a change.
+func readDefects(remarks *string, image string) []defect {
+	if remarks == nil {
+		return nil
+	}
+	var defects []defect
+	for _, match := range defective.FindAllStringSubmatch(*remarks, -1) {
+		name, err := strconv.Unquote(match[2])
+		if err != nil || match[1] != image {
+			continue
+		}
+		d := defect{column: name}
+		if match[3] == "the null of JSON" {
+			d.value = []byte("null")
+		}
+		defects = append(defects, d)
+	}
+	return defects
+}
+
+// read reads the image of an event as one text for each column of then. missing
+// are the columns that it does not know.
+func (p *pastTable) read(e event) (values [][]byte, missing []int) {
+	index := p.versionAt(e.position)
+	values, missing = e.image.values(p.columns.list, index)
+	for _, d := range e.defects {
+		i, ok := index[d.column]
+		switch {
+		case !ok:
+		case d.value != nil:
+			values[i] = d.value
+		default:
+			missing = append(missing, i)
+		}
+	}
+	return values, missing
 }
 
 // strategy is how the changes on one side of a moment are looked for. Both give
@@ -103,6 +153,14 @@ func (s side) images() string {
 			CASE WHEN c.operation = 'CREATE' OR c.previous_key IS NOT NULL THEN c.after END`
 }
 
+// label is what the store's remarks call the image that counts.
+func (s side) label() string {
+	if s.newest {
+		return "after"
+	}
+	return "before"
+}
+
 // clip returns the part of the side that a name's time covers.
 func (s side) clip(span nameSpan) (from, to LSN) { return max(s.from, span.from), min(s.to, span.to) }
 
@@ -150,7 +208,7 @@ func (p *pastTable) events(ctx context.Context, s side, yield func(event) error)
 // scanEvents reads the changes in order.
 func (p *pastTable) scanEvents(ctx context.Context, span nameSpan, s side, once func(event) error) error {
 	rows, err := p.client.streams.Query(ctx, `
-		SELECT c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, `+s.images()+`
+		SELECT c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, `+s.images()+`, c.defect
 		FROM `+p.client.table("changes")+` c
 		WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3
 		  AND c.position > $4 AND c.position <= $5 AND c.primary_key IS NOT NULL
@@ -166,7 +224,7 @@ func (p *pastTable) scanEvents(ctx context.Context, span nameSpan, s side, once 
 func eachEvent(rows pgx.Rows, s side, yield func(event) error) error {
 	defer rows.Close()
 	for rows.Next() {
-		c, previous, err := scanEvent(rows)
+		c, previous, err := scanEvent(rows, s)
 		if err != nil {
 			return wrap("read changes", err)
 		}
@@ -196,17 +254,17 @@ func split(c event, previous *string, s side) []event {
 	return []event{there, here}
 }
 
-func scanEvent(rows pgx.Rows) (event, *string, error) {
+func scanEvent(rows pgx.Rows, s side) (event, *string, error) {
 	var e event
 	var lsn lsnText
 	var xid int64
-	var key, previous *string
+	var key, previous, remarks *string
 	var image, keyImage []byte
-	if err := rows.Scan(&lsn, &e.sequence, &xid, &key, &previous, &image, &keyImage); err != nil {
+	if err := rows.Scan(&lsn, &e.sequence, &xid, &key, &previous, &image, &keyImage, &remarks); err != nil {
 		return e, nil, err
 	}
 	e.position, e.xid, e.image, e.keyImage = LSN(lsn), uint64(xid), image, keyImage
-	e.key, e.keyless = text(key), key == nil
+	e.key, e.defects = text(key), readDefects(remarks, s.label())
 	return e, previous, nil
 }
 
@@ -234,7 +292,7 @@ func (p *pastTable) probeEvents(ctx context.Context, span nameSpan, s side, once
 		SELECT c.*
 		FROM keys
 		CROSS JOIN LATERAL (
-			SELECT c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, `+s.images()+`
+			SELECT c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, `+s.images()+`, c.defect
 			FROM `+changes+` c
 			WHERE c."table" = $1 AND c.primary_key = keys.key AND c.schema = $2 AND c.database = $3
 			  AND c.position > $4 AND c.position <= $5
@@ -246,7 +304,7 @@ func (p *pastTable) probeEvents(ctx context.Context, span nameSpan, s side, once
 	}
 	defer rows.Close()
 	for rows.Next() {
-		c, previous, err := scanEvent(rows)
+		c, previous, err := scanEvent(rows, s)
 		if err != nil {
 			return wrap("read changes", err)
 		}
@@ -287,7 +345,7 @@ func (e event) before(o event) bool {
 // changed, the event of that which counts.
 func (p *pastTable) moves(ctx context.Context, span nameSpan, s side) (map[string]event, error) {
 	rows, err := p.client.streams.Query(ctx, `
-		SELECT c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, `+s.images()+`
+		SELECT c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, `+s.images()+`, c.defect
 		FROM `+p.client.table("changes")+` c
 		WHERE c."table" = $1 AND c.previous_key IS NOT NULL AND c.schema = $2 AND c.database = $3
 		  AND c.position > $4 AND c.position <= $5

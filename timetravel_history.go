@@ -131,7 +131,7 @@ func (p Point) lately(ctx context.Context, name string) (*pastTable, error) {
 		return nil, err
 	}
 	t.through, t.same = last.Until-1, last.Until-1
-	return t.tableOf(ctx, last)
+	return t.tableOf(ctx, last, c.freshTable)
 }
 
 // versionsOf returns the versions of a row until the moment, oldest first.

@@ -62,11 +62,11 @@ type bagged struct {
 // that it does not show are to be done.
 func (p *pastTable) bag(ctx context.Context, b base, s *snapshot) (map[string]*bagged, error) {
 	bag := make(map[string]*bagged)
-	add := func(image Image, at LSN, n int) error {
-		if image == nil || image.IsEmpty() {
+	add := func(e event, n int) error {
+		if e.image.IsEmpty() {
 			return nil
 		}
-		values, missing := image.values(p.columns.list, p.versionAt(at))
+		values, missing := p.read(e)
 		if len(missing) > 0 {
 			return p.unknown(missing)
 		}
@@ -85,15 +85,15 @@ func (p *pastTable) bag(ctx context.Context, b base, s *snapshot) (map[string]*b
 		}
 	}
 	for _, span := range p.names {
-		err := p.keylessChanges(ctx, side{from: max(from, span.from), to: min(to, span.to)}, span, nil, func(at LSN, sequence int, xid uint64, before, after Image) error {
+		err := p.keylessChanges(ctx, side{from: max(from, span.from), to: min(to, span.to)}, span, nil, func(before, after event) error {
 			switch {
-			case s != nil && !s.sees(xid), b.kind == baseEmpty && at == b.position && sequence < b.sequence:
+			case s != nil && !s.sees(before.xid), b.kind == baseEmpty && before.position == b.position && before.sequence < b.sequence:
 				return nil
 			}
-			if err := add(before, at, sign); err != nil {
+			if err := add(before, sign); err != nil {
 				return err
 			}
-			return add(after, at, -sign)
+			return add(after, -sign)
 		})
 		if err != nil {
 			return nil, err
@@ -101,11 +101,11 @@ func (p *pastTable) bag(ctx context.Context, b base, s *snapshot) (map[string]*b
 		if s == nil || len(s.hidden) == 0 {
 			continue
 		}
-		err = p.keylessChanges(ctx, side{from: span.from, to: min(p.through, span.to)}, span, s.hidden, func(at LSN, _ int, _ uint64, before, after Image) error {
-			if err := add(before, at, -1); err != nil {
+		err = p.keylessChanges(ctx, side{from: span.from, to: min(p.through, span.to)}, span, s.hidden, func(before, after event) error {
+			if err := add(before, -1); err != nil {
 				return err
 			}
-			return add(after, at, 1)
+			return add(after, 1)
 		})
 		if err != nil {
 			return nil, err
@@ -114,14 +114,14 @@ func (p *pastTable) bag(ctx context.Context, b base, s *snapshot) (map[string]*b
 	return bag, nil
 }
 
-// keylessChanges reads changes with both images; of the given transactions only,
+// keylessChanges reads changes as what was before and after each; of the given transactions only,
 // if there are some.
-func (p *pastTable) keylessChanges(ctx context.Context, s side, span nameSpan, of []uint64, yield func(at LSN, sequence int, xid uint64, before, after Image) error) error {
+func (p *pastTable) keylessChanges(ctx context.Context, s side, span nameSpan, of []uint64, yield func(before, after event) error) error {
 	if s.from >= s.to {
 		return nil
 	}
 	rows, err := p.client.streams.Query(ctx, `
-		SELECT c.position, c.sequence, c.transaction_id, c.before, c.after
+		SELECT c.position, c.sequence, c.transaction_id, c.before, c.after, c.defect
 		FROM `+p.client.table("changes")+` c
 		WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3
 		  AND c.position > $4 AND c.position <= $5 AND c.operation <> 'TRUNCATE'
@@ -134,8 +134,13 @@ func (p *pastTable) keylessChanges(ctx context.Context, s side, span nameSpan, o
 	var sequence int
 	var xid int64
 	var before, after []byte
-	_, err = pgx.ForEachRow(rows, []any{&lsn, &sequence, &xid, &before, &after}, func() error {
-		return yield(LSN(lsn), sequence, uint64(xid), bytes.Clone(before), bytes.Clone(after))
+	var remarks *string
+	_, err = pgx.ForEachRow(rows, []any{&lsn, &sequence, &xid, &before, &after, &remarks}, func() error {
+		e := event{position: LSN(lsn), sequence: sequence, xid: uint64(xid)}
+		old, new := e, e
+		old.image, old.defects = bytes.Clone(before), readDefects(remarks, "before")
+		new.image, new.defects = bytes.Clone(after), readDefects(remarks, "after")
+		return yield(old, new)
 	})
 	return wrap("read changes", err)
 }

@@ -30,10 +30,12 @@ type travel struct {
 // turns out to have ended: that is found out every few seconds.
 const factsAge = time.Second
 
-// remembered is the facts at some moment.
+// remembered is the facts at some moment, and what the source's catalog said of
+// tables since, by OID.
 type remembered struct {
-	facts *store.Facts
-	read  time.Time
+	facts  *store.Facts
+	read   time.Time
+	tables map[uint32]*sourceTable
 }
 
 // travel begins a question: it finds out which position the point means, and
@@ -101,9 +103,34 @@ func (c *Client) freshFacts(ctx context.Context, database string) (*store.Facts,
 		return nil, wrap("read facts of history", err)
 	}
 	c.mu.Lock()
-	c.known = remembered{&facts, read}
+	c.known = remembered{facts: &facts, read: read, tables: make(map[uint32]*sourceTable)}
 	c.mu.Unlock()
 	return &facts, nil
+}
+
+// recentTable describes a table as it was a moment ago; nil if it is gone.
+func (c *Client) recentTable(ctx context.Context, oid uint32) (*sourceTable, error) {
+	c.mu.Lock()
+	table, ok := c.known.tables[oid]
+	c.mu.Unlock()
+	if ok {
+		return table, nil
+	}
+	return c.freshTable(ctx, oid)
+}
+
+// freshTable describes a table as it is; nil if it is gone.
+func (c *Client) freshTable(ctx context.Context, oid uint32) (*sourceTable, error) {
+	table, err := c.describeTable(ctx, c.source, oid)
+	if err != nil && !errors.Is(err, errNoTable) {
+		return nil, wrap("describe table", err)
+	}
+	c.mu.Lock()
+	if c.known.tables != nil {
+		c.known.tables[oid] = table
+	}
+	c.mu.Unlock()
+	return table, nil
 }
 
 // catchUp waits until the store holds everything that was committed before the

@@ -186,6 +186,22 @@ func isCanonical(typeOID uint32, value any) bool {
 	return false
 }
 
+// exactTypes are those of which equal values have the same text: "char", name,
+// text, varchar, char(n), whole numbers, oid, boolean, bytea, uuid, date, time,
+// timestamp, timestamptz, inet, cidr, macaddr, pg_lsn.
+var exactTypes = []uint32{18, 19, 25, 1043, 1042, 20, 21, 23, 26, 16, 17, 2950, 1082, 1083, 1114, 1184, 869, 650, 829, 774, 3220}
+
+// hasExactKey tells that rows which the server takes for one have one text of
+// their key. It is not so with numeric, where 1 is 1.00.
+func (p *pastTable) hasExactKey() bool {
+	for _, at := range p.keyAt {
+		if c := p.columns.list[at]; c.loose || !slices.Contains(exactTypes, c.typeOID) {
+			return false
+		}
+	}
+	return true
+}
+
 // found is what history says of a row around the moment.
 type found struct {
 	last, next           *event      // the changes of it at or before the moment, and after it
@@ -234,6 +250,17 @@ func (p *pastTable) fromNext(ctx context.Context, key string, f found) (values [
 	if e == nil || f.truncates != nil && f.truncates.at(e.position, e.sequence) < 0 {
 		return nil, false, nil
 	}
+	if e.position >= p.facts.Checkpoint.Position {
+		// It is newer than what is known of the table's columns.
+		fresh, err := p.client.freshFacts(ctx, p.database)
+		if err != nil {
+			return nil, false, err
+		}
+		p.facts = fresh
+		if err := p.refresh(ctx); err != nil {
+			return nil, false, err
+		}
+	}
 	if _, gap := p.gapIn(p.through, e.position); gap || p.until != 0 && e.position > p.until {
 		return nil, false, nil
 	}
@@ -251,7 +278,7 @@ func (p *pastTable) valuesOf(ctx context.Context, key string, e event) ([][]byte
 	if e.image == nil {
 		return nil, nil
 	}
-	values, missing := e.image.values(p.columns.list, p.versionAt(e.position))
+	values, missing := p.read(e)
 	if len(missing) == 0 {
 		return values, nil
 	}
@@ -283,7 +310,7 @@ func (p *pastTable) laterValues(ctx context.Context, key string, f found) ([][]b
 		if e.image == nil || f.truncates != nil && f.truncates.at(e.position, e.sequence) < 0 {
 			return nil, false, nil
 		}
-		values, missing := e.image.values(p.columns.list, p.versionAt(e.position))
+		values, missing := p.read(*e)
 		return values, len(missing) == 0, nil
 	}
 	if len(p.absent) > 0 || f.truncates != nil {
@@ -300,7 +327,7 @@ func (p *pastTable) laterValues(ctx context.Context, key string, f found) ([][]b
 // the change of the row, a change that took its key away, a TRUNCATE.
 func (p *pastTable) aroundSQL(s side) string {
 	branch := func(of, where string) string {
-		return `(SELECT ` + of + `::text AS of, c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, ` + s.images() + `, c.defect LIKE '%only the partition %' AS partial
+		return `(SELECT ` + of + `::text AS of, c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, ` + s.images() + `, c.defect
 			FROM ` + p.client.table("changes") + ` c
 			WHERE c."table" = $1 AND ` + where + ` AND c.schema = $2 AND c.database = $3
 			  AND c.position > $4 AND c.position <= $5
@@ -323,23 +350,42 @@ func (p *pastTable) around(ctx context.Context, s side, key string) (e *event, t
 		if from >= to {
 			continue
 		}
-		rows, err := p.client.store.Query(ctx, p.aroundSQL(s), span.name, span.schema, p.database, from.String(), to.String(), key)
-		if err != nil {
-			return nil, nil, wrap("look for changes of the row", err)
-		}
-		if err := eachAround(rows, s, key, &e, &t); err != nil {
-			return nil, nil, wrap("look for changes of the row", err)
-		}
-		if e != nil && e.image == nil && p.isDeferrable() {
-			if *e, err = p.settle(ctx, span, s, *e); err != nil {
-				return nil, nil, err
-			}
+		if e, t, err = p.aroundIn(ctx, span, side{from, to, s.newest}, key); err != nil {
+			return nil, nil, err
 		}
 		if e != nil || t != nil {
 			break
 		}
 	}
 	return e, t, nil
+}
+
+// aroundIn is around under one name of the table.
+func (p *pastTable) aroundIn(ctx context.Context, span nameSpan, s side, key string) (e *event, t *truncation, err error) {
+	for s.from < s.to {
+		e, t = nil, nil
+		rows, err := p.client.store.Query(ctx, p.aroundSQL(s), span.name, span.schema, p.database, s.from.String(), s.to.String(), key)
+		if err != nil {
+			return nil, nil, wrap("look for changes of the row", err)
+		}
+		if err := eachAround(rows, s, key, &e, &t); err != nil {
+			return nil, nil, wrap("look for changes of the row", err)
+		}
+		if e == nil || e.image != nil || !p.isDeferrable() {
+			return e, t, nil
+		}
+		settled, ok, err := p.settle(ctx, span, s, *e)
+		if err != nil || ok {
+			return &settled, t, err
+		}
+		// Its transaction says nothing of the row: on to the next one.
+		if s.newest {
+			s.to = e.position - 1
+		} else {
+			s.from = e.position
+		}
+	}
+	return nil, t, nil
 }
 
 func eachAround(rows pgx.Rows, s side, key string, e **event, t **truncation) error {
@@ -349,13 +395,13 @@ func eachAround(rows pgx.Rows, s side, key string, e **event, t **truncation) er
 	var xid int64
 	var primary, previous *string
 	var image, keyImage []byte
-	var partial *bool
-	_, err := pgx.ForEachRow(rows, []any{&of, &lsn, &sequence, &xid, &primary, &previous, &image, &keyImage, &partial}, func() error {
+	var remarks *string
+	_, err := pgx.ForEachRow(rows, []any{&of, &lsn, &sequence, &xid, &primary, &previous, &image, &keyImage, &remarks}, func() error {
 		if of == "truncate" {
-			*t = &truncation{position: LSN(lsn), sequence: sequence, partial: partial != nil && *partial}
+			*t = &truncation{position: LSN(lsn), sequence: sequence, partial: strings.Contains(text(remarks), "only the partition ")}
 			return nil
 		}
-		c := event{position: LSN(lsn), sequence: sequence, xid: uint64(xid), key: text(primary), image: image, keyImage: keyImage}
+		c := event{position: LSN(lsn), sequence: sequence, xid: uint64(xid), key: text(primary), image: image, keyImage: keyImage, defects: readDefects(remarks, s.label())}
 		for _, candidate := range split(c, previous, s) {
 			if candidate.key == key && (*e == nil || candidate.before(**e) != s.newest) {
 				*e = &candidate
@@ -411,9 +457,15 @@ func (p *pastTable) liveRow(ctx context.Context, key string, parts []string) ([]
 	if parts == nil {
 		parts = splitKey(key)
 	}
-	s, err := p.snapshot(ctx, []*sourceTable{p.live}, pgx.ReadOnly)
+	b, s, err := p.begin(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if s == nil { // since a moment ago
+		if b.kind == baseKeyframe {
+			return p.keyframeRow(ctx, b, key)
+		}
+		return nil, nil
 	}
 	defer s.close()
 	var f found
@@ -429,10 +481,6 @@ func (p *pastTable) liveRow(ctx context.Context, key string, parts []string) ([]
 	values, err := p.selectLive(ctx, s, parts)
 	if err != nil || values == nil {
 		return nil, err
-	}
-	if spelled := p.keyText(values); spelled != key && len(p.absent) == 0 {
-		// The server takes two texts for equal: 1 and 1.00. History has the other.
-		return p.findRow(ctx, spelled, splitKey(spelled))
 	}
 	if len(p.absent) > 0 {
 		if err := p.fill(ctx, key, values, p.absent); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -18,18 +19,62 @@ const pageRows = 1000
 // rows calls yield for every row of the table as it was then: one value in
 // PostgreSQL's text format for each column. They come in no order.
 func (p *pastTable) rows(ctx context.Context, yield func(values [][]byte) error) error {
-	b, err := p.base(ctx)
+	b, s, err := p.begin(ctx)
 	if err != nil {
 		return err
 	}
-	var s *snapshot
-	if b.kind == baseLive {
-		if s, err = p.snapshot(ctx, []*sourceTable{p.live}, pgx.ReadOnly); err != nil {
-			return err
-		}
+	if s != nil {
 		defer s.close()
 	}
 	return p.rebuild(ctx, b, s, func(_ string, values [][]byte) error { return yield(values) })
+}
+
+// begin finds a base and, if it is the live table, takes a snapshot of it. Much can
+// have happened to the table until that is locked: what was known of it before is
+// found out anew.
+func (p *pastTable) begin(ctx context.Context) (base, *snapshot, error) {
+	for {
+		b, err := p.base(ctx)
+		if err != nil || b.kind != baseLive {
+			return b, nil, err
+		}
+		locked := p.live.ident()
+		s, err := p.snapshot(ctx, []*sourceTable{p.live}, pgx.ReadOnly)
+		if err != nil && !isCode(err, "42P01") {
+			return b, nil, err
+		}
+		gone := err != nil
+		if err = p.refresh(ctx); err == nil {
+			b, err = p.base(ctx)
+		}
+		if err == nil && b.kind == baseLive && !gone && p.live.ident() == locked {
+			return b, s, nil
+		}
+		if s != nil {
+			s.close()
+		}
+		if err != nil || b.kind != baseLive {
+			return b, nil, err
+		}
+		// It was renamed on the way.
+	}
+}
+
+// refresh describes the table anew, by facts that were read since.
+func (p *pastTable) refresh(ctx context.Context) error {
+	for _, cov := range p.facts.Coverage {
+		if cov.RelationID == p.oid && cov.From == p.covered.From && cov.Schema == p.covered.Schema && cov.Table == p.covered.Table {
+			fresh, err := p.travel.tableOf(ctx, cov, p.client.freshTable)
+			if err != nil {
+				return err
+			}
+			fills, before := p.fills, p.before
+			*p = *fresh
+			p.fills, p.before = fills, before
+			return nil
+		}
+	}
+	return p.refuse(ErrNotTracked, "its coverage was withdrawn", 0)
 }
 
 // rowsFrom is rows from a base that is not the live table, with the keys.
@@ -115,7 +160,7 @@ func (p *pastTable) touched(ctx context.Context, b base, s *snapshot, yield func
 		identity := e.image
 		if e.image != nil {
 			var missing []int
-			row.values, missing = e.image.values(p.columns.list, p.versionAt(e.position))
+			row.values, missing = p.read(e)
 			if len(missing) > 0 && !(forward || unseen[e.key].key != "") {
 				if err := p.fill(ctx, e.key, row.values, missing); err != nil {
 					return err
@@ -158,6 +203,9 @@ func (p *pastTable) keyOf(e event, image Image) ([][]byte, error) {
 	for i, at := range p.keyAt {
 		if values[at] == nil {
 			return nil, p.refuse(ErrIncomplete, "a change of it does not say of which row", 0)
+		}
+		if labels := p.columns.list[at].labels; len(labels) > 0 && !slices.Contains(labels, string(values[at])) {
+			return nil, p.refuse(ErrIncomplete, "a label of the enum "+p.columns.list[at].typeName+", which is in its key, was renamed or dropped since", 0)
 		}
 		key[i] = values[at]
 	}
@@ -351,7 +399,7 @@ func (p *pastTable) fill(ctx context.Context, key string, values [][]byte, missi
 	if !ok || e.image == nil {
 		return p.unknown(missing)
 	}
-	before, lacking := e.image.values(p.columns.list, p.versionAt(e.position))
+	before, lacking := p.read(e)
 	var still []int
 	for _, at := range missing {
 		values[at] = before[at]

@@ -95,11 +95,38 @@ func (t PastTable) one(ctx context.Context, key []any) (PastRow, error) {
 	if len(t.where) > 0 {
 		return PastRow{}, &FilterError{Filter: "Where", Reason: "a row is found by its key: use List for conditions"}
 	}
+	if !p.hasExactKey() && len(p.key) == len(key) {
+		return t.equal(ctx, p, key)
+	}
 	values, err := p.row(ctx, key)
 	if err != nil {
 		return PastRow{}, err
 	}
 	return p.result(values), nil
+}
+
+// equal finds a row by the server's own idea of equality.
+func (t PastTable) equal(ctx context.Context, p *pastTable, key []any) (row PastRow, err error) {
+	parts, err := p.keyParts(ctx, key)
+	if err != nil {
+		return row, err
+	}
+	var where []string
+	args := make([]any, len(parts))
+	for i, at := range p.keyAt {
+		c := p.columns.list[at]
+		where = append(where, fmt.Sprintf("%s = $%d::text::%s", pgx.Identifier{c.name}.Sanitize(), i+1, c.typeName))
+		args[i] = parts[i]
+	}
+	found := false
+	err = t.Where(strings.Join(where, " AND "), args...).each(ctx, func(r PastRow) error {
+		row, found = r, true
+		return nil
+	})
+	if err == nil && !found {
+		err = ErrNoRow
+	}
+	return row, err
 }
 
 // open finds the table.
@@ -428,7 +455,7 @@ func (t PastTable) query(ctx context.Context, list string, read func(pgx.Rows, *
 	if err != nil {
 		return err
 	}
-	v, err := travel.view(ctx, travel.covered())
+	v, err := travel.view(ctx)
 	if err != nil {
 		return err
 	}

@@ -2,10 +2,12 @@ package audit
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/store"
 )
@@ -49,6 +51,9 @@ type nameSpan struct {
 type pastVersion struct {
 	position LSN
 	index    map[string]int
+	// mixed is for the transaction that made the version: what it changed before it
+	// altered the table is named as in the version before.
+	mixed map[string]int
 }
 
 const maxLSN = LSN(1<<64 - 1)
@@ -75,20 +80,18 @@ func (t *travel) table(ctx context.Context, name string) (*pastTable, error) {
 	if err != nil {
 		return nil, err
 	}
-	return t.tableOf(ctx, cov)
+	// What the catalog said a moment ago will do: it is asked again before the live
+	// table is read.
+	return t.tableOf(ctx, cov, t.client.recentTable)
 }
 
 // tableOf describes the table of a stay in coverage that the moment is in.
-func (t *travel) tableOf(ctx context.Context, cov store.Coverage) (*pastTable, error) {
+func (t *travel) tableOf(ctx context.Context, cov store.Coverage, look func(ctx context.Context, oid uint32) (*sourceTable, error)) (*pastTable, error) {
 	p := &pastTable{travel: t, schema: cov.Schema, name: cov.Table, oid: cov.RelationID, covered: cov}
 	p.until = t.coveredUntil(cov)
-	live, err := t.client.describeTable(ctx, t.client.source, p.oid)
-	switch {
-	case errors.Is(err, errNoTable):
-	case err != nil:
-		return nil, wrap("describe table", err)
-	default:
-		p.live = live
+	var err error
+	if p.live, err = look(ctx, p.oid); err != nil {
+		return nil, err
 	}
 	if err := p.describe(ctx); err != nil {
 		return nil, err
@@ -106,6 +109,12 @@ func (t *travel) coverageOf(ctx context.Context, name tableName) (store.Coverage
 	for _, cov := range t.facts.Coverage {
 		if cov.Table == name.table && (name.schema == "" || cov.Schema == name.schema) {
 			named = append(named, cov)
+		}
+	}
+	if len(named) == 0 {
+		var err error
+		if named, err = t.renamedTo(ctx, name); err != nil {
+			return store.Coverage{}, err
 		}
 	}
 	if len(named) == 0 {
@@ -127,6 +136,30 @@ func (t *travel) coverageOf(ctx context.Context, name tableName) (store.Coverage
 		}
 	}
 	return store.Coverage{}, t.notCovered(name, others)
+}
+
+// renamedTo returns the stays of a table that has been given the name so lately
+// that history does not know it yet.
+func (t *travel) renamedTo(ctx context.Context, name tableName) ([]store.Coverage, error) {
+	rows, err := t.client.source.Query(ctx, `
+		SELECT c.oid
+		FROM pg_catalog.pg_class c
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relname = $1 AND ($2 = '' OR n.nspname = $2)`, name.table, name.schema)
+	if err != nil {
+		return nil, wrap("look for the table", err)
+	}
+	oids, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
+	if err != nil {
+		return nil, wrap("look for the table", err)
+	}
+	var named []store.Coverage
+	for _, cov := range t.facts.Coverage {
+		if slices.Contains(oids, cov.RelationID) {
+			named = append(named, cov)
+		}
+	}
+	return named, nil
 }
 
 // one picks the stay that a name without a schema means.
@@ -254,8 +287,14 @@ func (p *pastTable) describe(ctx context.Context) error {
 		p.keyAt = append(p.keyAt, i)
 	}
 	p.names = p.spans(versions)
-	for _, v := range versions {
-		p.versions = append(p.versions, pastVersion{v.Position, p.indexOf(v)})
+	for i, v := range versions {
+		index := p.indexOf(v)
+		mixed := index
+		if i > 0 {
+			mixed = maps.Clone(p.versions[i-1].index)
+			maps.Copy(mixed, index)
+		}
+		p.versions = append(p.versions, pastVersion{v.Position, index, mixed})
 	}
 	return nil
 }
@@ -405,7 +444,8 @@ func (p *pastTable) spans(own []store.Version) []nameSpan {
 			continue
 		}
 		if n := len(spans); n > 0 {
-			spans[n-1].to = min(spans[n-1].to, v.Position-1)
+			// Its transaction may have changed rows before the name.
+			spans[n-1].to = min(spans[n-1].to, v.Position)
 		}
 		span := nameSpan{v.Schema, v.Table, v.Position - 1, maxLSN}
 		if i == 0 {
@@ -443,6 +483,9 @@ func (p *pastTable) versionAt(position LSN) map[string]int {
 		if v.position <= position {
 			at = i
 		}
+	}
+	if v := p.versions[at]; v.position == position {
+		return v.mixed
 	}
 	return p.versions[at].index
 }

@@ -241,3 +241,91 @@ func TestKeysThatMoveUnderADeferrableKey(t *testing.T) {
 		}
 	}
 }
+
+func TestAForkIsThePastAsTables(t *testing.T) {
+	t.Parallel()
+	a := audittest.New(t, audit.Config{Tables: []string{"public.*"}},
+		"CREATE TABLE users (id int PRIMARY KEY, email text UNIQUE NOT NULL, initial text GENERATED ALWAYS AS (left(email, 1)) STORED)",
+		"CREATE TABLE todo (id int PRIMARY KEY, user_id int NOT NULL REFERENCES users, task text)",
+		"CREATE INDEX todo_task_idx ON todo (lower(task))",
+		"INSERT INTO users VALUES (1, 'ann'), (2, 'bob')",
+		"INSERT INTO todo VALUES (1, 1, 'sleep'), (2, 2, 'eat')")
+	begin := here(t, a)
+	a.Exec(t, "UPDATE users SET email = 'zoe' WHERE id = 1")
+	a.Exec(t, "DELETE FROM todo")
+	result, err := begin.Into("last tuesday").Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]int64{"public.users": 2, "public.todo": 2}, result.Rows); diff != "" || len(result.Skipped) > 0 {
+		t.Error(diff, result.Skipped)
+	}
+	got := audittest.Value[string](t, a.Database, `SELECT string_agg(initial || ':' || task, ',' ORDER BY t.id) FROM "last tuesday".todo t JOIN "last tuesday".users u ON u.id = t.user_id`)
+	if got != "a:sleep,b:eat" {
+		t.Errorf("the fork holds %s", got)
+	}
+	indexes := audittest.Value[int](t, a.Database, `SELECT count(*)::int FROM pg_indexes WHERE schemaname = 'last tuesday'`)
+	references := audittest.Value[int](t, a.Database, `SELECT count(*)::int FROM pg_constraint WHERE contype = 'f' AND connamespace = '"last tuesday"'::regnamespace`)
+	if indexes != 4 || references != 1 {
+		t.Errorf("%d indexes, %d foreign keys", indexes, references)
+	}
+	if _, err := begin.Into("last tuesday").Run(t.Context()); !errors.Is(err, audit.ErrSchemaExists) {
+		t.Errorf("a second fork into the schema: %v", err)
+	}
+}
+
+func TestARowHasTheColumnsItHad(t *testing.T) {
+	t.Parallel()
+	a := audittest.New(t, audit.Config{}, todoTable, "INSERT INTO todo VALUES (1, 'old'), (2, 'untouched')")
+	begin := here(t, a)
+	a.Exec(t, "ALTER TABLE todo ADD COLUMN priority int DEFAULT 7")
+	if err := a.Client.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	added := here(t, a)
+	a.Exec(t, "UPDATE todo SET priority = 8 WHERE id = 1")
+	a.Exec(t, "ALTER TABLE todo RENAME COLUMN task TO title")
+	if err := a.Client.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	renamed := here(t, a)
+	a.Exec(t, "UPDATE todo SET title = 'new' WHERE id = 1")
+	a.Exec(t, "ALTER TABLE todo RENAME TO tasks")
+	if err := a.Client.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a.Exec(t, "UPDATE tasks SET title = 'newer' WHERE id = 1")
+	for name, step := range map[string]struct {
+		point audit.Point
+		want  []map[string]any
+	}{
+		"begin":   {begin, []map[string]any{{"id": int32(1), "task": "old", "is_completed": false}, {"id": int32(2), "task": "untouched", "is_completed": false}}},
+		"added":   {added, []map[string]any{{"id": int32(1), "task": "old", "is_completed": false, "priority": int32(7)}, {"id": int32(2), "task": "untouched", "is_completed": false, "priority": int32(7)}}},
+		"renamed": {renamed, []map[string]any{{"id": int32(1), "title": "old", "is_completed": false, "priority": int32(8)}, {"id": int32(2), "title": "untouched", "is_completed": false, "priority": int32(7)}}},
+	} {
+		for _, table := range []string{"todo", "tasks"} {
+			var got []map[string]any
+			if err := step.point.Table(table).OrderBy("id").List(t.Context(), &got); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if diff := cmp.Diff(step.want, got); diff != "" {
+				t.Errorf("%s: %s", name, diff)
+			}
+			one, err := step.point.Row(t.Context(), table, 1)
+			if diff := cmp.Diff(step.want[0], one); diff != "" || err != nil {
+				t.Errorf("%s: row: %v %s", name, err, diff)
+			}
+		}
+	}
+	var mismatch *audit.ColumnsError
+	var strict []pastTodo
+	if err := added.Table("todo").List(t.Context(), &strict); !errors.As(err, &mismatch) || !cmp.Equal(mismatch.Unused, []string{"priority"}) {
+		t.Errorf("a struct without a field for a column: %v", err)
+	}
+	if err := added.Lax().Table("todo").List(t.Context(), &strict); err != nil || len(strict) != 2 {
+		t.Errorf("lax: %v", err)
+	}
+	if err := added.Columns("id", "task", "is_completed").Table("todo").List(t.Context(), &strict); err != nil || len(strict) != 2 {
+		t.Errorf("some columns: %v", err)
+	}
+}

@@ -45,7 +45,7 @@ func (p Point) View(ctx context.Context, fn func(tx pgx.Tx) error) error {
 	if err != nil {
 		return err
 	}
-	v, err := t.view(ctx, t.covered())
+	v, err := t.view(ctx)
 	if err != nil {
 		return err
 	}
@@ -107,34 +107,57 @@ func (t *travel) covered() []string {
 	return names
 }
 
-// view sets up a view of the named tables.
-func (t *travel) view(ctx context.Context, names []string) (*pastView, error) {
+// view sets up a view of all tables. They are locked before anything is found out
+// about them.
+func (t *travel) view(ctx context.Context) (*pastView, error) {
 	v := &pastView{travel: t, missing: make(map[string]error)}
-	for _, name := range names {
-		if err := v.add(ctx, name); err != nil {
-			return nil, err
-		}
+	live, err := t.liveTables(ctx)
+	if err != nil {
+		return nil, err
 	}
-	var live []*sourceTable
-	for _, table := range v.tables {
-		if table.live != nil && table.mode != viewBroken {
-			live = append(live, table.live)
-		}
-	}
-	var err error
 	if v.snapshot, err = t.snapshot(ctx, live, pgx.ReadWrite); err != nil {
 		return nil, err
 	}
-	if err := v.setUp(ctx); err != nil {
+	for _, name := range t.covered() {
+		if err = v.add(ctx, name); err != nil {
+			break
+		}
+	}
+	if err == nil {
+		err = v.setUp(ctx)
+	}
+	if err != nil {
 		v.snapshot.close()
 		return nil, err
 	}
 	return v, nil
 }
 
+// liveTables returns the tables that were ever tracked and are there now, by their
+// names of now.
+func (t *travel) liveTables(ctx context.Context) ([]*sourceTable, error) {
+	var oids []uint32
+	for _, cov := range t.facts.Coverage {
+		oids = append(oids, cov.RelationID)
+	}
+	rows, err := t.client.source.Query(ctx, `
+		SELECT n.nspname, c.relname
+		FROM pg_catalog.pg_class c
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.oid = ANY ($1) AND pg_catalog.has_table_privilege(c.oid, 'SELECT')`, oids)
+	if err != nil {
+		return nil, wrap("look for the live tables", err)
+	}
+	tables, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*sourceTable, error) {
+		table := &sourceTable{}
+		return table, row.Scan(&table.schema, &table.name)
+	})
+	return tables, wrap("look for the live tables", err)
+}
+
 // add finds a table and whether there is a past of it.
 func (v *pastView) add(ctx context.Context, name string) error {
-	past, err := v.table(ctx, name)
+	past, err := v.lookedUp(ctx, name)
 	var history *HistoryError
 	var columns *ColumnsError
 	if errors.As(err, &history) || errors.As(err, &columns) {
@@ -420,20 +443,19 @@ func baseType(ctx context.Context, tx pgx.Tx, oid uint32) (string, error) {
 	return base, wrap("look up type", err)
 }
 
-// fill loads the past of a table into its temporary tables, once.
+// fill loads the past of a table into its temporary tables, once. If that fails the
+// view goes on without the table.
 func (v *pastView) fill(ctx context.Context, t *viewTable) error {
-	if t.full {
+	if t.full || t.mode == viewLive || t.mode == viewBroken {
 		return nil
 	}
-	t.full = true
-	switch t.mode {
-	case viewOverlay:
-		return v.fillOverlay(ctx, t)
-	case viewCopy:
-		return v.fillCopy(ctx, t)
-	case viewLive, viewBroken:
+	load := v.fillCopy
+	if t.mode == viewOverlay {
+		load = v.fillOverlay
 	}
-	return nil
+	err := pgx.BeginFunc(pass(ctx), v.snapshot.tx, func(pgx.Tx) error { return load(pass(ctx), t) })
+	t.full = err == nil
+	return err
 }
 
 func (v *pastView) fillOverlay(ctx context.Context, t *viewTable) error {
@@ -606,4 +628,14 @@ func (v *pastView) repeatViews(ctx context.Context, views []dependentView) {
 			v.repeated = append(v.repeated, d)
 		}
 	}
+}
+
+// lookedUp is table behind the locks: what was known of it before may be out of
+// date.
+func (v *pastView) lookedUp(ctx context.Context, name string) (*pastTable, error) {
+	past, err := v.table(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return past, past.refresh(ctx)
 }

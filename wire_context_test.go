@@ -110,9 +110,45 @@ func TestBemiMessagesPerRow(t *testing.T) {
 		INSERT INTO todo VALUES (4);
 		SELECT pg_logical_emit_message(true, '_bemi', '{}');
 		INSERT INTO todo VALUES (5);
+		SELECT pg_logical_emit_message(true, '_bemi', '{"endpoint": "%2Ftodo%3Fq%3D100%25", "SQL": "... LIKE ''100%%'' AND n = %(n)s"}');
+		INSERT INTO todo VALUES (6);
+		SELECT pg_logical_emit_message(true, '_bemi_heartbeat', '{"user_id": "nobody"}');
+		INSERT INTO todo VALUES (7);
 		COMMIT`)
+	const quoted = `{"SQL": "... LIKE '100%%' AND n = %(n)s", "endpoint": "%2Ftodo%3Fq%3D100%25"}`
 	tell(t, a, "primary_key, context",
-		`1 {"SQL": "INSERT ... '%s'", "user_id": 1}`, `2 {"user_id": 2}`, `3 {"user_id": 2}`, `4 [{"user_id": 3}]`, `5 {}`)
+		`1 {"SQL": "INSERT ... '%s'", "user_id": 1}`, `2 {"user_id": 2}`, `3 {"user_id": 2}`, `4 [{"user_id": 3}]`, `5 {}`, `6 `+quoted, `7 `+quoted)
+}
+
+// Programs that commit at the same time have their rows side by side in the WAL.
+// Each message belongs to its own transaction, a savepoint that is rolled back
+// takes its messages along, and what was stamped in one that is not holds on.
+func TestMessagesOfInterleavedTransactionsAndSavepoints(t *testing.T) {
+	t.Parallel()
+	a := audittest.New(t, audit.Config{}, "CREATE TABLE todo (id int PRIMARY KEY)")
+	one, two := a.Connect(t), a.Connect(t)
+	for _, step := range []struct {
+		conn *pgx.Conn
+		sql  string
+	}{
+		{one, "BEGIN"},
+		{two, "BEGIN"},
+		{one, `SELECT pg_logical_emit_message(true, 'audit', '{"n": 1}')`},
+		{two, `SELECT pg_logical_emit_message(true, '_bemi', '{"n": 2}')`},
+		{one, "INSERT INTO todo VALUES (10)"},
+		{two, "INSERT INTO todo VALUES (20)"},
+		{one, `SAVEPOINT s; SELECT pg_logical_emit_message(true, '_bemi', '{"n": 3}'); INSERT INTO todo VALUES (11)`},
+		{two, `SAVEPOINT s; SELECT pg_logical_emit_message(true, 'audit', '{"n": 4}'); INSERT INTO todo VALUES (21)`},
+		{one, "ROLLBACK TO s; INSERT INTO todo VALUES (12)"},
+		{two, "RELEASE s; INSERT INTO todo VALUES (22)"},
+		{two, "COMMIT"},
+		{one, "COMMIT"},
+	} {
+		if _, err := step.conn.Exec(t.Context(), step.sql); err != nil {
+			t.Fatalf("%s: %v", step.sql, err)
+		}
+	}
+	tell(t, a, "primary_key, context", `20 {"n": 2}`, `21 {"n": 4}`, `22 {"n": 4}`, `10 {"n": 1}`, `12 {"n": 1}`)
 }
 
 func TestTransactionsWithMessagesOnlyLeaveNothingBehind(t *testing.T) {

@@ -19,8 +19,12 @@
 // be had, the endpoint has the path of the URL.
 //
 // Middlewares may be nested, for a mux within a mux: the inner one keeps the
-// request id and says the endpoint more precisely. Other routers say theirs with
-// audit.WithContext in a handler or middleware behind the route.
+// request id and says the endpoint more precisely. Other routers tell theirs in
+// Config.Pattern, or in the Pattern of the request if the middleware is behind
+// the route.
+//
+// Frameworks whose middlewares are not those of net/http may call
+// Config.Middleware once a request; it costs little.
 //
 // # What it leaves alone
 //

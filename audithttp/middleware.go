@@ -39,6 +39,15 @@ type Config struct {
 	// the middleware. Default: the next handler, if it is one.
 	Routes Router
 
+	// Pattern tells the pattern of a request's route, or "" if there is none,
+	// where no *http.ServeMux does: with chi, for instance,
+	//
+	//	func(r *http.Request) string { return router.Find(chi.NewRouteContext(), r.Method, r.URL.Path) }
+	//
+	// It goes before Routes. Routers that set the Pattern of the request need
+	// none behind the route. Default: none.
+	Pattern func(*http.Request) string
+
 	// User tells who makes the request, or nil. It is called before the next
 	// handler; an authentication further in says the user with audit.WithContext
 	// itself. Default: nobody.
@@ -84,7 +93,7 @@ func (c Config) Middleware(next http.Handler) http.Handler {
 	if mux, ok := next.(*http.ServeMux); ok && c.Routes == nil {
 		c.Routes = mux
 	}
-	redact := newRedactor(c.Redact)
+	redact := c.redactor()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx := audit.WithContext(r.Context(), c.context(r, redact))
 		// The response carries the id even if the handler panics or hijacks.
@@ -147,12 +156,7 @@ func isRequestID(id string) bool {
 }
 
 func (c Config) endpoint(r *http.Request) string {
-	pattern := r.Pattern
-	if c.Routes != nil {
-		if _, found := c.Routes.Handler(r); found != "" {
-			pattern = found
-		}
-	}
+	pattern := c.pattern(r)
 	if pattern == "" {
 		return r.Method + " " + r.URL.Path
 	}
@@ -161,6 +165,20 @@ func (c Config) endpoint(r *http.Request) string {
 		pattern = strings.TrimLeft(path, " \t")
 	}
 	return r.Method + " " + pattern
+}
+
+func (c Config) pattern(r *http.Request) string {
+	if c.Pattern != nil {
+		if pattern := c.Pattern(r); pattern != "" {
+			return pattern
+		}
+	}
+	if c.Routes != nil {
+		if _, pattern := c.Routes.Handler(r); pattern != "" {
+			return pattern
+		}
+	}
+	return r.Pattern
 }
 
 // traceOf returns the ids of the trace that the request belongs to: those of the

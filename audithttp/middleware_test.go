@@ -116,6 +116,24 @@ func TestEndpointIsThePattern(t *testing.T) {
 			}
 		}
 	}
+	// A router of another kind.
+	foreign := audithttp.Config{Routes: mux, Pattern: func(r *http.Request) string {
+		if r.URL.Path == "/todo/26" {
+			return "/todo/:id"
+		}
+		return ""
+	}}.Middleware(note)
+	for request, want := range map[string]string{
+		"POST /todo/26": "POST /todo/:id",
+		"POST /todo/27": "POST /todo/{id}",
+		"GET /nowhere":  "GET /nowhere",
+	} {
+		method, target, _ := strings.Cut(request, " ")
+		foreign.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(method, target, nil))
+		if seen != want {
+			t.Errorf("told by Pattern, %s: %q, want %q", request, seen, want)
+		}
+	}
 	inside := http.NewServeMux()
 	inside.Handle("GET /todo/{id}", audithttp.Middleware(note))
 	inside.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/todo/1", nil))

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -21,14 +22,22 @@ var secretNames = []string{
 // redactor is the set of names to redact, in their plain form.
 type redactor map[string]bool
 
-func newRedactor(more []string) redactor {
+// alwaysRedacted is shared by those who add no names of their own.
+var alwaysRedacted = newRedactor(secretNames)
+
+func newRedactor(names []string) redactor {
 	r := redactor{}
-	for _, names := range [][]string{secretNames, more} {
-		for _, name := range names {
-			r[plainName(name)] = true
-		}
+	for _, name := range names {
+		r[plainName(name)] = true
 	}
 	return r
+}
+
+func (c Config) redactor() redactor {
+	if len(c.Redact) == 0 {
+		return alwaysRedacted
+	}
+	return newRedactor(slices.Concat(secretNames, c.Redact))
 }
 
 var plain = strings.NewReplacer("_", "", "-", "", " ", "")

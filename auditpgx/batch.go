@@ -2,24 +2,28 @@ package auditpgx
 
 import (
 	"context"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hindsight-go/audit/internal/sqltext"
 )
 
 // batch is SendBatch. The stamp goes into the batch before the first write, and
 // again before the first one behind a COMMIT.
 func (r runner) batch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
-	classes := make([]class, len(b.QueuedQueries))
+	classes := make([]sqltext.Class, len(b.QueuedQueries))
 	wanted, ending := false, false
 	for i, query := range b.QueuedQueries {
 		if i > 0 && query.SQL == b.QueuedQueries[i-1].SQL {
 			classes[i] = classes[i-1] // one statement many times
 			continue
 		}
-		classes[i] = classify(query.SQL)
+		text := r.s.Parse(query.SQL)
+		classes[i] = text.Class
 		wanted = wanted || wants(ctx, classes[i])
-		ending = ending || endsTransaction(query.SQL)
+		ending = ending || text.Ends
 	}
 	var content []byte
 	if wanted {
@@ -32,46 +36,72 @@ func (r runner) batch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	if content == nil {
 		return &batchResults{runner: r, BatchResults: r.q.SendBatch(ctx, b)}
 	}
-	s := r.stamp(content)
-	br := &batchResults{runner: r, ctx: ctx, batch: b, stamp: s, stamps: map[int]bool{}, forgetful: ending}
-	stamped := *b // with what BeginTx put in
-	stamped.QueuedQueries = make([]*pgx.QueuedQuery, 0, len(b.QueuedQueries)+3)
-	due := true
 	first := firstStamp(ctx, b, classes)
-	if first > 0 && !r.state().proven {
-		// Results that the caller has read cannot be taken back, so a refusal has
-		// to be known before. Alone, the stamp is of no effect.
+	if first > 0 && r.status() == 'I' && !r.state().proven {
+		// What comes before may be something that cannot be undone and run again, as
+		// CREATE INDEX CONCURRENTLY. So whether the server takes stamps is better
+		// known before. Alone, one is of no effect.
 		if err := r.alone(ctx, content); err != nil {
 			return pgx.FailedBatchResults(b, err)
 		}
-		if r.state().refused {
+		if r.isRefused() {
 			return &batchResults{runner: r, BatchResults: r.q.SendBatch(ctx, b)}
 		}
 	}
-	for i, query := range b.QueuedQueries {
-		if due && i >= first && (i == first || wants(ctx, classes[i])) {
-			for _, q := range r.queries(s) {
-				br.stamps[len(stamped.QueuedQueries)] = true
-				stamped.QueuedQueries = append(stamped.QueuedQueries, q)
-			}
-			s.guarded = false // the first one proves it
+	br := &batchResults{runner: r, ctx: ctx, batch: b, stamps: map[int]*batchStamp{}, forgetful: ending}
+	br.send(br.stamped(first, classes, r.pending(content)))
+	return br
+}
+
+// stamped returns the batch with stamps in it.
+func (br *batchResults) stamped(first int, classes []sqltext.Class, s pending) *pgx.Batch {
+	stamped := *br.batch // with what BeginTx put in
+	stamped.QueuedQueries = make([]*pgx.QueuedQuery, 0, len(br.batch.QueuedQueries)+3)
+	due, from := true, 0
+	for i, query := range br.batch.QueuedQueries {
+		if due && i >= first && (i == first || wants(br.ctx, classes[i])) {
 			due = false
+			here := s
+			// A transaction that goes on from before the batch can only be saved by a
+			// savepoint, unless there is nothing in it.
+			here.guarded = s.status == 'T' && (s.guarded || i > 0)
+			queries := br.runner.queries(here)
+			br.stamps[len(stamped.QueuedQueries)] = &batchStamp{pending: here, results: len(queries), query: i, from: from}
+			stamped.QueuedQueries = append(stamped.QueuedQueries, queries...)
 		}
-		due = due || classes[i] == ends
+		if classes[i] == sqltext.Ends {
+			due = true
+			if !staysOpen(query.SQL) {
+				from, s.status = i+1, 'I'
+			}
+		}
 		stamped.QueuedQueries = append(stamped.QueuedQueries, query)
 	}
-	br.BatchResults = r.q.SendBatch(ctx, &stamped)
-	return br
+	return &stamped
+}
+
+// staysOpen reports whether after a statement of class Ends there still is a
+// transaction: ROLLBACK TO SAVEPOINT, COMMIT AND CHAIN.
+func staysOpen(sql string) bool {
+	for _, word := range strings.Fields(sql) {
+		switch strings.ToUpper(word) {
+		case "NO":
+			return false
+		case "TO", "CHAIN":
+			return true
+		}
+	}
+	return false
 }
 
 // firstStamp returns before which query the first stamp goes: the very first
 // where possible, else the first write.
-func firstStamp(ctx context.Context, b *pgx.Batch, classes []class) int {
+func firstStamp(ctx context.Context, b *pgx.Batch, classes []sqltext.Class) int {
 	for i, c := range classes {
 		switch {
 		case wants(ctx, c):
 			return 0
-		case !isQuery(b.QueuedQueries[i].SQL):
+		case !sqltext.IsQuery(b.QueuedQueries[i].SQL):
 			// It may begin a transaction, or have to be alone.
 			for i < len(classes) && !wants(ctx, classes[i]) {
 				i++
@@ -82,32 +112,13 @@ func firstStamp(ctx context.Context, b *pgx.Batch, classes []class) int {
 	return 0
 }
 
-// isQuery reports whether a statement is a query, which can follow a stamp.
-func isQuery(sql string) bool {
-	w := words{text: sql}
-	for {
-		kind, text := w.next()
-		switch {
-		case kind == mark && text == "(":
-		case kind == word:
-			switch keyword(text) {
-			case "SELECT", "VALUES", "TABLE", "WITH", "SHOW":
-				return true
-			}
-			return false
-		default:
-			return false
-		}
-	}
-}
-
-func (r runner) dueBatch(ctx context.Context, classes []class, ending bool) []byte {
-	strongest := read
+func (r runner) dueBatch(ctx context.Context, classes []sqltext.Class, ending bool) []byte {
+	strongest := sqltext.Read
 	for _, c := range classes {
-		if c == procedure {
+		if c == sqltext.Procedure {
 			strongest = c
 		}
-		strongest = max(strongest, min(c, write))
+		strongest = max(strongest, min(c, sqltext.Write))
 	}
 	if ending {
 		r.tx = nil // what it holds may be gone by then
@@ -123,57 +134,100 @@ type batchResults struct {
 	// What follows is zero if there are no stamps.
 	ctx       context.Context //nolint:containedctx // the batch's, for sending it again
 	batch     *pgx.Batch
-	stamp     stamp
-	stamps    map[int]bool // the places of stamps in the batch as sent
-	at        int          // the place of the result that is next
-	seen      bool         // whether the caller had a result
-	forgetful bool         // the batch ends transactions
+	stamps    map[int]*batchStamp // by the places of their first results in the batch as sent
+	at        int                 // the place of the result that is next
+	query     int                 // the query of the caller's batch whose result is next
+	forgetful bool                // the batch ends transactions
+	sent      *pgx.Batch
+	err       error // a callback's
+	closed    bool
 	tx        *Tx
 }
 
-// skip reads the answers to stamps that are next.
+func (br *batchResults) send(b *pgx.Batch) {
+	br.sent = b
+	br.BatchResults = br.runner.q.SendBatch(br.ctx, b)
+}
+
+// batchStamp is a stamp in a batch.
+type batchStamp struct {
+	pending
+	results int // how many results it has
+	query   int // the query that it goes before
+	from    int // the query at which the transaction begins that both are in
+}
+
+// skip reads the answers to a stamp that is next.
 func (br *batchResults) skip() {
-	for br.stamps[br.at] {
-		_, err := br.BatchResults.Exec()
-		if err != nil {
-			br.failed(err)
+	bs := br.stamps[br.at]
+	if bs == nil {
+		return
+	}
+	for range bs.results {
+		if _, err := br.BatchResults.Exec(); err != nil {
+			br.failed(bs, err)
 			return
 		}
+		delete(br.stamps, br.at)
 		br.at++
-		if !br.stamps[br.at] {
-			s := br.stamp
-			br.runner.took(s)
-			if br.forgetful {
-				br.runner.tx.forget()
-			}
+	}
+	br.runner.took(bs.pending)
+	if br.forgetful {
+		br.runner.tx.forget()
+	}
+}
+
+// failed sends again without stamps what was undone, if it was the stamp that
+// failed. Else the caller meets the error by itself.
+func (br *batchResults) failed(bs *batchStamp, err error) {
+	br.stamps = nil
+	if !br.runner.isRefusal(br.ctx, err) {
+		return
+	}
+	from := bs.from
+	if bs.guarded {
+		from = bs.query
+	}
+	again := br.from(from)
+	br.dropCallbacks()
+	_ = br.BatchResults.Close() // the same
+	if br.runner.undo(br.ctx, bs.pending, err) != nil {
+		return
+	}
+	br.send(again)
+	br.Tx()
+	for range br.query - from {
+		if _, err := br.BatchResults.Exec(); err != nil {
+			return // the caller meets it
 		}
 	}
 }
 
-// failed runs the batch again without stamps if it was the stamp that failed.
-// Nothing of it has happened then.
-func (br *batchResults) failed(err error) {
-	if br.seen || !br.runner.isRefusal(br.ctx, err) {
-		br.stamps = nil // the caller meets the error by itself
-		return
+// from returns what is left of the caller's batch from a query on.
+func (br *batchResults) from(first int) *pgx.Batch {
+	var rest pgx.Batch
+	if first == 0 {
+		rest = *br.batch // with what BeginTx put in
+		rest.QueuedQueries = nil
 	}
-	br.stamps = nil
-	_ = br.BatchResults.Close() // the same
-	if br.runner.undo(br.ctx, br.stamp, err) != nil {
-		return
+	for _, q := range br.batch.QueuedQueries[first:] {
+		rest.QueuedQueries = append(rest.QueuedQueries, &pgx.QueuedQuery{SQL: q.SQL, Arguments: q.Arguments, Fn: q.Fn})
 	}
-	again := *br.batch
-	again.QueuedQueries = nil
-	for _, q := range br.batch.QueuedQueries {
-		again.QueuedQueries = append(again.QueuedQueries, &pgx.QueuedQuery{SQL: q.SQL, Arguments: q.Arguments, Fn: q.Fn})
+	return &rest
+}
+
+// dropCallbacks keeps pgx from running the callbacks that are left when it is
+// closed.
+func (br *batchResults) dropCallbacks() {
+	for _, query := range br.sent.QueuedQueries {
+		query.Fn = nil
 	}
-	br.BatchResults = br.runner.q.SendBatch(br.ctx, &again)
 }
 
 func (br *batchResults) step() {
 	br.skip()
 	br.at++
-	br.seen = true
+	br.query++
 }
 
 func (br *batchResults) Exec() (pgconn.CommandTag, error) {
@@ -191,20 +245,38 @@ func (br *batchResults) QueryRow() pgx.Row {
 	return br.BatchResults.QueryRow()
 }
 
+// Close runs the callbacks that are left, as pgx does, as long as there are
+// answers to stamps among them. After one that fails the others are not run, but
+// the server goes on with the batch all the same.
 func (br *batchResults) Close() error {
-	br.skip()
-	br.stamps = nil
-	return br.BatchResults.Close()
+	for !br.closed && len(br.stamps) > 0 && br.query < len(br.batch.QueuedQueries) {
+		if fn := br.batch.QueuedQueries[br.query].Fn; fn != nil && br.err == nil {
+			br.err = fn(br)
+			continue
+		}
+		if _, err := br.Exec(); err != nil {
+			break
+		}
+	}
+	br.closed = true
+	if br.err == nil {
+		return br.BatchResults.Close()
+	}
+	br.dropCallbacks()
+	_ = br.BatchResults.Close() // pgx gives the callback's as well
+	return br.err
 }
 
 // Tx returns the transaction that the batch began, which stamps as well.
 func (br *batchResults) Tx() pgx.Tx {
 	tx := br.BatchResults.Tx()
-	if tx == nil {
-		return nil
-	}
-	if br.tx == nil || br.tx.tx != tx {
+	switch {
+	case tx != nil && br.tx == nil:
 		br.tx = wrapTx(tx, br.runner.s)
+	case tx != nil:
+		br.tx.tx = tx // another one, if the batch was sent again
+	case br.tx == nil:
+		return nil
 	}
 	return br.tx
 }

@@ -4,6 +4,9 @@ import (
 	"context"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hindsight-go/audit/internal/stamp"
 )
 
 // call is a call of Exec or Query with its options taken off the arguments, as
@@ -17,6 +20,7 @@ type call struct {
 	mode      pgx.QueryExecMode
 	formats   pgx.QueryResultFormats
 	byOID     pgx.QueryResultFormatsByOID
+	sd        *pgconn.StatementDescription // if it was prepared under its own text
 	rewritten bool
 	original  string
 	given     []any // the arguments as given
@@ -45,6 +49,8 @@ options:
 		case pgx.QueryExecMode:
 			c.mode = arg
 			c.options = append(c.options, arg)
+		case stamp.Prepared:
+			c.sd = arg.SD
 		case pgx.QueryRewriter:
 			rewriter = arg
 		case pgx.QueryResultFormats:

@@ -5,23 +5,25 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hindsight-go/audit/internal/stamp"
 )
 
 // Conn is a connection that stamps. Like a *pgx.Conn it is for one goroutine at a
 // time.
 type Conn struct {
 	conn    *pgx.Conn
-	s       *stamper
+	s       *stamp.Stamper
 	release func() // nil if it is the caller's own, or released
 }
 
-func newConn(conn *pgx.Conn, s *stamper) *Conn { return &Conn{conn: conn, s: s} }
+func newConn(conn *pgx.Conn, s *stamp.Stamper) *Conn { return &Conn{conn: conn, s: s} }
 
 func (c *Conn) runner() runner { return runner{s: c.s, q: lone{c.conn}} }
 
 // Exec is Exec of *pgx.Conn.
 func (c *Conn) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
-	if !hasContext(ctx) {
+	if !stamp.InContext(ctx) {
 		return c.conn.Exec(ctx, sql, args...)
 	}
 	return c.runner().exec(ctx, sql, args)
@@ -29,7 +31,7 @@ func (c *Conn) Exec(ctx context.Context, sql string, args ...any) (pgconn.Comman
 
 // Query is Query of *pgx.Conn.
 func (c *Conn) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
-	if !hasContext(ctx) {
+	if !stamp.InContext(ctx) {
 		return c.conn.Query(ctx, sql, args...)
 	}
 	return c.runner().query(ctx, sql, args)
@@ -49,7 +51,7 @@ func (c *Conn) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 // CopyFrom is CopyFrom of *pgx.Conn. With a context to stamp, and outside a
 // transaction, it is a transaction of its own, which takes more round trips.
 func (c *Conn) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, rows pgx.CopyFromSource) (int64, error) {
-	if !hasContext(ctx) {
+	if !stamp.InContext(ctx) {
 		return c.conn.CopyFrom(ctx, table, columns, rows)
 	}
 	return c.runner().copyFrom(ctx, table, columns, rows)
@@ -64,7 +66,7 @@ func (c *Conn) BeginTx(ctx context.Context, options pgx.TxOptions) (pgx.Tx, erro
 	if err != nil {
 		return nil, err
 	}
-	return wrapTx(tx, c.s), nil
+	return begun(tx, c.s, options), nil
 }
 
 // Prepare is Prepare of *pgx.Conn.
@@ -97,4 +99,4 @@ func (c *Conn) Close(ctx context.Context) error {
 
 // Stats counts what became of the contexts that went through the DB or the
 // Config that the connection is from.
-func (c *Conn) Stats() Stats { return c.s.stats() }
+func (c *Conn) Stats() Stats { return Stats(c.s.Stats()) }

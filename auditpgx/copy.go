@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/sqltext"
 )
 
 // cleanupTimeout bounds the ROLLBACK after a ctx has ended.
@@ -13,7 +15,7 @@ const cleanupTimeout = 5 * time.Second
 // copyFrom is CopyFrom. pgx makes the COPY by itself, so there is no putting a
 // stamp in front of it: outside a transaction one has to be made.
 func (r runner) copyFrom(ctx context.Context, table pgx.Identifier, columns []string, rows pgx.CopyFromSource) (int64, error) {
-	content := r.due(ctx, write)
+	content := r.due(ctx, sqltext.Write)
 	if content == nil {
 		return r.q.CopyFrom(ctx, table, columns, rows)
 	}
@@ -23,8 +25,8 @@ func (r runner) copyFrom(ctx context.Context, table pgx.Identifier, columns []st
 		}
 		return r.q.CopyFrom(ctx, table, columns, rows)
 	}
-	s := r.stamp(content)
-	if _, err := r.q.Exec(ctx, "BEGIN;"+r.s.text(content)); err != nil {
+	s := r.pending(content)
+	if _, err := r.q.Exec(ctx, "BEGIN;"+r.s.Text(s.content)); err != nil {
 		if !r.isRefusal(ctx, err) {
 			r.rollback(ctx)
 			return 0, err

@@ -6,6 +6,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/hindsight-go/audit/internal/stamp"
 )
 
 // Querier is what a [DB], a [Conn], a [Tx] and everything of pgx that runs
@@ -29,17 +31,17 @@ var (
 // DB is a pool that stamps. All its methods are safe for concurrent use.
 type DB struct {
 	pool *pgxpool.Pool
-	s    *stamper
+	s    *stamp.Stamper
 }
 
 // passes reports whether a statement goes to the pool as it is.
-func passes(ctx context.Context, sql string) bool {
-	return !hasContext(ctx) || !wants(ctx, classify(sql))
+func (db *DB) passes(ctx context.Context, sql string) bool {
+	return !stamp.InContext(ctx) || !wants(ctx, db.s.Parse(sql).Class)
 }
 
 // Exec is Exec of *pgxpool.Pool.
 func (db *DB) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
-	if passes(ctx, sql) {
+	if db.passes(ctx, sql) {
 		return db.pool.Exec(ctx, sql, args...)
 	}
 	conn, err := db.pool.Acquire(ctx)
@@ -54,7 +56,7 @@ func (db *DB) on(conn *pgxpool.Conn) runner { return runner{s: db.s, q: lone{con
 
 // Query is Query of *pgxpool.Pool.
 func (db *DB) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
-	if passes(ctx, sql) {
+	if db.passes(ctx, sql) {
 		return db.pool.Query(ctx, sql, args...)
 	}
 	conn, err := db.pool.Acquire(ctx)
@@ -78,7 +80,7 @@ func (db *DB) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
 
 // SendBatch is SendBatch of *pgxpool.Pool.
 func (db *DB) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
-	if !hasContext(ctx) {
+	if !stamp.InContext(ctx) {
 		br := db.pool.SendBatch(ctx, b)
 		if br.Tx() == nil {
 			return br
@@ -95,7 +97,7 @@ func (db *DB) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 // CopyFrom is CopyFrom of *pgxpool.Pool. With a context to stamp it is a
 // transaction of its own, which takes more round trips.
 func (db *DB) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, rows pgx.CopyFromSource) (int64, error) {
-	if !hasContext(ctx) {
+	if !stamp.InContext(ctx) {
 		return db.pool.CopyFrom(ctx, table, columns, rows)
 	}
 	conn, err := db.pool.Acquire(ctx)
@@ -115,7 +117,7 @@ func (db *DB) BeginTx(ctx context.Context, options pgx.TxOptions) (pgx.Tx, error
 	if err != nil {
 		return nil, err
 	}
-	return wrapTx(tx, db.s), nil
+	return begun(tx, db.s, options), nil
 }
 
 // Acquire takes a connection that stamps out of the pool. Release it.
@@ -150,7 +152,7 @@ func (db *DB) Pool() *pgxpool.Pool { return db.pool }
 
 // Stats counts what became of contexts. The DBs, Conns and transactions of the
 // package-level functions count together, those of a [Config] by themselves.
-func (db *DB) Stats() Stats { return db.s.stats() }
+func (db *DB) Stats() Stats { return Stats(db.s.Stats()) }
 
 // pooledRows are rows that release their connection when they are closed.
 type pooledRows struct {

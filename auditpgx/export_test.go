@@ -1,11 +1,7 @@
 package auditpgx
 
-// Wants reports whether a statement is stamped: alone, and in a transaction.
-func Wants(sql string) (alone, inTransaction bool) {
-	c := classify(sql)
-	_ = endsTransaction(sql)
-	return c == write || c == unknown, c >= write
-}
+import "time"
 
-// Ends reports whether a text ends a transaction.
-func Ends(sql string) bool { return endsTransaction(sql) }
+// SetPatience sets for how long a connection that refused a stamp is not asked
+// again.
+func (db *DB) SetPatience(d time.Duration) { db.s.Patience = d }

@@ -133,6 +133,7 @@ func writers() []writer {
 			return err
 		}},
 	}
+	list = append(list, generatedWriters()...)
 	for _, mode := range modes {
 		list = append(list,
 			writer{"exec in " + mode.String(), func(ctx context.Context, q auditpgx.Querier, cell string, id int) error {
@@ -263,6 +264,20 @@ func scenarios() []scenario {
 	}
 }
 
+// wrapsTx is a DB whose transactions are begun by pgx and wrapped then.
+type wrapsTx struct {
+	*auditpgx.DB
+	config auditpgx.Config
+}
+
+func (w wrapsTx) Begin(ctx context.Context) (pgx.Tx, error) {
+	tx, err := w.Pool().Begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return w.config.WrapTx(tx), nil
+}
+
 // TestEveryWayOfWriting runs every way of writing in every mode of execution, on
 // a pool, a connection and a transaction, through every course that a
 // transaction can take, and looks who made the rows.
@@ -279,7 +294,12 @@ func TestEveryWayOfWriting(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(conn.Release)
-		surfaces := map[string]auditpgx.Querier{"pool": db, "conn": conn}
+		raw, err := pgx.ConnectConfig(t.Context(), pool.Config().ConnConfig)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = raw.Close(context.WithoutCancel(t.Context())) })
+		surfaces := map[string]auditpgx.Querier{"pool": db, "conn": conn, "wrapped conn": config.WrapConn(raw), "wrapped tx": wrapsTx{db, config}}
 		for _, w := range writers() {
 			for _, s := range scenarios() {
 				for surface, q := range surfaces {

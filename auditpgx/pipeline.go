@@ -39,16 +39,19 @@ func (e *encoded) send(pipeline *pgconn.Pipeline) {
 func (r runner) encode(ctx context.Context, c call) (*encoded, error) {
 	conn := r.q.Conn()
 	e := &encoded{sql: c.sql}
-	if c.mode == pgx.QueryExecModeExec {
+	if c.mode == pgx.QueryExecModeExec && c.sd == nil {
 		if err := e.builder.Build(conn.TypeMap(), nil, c.args); err != nil {
 			return nil, err
 		}
 		e.formats = e.builder.ResultFormats
 		return e, nil
 	}
-	sd, err := r.describe(ctx, c)
-	if err != nil {
-		return nil, err
+	sd := c.sd
+	if sd == nil {
+		var err error
+		if sd, err = r.describe(ctx, c); err != nil {
+			return nil, err
+		}
 	}
 	if c.isQuery && len(sd.ParamOIDs) != len(c.args) {
 		return nil, fmt.Errorf("expected %d arguments, got %d", len(sd.ParamOIDs), len(c.args))
@@ -68,7 +71,7 @@ func (r runner) encode(ctx context.Context, c call) (*encoded, error) {
 	default:
 		e.formats = e.builder.ResultFormats
 	}
-	if c.mode == pgx.QueryExecModeCacheStatement {
+	if c.sd != nil || c.mode == pgx.QueryExecModeCacheStatement {
 		e.sd = sd
 	}
 	return e, nil
@@ -123,6 +126,9 @@ func (r runner) describe(ctx context.Context, c call) (*pgconn.StatementDescript
 // invalidate drops what is known of a statement after an error that may come from
 // its age: a table that was altered, a statement that was deallocated.
 func (r runner) invalidate(sql string, err error) {
+	if err == nil {
+		return
+	}
 	var pgErr *pgconn.PgError
 	if !errors.As(err, &pgErr) {
 		return
@@ -135,25 +141,61 @@ func (r runner) invalidate(sql string, err error) {
 	}
 }
 
-// queryPipeline sends a stamp and a statement together.
+// sent is a statement that was sent behind a stamp, which is through.
+type sent struct {
+	runner   runner
+	sql      string
+	pipeline *pgconn.Pipeline
+	reader   *pgconn.ResultReader
+	traced   func(pgconn.CommandTag, error)
+}
+
+// finish ends the pipeline and returns the error that comes behind the
+// statement's own, as that of a constraint that is checked at commit.
+func (sent *sent) finish(tag pgconn.CommandTag, err error) error {
+	closeErr := sent.pipeline.Close()
+	if err == nil {
+		err = closeErr
+	}
+	sent.runner.invalidate(sent.sql, err)
+	sent.traced(tag, err)
+	return closeErr
+}
+
+// queryPipeline runs a stamp and a statement together.
 func (r runner) queryPipeline(ctx context.Context, c call, content []byte) (pgx.Rows, error) {
+	sent, err := r.sendPipeline(ctx, c, content)
+	switch {
+	case err != nil:
+		return failedRows{err: err}, err
+	case sent == nil:
+		return r.queryNative(ctx, c)
+	}
 	conn := r.q.Conn()
+	rows := &stampedRows{Rows: pgx.RowsFromResultReader(conn.TypeMap(), sent.reader), conn: conn}
+	rows.finish = func(err error) error { return sent.finish(rows.CommandTag(), err) }
+	return rows, nil
+}
+
+// sendPipeline sends a stamp and a statement together. If the server refused the
+// stamp, it returns nil and no error, and the connection is as before.
+func (r runner) sendPipeline(ctx context.Context, c call, content []byte) (*sent, error) {
 	ctx, traced := r.traceQuery(ctx, c)
-	failed := func(err error) (pgx.Rows, error) {
+	failed := func(err error) (*sent, error) {
 		r.invalidate(c.sql, err)
 		traced(pgconn.CommandTag{}, err)
-		return failedRows{err: err}, err
+		return nil, err
 	}
 	e, err := r.encode(ctx, c)
 	if err != nil {
 		return failed(err)
 	}
-	s := r.stamp(content)
-	prepared, err := r.preparedStamp(ctx, c)
+	s := r.pending(content)
+	prepared, err := r.preparedStamp(ctx, c, s)
 	if err != nil {
 		return failed(err)
 	}
-	pipeline := conn.PgConn().StartPipeline(ctx)
+	pipeline := r.q.Conn().PgConn().StartPipeline(ctx)
 	if err := r.sendStamp(pipeline, s, prepared, e); err != nil {
 		_ = pipeline.Close() // the same
 		if !r.isRefusal(ctx, err) {
@@ -163,7 +205,7 @@ func (r runner) queryPipeline(ctx context.Context, c call, content []byte) (pgx.
 			return failed(err)
 		}
 		traced(pgconn.CommandTag{}, nil)
-		return r.queryNative(ctx, c)
+		return nil, nil
 	}
 	r.took(s)
 	reader, err := nextResult(pipeline)
@@ -171,53 +213,35 @@ func (r runner) queryPipeline(ctx context.Context, c call, content []byte) (pgx.
 		_ = pipeline.Close() // the same
 		return failed(err)
 	}
-	rows := &stampedRows{Rows: pgx.RowsFromResultReader(conn.TypeMap(), reader), conn: conn}
-	rows.finish = func(err error) error {
-		closeErr := pipeline.Close()
-		if err == nil {
-			err = closeErr
-		}
-		r.invalidate(c.sql, err)
-		traced(rows.CommandTag(), err)
-		return closeErr
-	}
-	return rows, nil
-}
-
-// stampName is under which the stamp is prepared.
-func (s *stamper) stampName() string {
-	if s.sql == identitySQL {
-		return "auditpgx_stamp_identity"
-	}
-	return "auditpgx_stamp"
+	return &sent{runner: r, sql: c.sql, pipeline: pipeline, reader: reader, traced: traced}, nil
 }
 
 // preparedStamp returns the prepared stamp, or nil if it is to be sent as text:
 // where nothing is prepared, and the first time on a connection, which may be
 // the only one. It is prepared with the second, for one round trip in the life of
 // the connection.
-func (r runner) preparedStamp(ctx context.Context, c call) (*pgconn.StatementDescription, error) {
+func (r runner) preparedStamp(ctx context.Context, c call, s pending) (*pgconn.StatementDescription, error) {
 	st := r.state()
 	if _, traced := st.tracer.(pgx.PrepareTracer); traced || c.mode != pgx.QueryExecModeCacheStatement || !st.proven {
 		return nil, nil
 	}
 	// If it is prepared this asks nobody: pgx keeps it by name, and forgets it
 	// when the caller deallocates.
-	return r.q.Conn().Prepare(ctx, r.s.stampName(), r.s.sql)
+	return r.q.Conn().Prepare(ctx, r.s.Name(s.guarded), r.s.SQL(s.guarded))
 }
 
 // sendStamp sends a stamp and a statement and reads the answer to the stamp.
-func (r runner) sendStamp(pipeline *pgconn.Pipeline, s stamp, prepared *pgconn.StatementDescription, e *encoded) error {
+func (r runner) sendStamp(pipeline *pgconn.Pipeline, s pending, prepared *pgconn.StatementDescription, e *encoded) error {
 	results := 1
 	if s.guarded {
 		pipeline.SendQueryParams(guard, nil, nil, nil, nil)
 		results = 3
 	}
-	values := [][]byte{r.s.prefixBytes, s.content}
+	values := [][]byte{[]byte(r.s.Prefix()), s.content}
 	if prepared != nil {
 		pipeline.SendQueryStatement(prepared, values, nil, nil)
 	} else {
-		pipeline.SendQueryParams(r.s.sql, values, []uint32{pgtype.TextOID, pgtype.TextOID}, nil, nil)
+		pipeline.SendQueryParams(r.s.SQL(s.guarded), values, []uint32{pgtype.TextOID, pgtype.TextOID}, nil, nil)
 	}
 	if s.guarded {
 		pipeline.SendQueryParams(unguard, nil, nil, nil, nil)
@@ -249,70 +273,4 @@ func nextResult(pipeline *pgconn.Pipeline) (*pgconn.ResultReader, error) {
 		return nil, fmt.Errorf("auditpgx: unexpected result %T", result)
 	}
 	return reader, nil
-}
-
-// cache holds descriptions of statements by their text. When it is full it
-// drops one that was not used since it was put in or last looked at.
-type cache struct {
-	limit int
-	known map[string]*cached
-	queue []string // the texts in known, the next to be looked at first
-	gone  []*pgconn.StatementDescription
-}
-
-type cached struct {
-	sd   *pgconn.StatementDescription
-	used bool
-}
-
-func (c *cache) get(sql string) *pgconn.StatementDescription {
-	entry := c.known[sql]
-	if entry == nil {
-		return nil
-	}
-	entry.used = true
-	return entry.sd
-}
-
-func (c *cache) put(sql string, sd *pgconn.StatementDescription) {
-	if c.known == nil {
-		c.known = map[string]*cached{}
-	}
-	for len(c.queue) >= c.limit {
-		oldest := c.queue[0]
-		c.queue = c.queue[1:]
-		if entry := c.known[oldest]; entry.used {
-			entry.used = false
-			c.queue = append(c.queue, oldest)
-			continue
-		}
-		c.forget(oldest)
-	}
-	c.known[sql] = &cached{sd: sd}
-	c.queue = append(c.queue, sql)
-}
-
-func (c *cache) drop(sql string) {
-	if c.known[sql] == nil {
-		return
-	}
-	for i, text := range c.queue {
-		if text == sql {
-			c.queue = append(c.queue[:i:i], c.queue[i+1:]...)
-			break
-		}
-	}
-	c.forget(sql)
-}
-
-func (c *cache) forget(sql string) {
-	c.gone = append(c.gone, c.known[sql].sd)
-	delete(c.known, sql)
-}
-
-// dropped returns what was dropped since it was asked last.
-func (c *cache) dropped() []*pgconn.StatementDescription {
-	gone := c.gone
-	c.gone = nil
-	return gone
 }

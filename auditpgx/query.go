@@ -2,11 +2,11 @@ package auditpgx
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/hindsight-go/audit/internal/sqltext"
 )
 
 // query is Query.
@@ -17,13 +17,14 @@ func (r runner) query(ctx context.Context, sql string, args []any) (pgx.Rows, er
 	}
 	simple := c.mode == pgx.QueryExecModeSimpleProtocol
 	switch {
-	case class == unknown && (simple || !c.isDefault(r.state()) || r.status() == 'T'):
+	case c.sd != nil:
+	case class == sqltext.Unknown && (simple || !c.isDefault(r.state()) || r.status() == 'T'):
 		// The name of a prepared statement, which only pgx can look up.
 		if err := r.aloneOrLost(ctx, content); err != nil {
 			return failedRows{err: err}, err
 		}
 		return r.queryNative(ctx, c)
-	case class == unknown, simple && c.isDefault(r.state()):
+	case class == sqltext.Unknown, simple && c.isDefault(r.state()):
 		return r.queryBatch(ctx, c, content)
 	case simple && r.status() == 'T':
 		if err := r.alone(ctx, content); err != nil {
@@ -53,28 +54,26 @@ func (r runner) queryNative(ctx context.Context, c call) (pgx.Rows, error) {
 }
 
 // querySimple puts the stamp behind the statement, since pgx gives the rows of
-// the first. As the only stamp of its transaction it holds for all changes.
+// the first. As the only stamp of its transaction it holds for all changes. A
+// refusal takes the statement along, so nobody may have seen its rows by then:
+// they are read to their end first.
 func (r runner) querySimple(ctx context.Context, c call, content []byte) (pgx.Rows, error) {
-	if !r.state().proven {
-		// Once its rows are read the statement cannot be run again, so a refusal
-		// has to be known before. Alone, the stamp is of no effect.
-		if err := r.alone(ctx, content); err != nil {
-			return failedRows{err: err}, err
-		}
-		if r.state().refused {
-			return r.queryNative(ctx, c)
-		}
-	}
-	rows, err := r.q.Query(ctx, c.original, c.with(c.sql+"\n;"+r.s.text(content))...)
+	s := r.pending(content)
+	rows, err := r.q.Query(ctx, c.original, c.with(c.sql+"\n;"+r.s.Text(s.content))...)
 	if err != nil {
 		return rows, err
 	}
-	return &stampedRows{Rows: rows, conn: r.q.Conn(), finish: func(err error) error {
-		if err == nil {
-			r.s.stamped.Add(1)
+	read := readAll(rows, r.q.Conn())
+	switch {
+	case read.end == nil:
+		r.took(s)
+	case r.isSimpleRefusal(ctx, read.end):
+		if err := r.undo(ctx, s, read.end); err != nil {
+			return failedRows{err: err}, err
 		}
-		return nil
-	}}, nil
+		return r.queryNative(ctx, c)
+	}
+	return read, nil
 }
 
 // queryBatch runs a stamp and a statement as one batch.
@@ -92,7 +91,7 @@ func (r runner) queryBatch(ctx context.Context, c call, content []byte) (pgx.Row
 		shift(err, results.before)
 		results.traced(pgconn.CommandTag{}, err)
 		if s.status == 'I' && mustBeAlone(err) {
-			r.s.lose(ctx, err)
+			r.s.Lose(ctx, err)
 			return r.queryNative(ctx, c)
 		}
 		err = plain(err)
@@ -103,92 +102,4 @@ func (r runner) queryBatch(ctx context.Context, c call, content []byte) (pgx.Row
 		shift(err, results.before)
 		return plain(results.Close())
 	}}, nil
-}
-
-// stampedRows are the rows of a statement that was not sent alone.
-type stampedRows struct {
-	pgx.Rows
-	conn   *pgx.Conn
-	finish func(err error) error // ends what the statement was sent in
-	closed bool
-	err    error
-}
-
-func (r *stampedRows) Close() {
-	r.Rows.Close()
-	if r.closed {
-		return
-	}
-	r.closed = true
-	if r.finish != nil {
-		r.err = r.finish(r.Rows.Err())
-	}
-}
-
-func (r *stampedRows) Next() bool {
-	if r.Rows.Next() {
-		return true
-	}
-	r.Close()
-	return false
-}
-
-// Scan closes the rows if it fails, as that of pgx does.
-func (r *stampedRows) Scan(dest ...any) error {
-	err := r.Rows.Scan(dest...)
-	if err != nil {
-		r.Close()
-	}
-	return err
-}
-
-// Err also tells of what failed after the last row: a constraint that is checked
-// at commit.
-func (r *stampedRows) Err() error {
-	if err := r.Rows.Err(); err != nil {
-		return err
-	}
-	return r.err
-}
-
-func (r *stampedRows) Conn() *pgx.Conn { return r.conn }
-
-// failedRows are the rows of a query that failed before there were any.
-type failedRows struct{ err error }
-
-func (failedRows) Close()                                       {}
-func (r failedRows) Err() error                                 { return r.err }
-func (failedRows) CommandTag() pgconn.CommandTag                { return pgconn.CommandTag{} }
-func (failedRows) FieldDescriptions() []pgconn.FieldDescription { return nil }
-func (failedRows) Next() bool                                   { return false }
-func (r failedRows) Scan(...any) error                          { return r.err }
-func (r failedRows) Values() ([]any, error)                     { return nil, r.err }
-func (failedRows) RawValues() [][]byte                          { return nil }
-func (failedRows) Conn() *pgx.Conn                              { return nil }
-func (failedRows) TypeMap() *pgtype.Map                         { return nil }
-
-// row is the first of rows.
-type row struct{ rows pgx.Rows }
-
-func (r row) Scan(dest ...any) error {
-	if err := r.rows.Err(); err != nil {
-		r.rows.Close()
-		return err
-	}
-	for _, d := range dest {
-		if _, ok := d.(*pgtype.DriverBytes); ok {
-			r.rows.Close()
-			return fmt.Errorf("cannot scan into *pgtype.DriverBytes from QueryRow")
-		}
-	}
-	if !r.rows.Next() {
-		r.rows.Close()
-		if err := r.rows.Err(); err != nil {
-			return err
-		}
-		return pgx.ErrNoRows
-	}
-	_ = r.rows.Scan(dest...) // Err has it
-	r.rows.Close()
-	return r.rows.Err()
 }

@@ -11,26 +11,34 @@ import (
 	"testing"
 )
 
-// run runs a pooler until the test ends. It refuses to be root: in our place it
-// is whoever may use the server's sockets, or else nobody.
-func run(t *testing.T, program, dir, ini, sockets string) {
+// run runs a program until the test ends.
+func run(t *testing.T, sockets, dir, program string, args ...string) {
 	t.Helper()
-	command := exec.Command(program, "-q", ini) //nolint:noctx // ended below
+	command := exec.Command(program, args...) //nolint:noctx // ended below
 	command.Stderr = os.Stderr
-	if os.Geteuid() == 0 {
-		uid, gid := owner(t, sockets)
-		command.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
-		if err := os.Chown(dir, uid, gid); err != nil {
-			t.Fatal(err)
-		}
-	}
+	as(t, command, sockets, dir)
 	if err := command.Start(); err != nil {
-		t.Fatalf("start pgbouncer: %v", err)
+		t.Fatalf("start %s: %v", program, err)
 	}
 	t.Cleanup(func() {
-		_ = command.Process.Kill()
+		_ = command.Process.Signal(syscall.SIGQUIT)
 		_ = command.Wait()
 	})
+}
+
+// as lets a command run as somebody else where we are root, which servers refuse
+// to be: as whoever may use the given sockets, or else nobody. The directory
+// will be theirs.
+func as(t *testing.T, command *exec.Cmd, sockets, dir string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		return
+	}
+	uid, gid := owner(t, sockets)
+	command.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
+	if err := os.Chown(dir, uid, gid); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func owner(t *testing.T, sockets string) (uid, gid int) {

@@ -133,11 +133,16 @@ func TestContextsDoNotLeak(t *testing.T) {
 func TestThroughPgBouncer(t *testing.T) {
 	t.Parallel()
 	// The modes that go with a pooler that does not know prepared statements.
-	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
+	poolerModes := []pgx.QueryExecMode{pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol}
+	program, knowsPrepared := findPgBouncer(t)
+	if knowsPrepared {
+		poolerModes = append(poolerModes, pgx.QueryExecModeCacheStatement, pgx.QueryExecModeDescribeExec)
+	}
+	for _, mode := range poolerModes {
 		t.Run(mode.String(), func(t *testing.T) {
 			t.Parallel()
 			a := audittest.New(t, audit.Config{}, todoSQL)
-			config := startPgBouncer(t, a.Database)
+			config := startPgBouncer(t, a.Database, program, knowsPrepared)
 			config.MaxConns = 12
 			config.ConnConfig.DefaultQueryExecMode = mode
 			pool, err := pgxpool.NewWithConfig(context.WithoutCancel(t.Context()), config)
@@ -156,9 +161,9 @@ func TestThroughPgBouncer(t *testing.T) {
 	}
 }
 
-// startPgBouncer starts a pooler in transaction mode with two connections to the
-// server, and returns how to connect to it.
-func startPgBouncer(t *testing.T, db *audittest.Database) *pgxpool.Config {
+// findPgBouncer returns the program and whether it follows prepared statements in
+// transaction mode, which it does from 1.21 on.
+func findPgBouncer(t *testing.T) (program string, knowsPrepared bool) {
 	t.Helper()
 	program, err := exec.LookPath("pgbouncer")
 	if err != nil {
@@ -166,6 +171,21 @@ func startPgBouncer(t *testing.T, db *audittest.Database) *pgxpool.Config {
 			t.Fatal("there is no pgbouncer: install the package of that name (apt-get install pgbouncer)")
 		}
 	}
+	out, err := exec.CommandContext(t.Context(), program, "--version").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(string(out), "PgBouncer %d.%d", &major, &minor); err != nil {
+		t.Fatalf("%q: %v", out, err)
+	}
+	return program, major > 1 || minor >= 21
+}
+
+// startPgBouncer starts a pooler in transaction mode with two connections to the
+// server, and returns how to connect to it.
+func startPgBouncer(t *testing.T, db *audittest.Database, program string, knowsPrepared bool) *pgxpool.Config {
+	t.Helper()
 	config, err := pgxpool.ParseConfig(db.URL())
 	if err != nil {
 		t.Fatal(err)
@@ -194,10 +214,13 @@ default_pool_size = 2
 max_client_conn = 100
 ignore_startup_parameters = extra_float_digits
 `, server.Database, server.Host, server.Port, server.User, password, server.Database, dir, port)
+	if knowsPrepared {
+		text += "max_prepared_statements = 100\n"
+	}
 	if err := os.WriteFile(ini, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	run(t, program, dir, ini, server.Host)
+	run(t, server.Host, dir, program, "-q", ini)
 	config.ConnConfig.Host, config.ConnConfig.Port = dir, port
 	config.ConnConfig.Fallbacks = nil
 	deadline := time.Now().Add(20 * time.Second)
@@ -373,7 +396,7 @@ func TestTracersSeeTheStatement(t *testing.T) {
 				q = auditpgx.Wrap(pool)
 			}
 			for id, w := range writers() {
-				if strings.Contains(w.name, "batch") || w.name == "copy" || w.name == "exec without arguments" || w.name == "named arguments" ||
+				if strings.Contains(w.name, "batch") || copies(w.name) || w.name == "exec without arguments" || w.name == "named arguments" ||
 					mode == pgx.QueryExecModeSimpleProtocol || strings.HasSuffix(w.name, "in simple protocol") {
 					continue
 				}

@@ -5,14 +5,12 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/internal/stamp"
 )
 
 // Config says how to stamp. Its zero value is what [Wrap], [WrapConn] and
@@ -35,17 +33,19 @@ type Config struct {
 }
 
 // Wrap returns a DB over pool. The pool goes on belonging to the caller.
-func (c Config) Wrap(pool *pgxpool.Pool) *DB { return &DB{pool: pool, s: newStamper(c)} }
+func (c Config) Wrap(pool *pgxpool.Pool) *DB { return &DB{pool: pool, s: c.stamper()} }
 
 // WrapConn returns a Conn over conn.
-func (c Config) WrapConn(conn *pgx.Conn) *Conn { return newConn(conn, newStamper(c)) }
+func (c Config) WrapConn(conn *pgx.Conn) *Conn { return newConn(conn, c.stamper()) }
 
 // WrapTx returns a transaction that stamps what is written through it from now
 // on. tx is to be used through the result only, Commit and Rollback included.
-func (c Config) WrapTx(tx pgx.Tx) *Tx { return wrapTx(tx, newStamper(c)) }
+func (c Config) WrapTx(tx pgx.Tx) *Tx { return wrapTx(tx, c.stamper()) }
+
+func (c Config) stamper() *stamp.Stamper { return stamp.New(c.Prefix, c.Identity, c.Logger) }
 
 // standard is what the package-level functions use, so that their counts add up.
-var standard = newStamper(Config{})
+var standard = Config{}.stamper()
 
 // Wrap returns a DB over pool, with the defaults of [Config].
 func Wrap(pool *pgxpool.Pool) *DB { return &DB{pool: pool, s: standard} }
@@ -70,123 +70,24 @@ type Stats struct {
 	Lost uint64
 }
 
-type asWriteKey struct{}
-
 // AsWrite returns a ctx in which every statement counts as one that changes
 // rows. It is for a SELECT that calls a function that writes.
-func AsWrite(ctx context.Context) context.Context { return context.WithValue(ctx, asWriteKey{}, true) }
+func AsWrite(ctx context.Context) context.Context { return stamp.AsWrite(ctx) }
 
-// stamper is a Config at work.
-type stamper struct {
-	prefix      string
-	prefixBytes []byte
-	sql         string
-	logger      *slog.Logger
+// WrapConnWith returns a Conn that stamps and counts with s. It is for package
+// auditsql.
+func WrapConnWith(s *stamp.Stamper, conn *pgx.Conn) *Conn { return newConn(conn, s) }
 
-	stamped, cut, lost atomic.Uint64
-	logged             atomic.Int64 // Unix time of the last log line, in seconds
-}
-
-// On a standby the function would fail, and there is nothing to stamp: whatever
-// runs there changes nothing. So the stamp is harmless in every transaction.
-const (
-	stampSQL = `SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL ELSE pg_catalog.pg_logical_emit_message(true, $1::text, $2::text) END`
-
-	identitySQL = `SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL ELSE pg_catalog.pg_logical_emit_message(true, $1::text, ($2::text::jsonb || pg_catalog.jsonb_build_object('db', pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('user', session_user, 'application', pg_catalog.current_setting('application_name'), 'address', pg_catalog.host(pg_catalog.inet_client_addr())))))::text) END`
-)
-
-func newStamper(c Config) *stamper {
-	s := &stamper{prefix: c.Prefix, sql: stampSQL, logger: c.Logger}
-	if s.prefix == "" {
-		s.prefix = audit.StampPrefix
+// WrapTxWith returns a transaction that stamps and counts with s. options are those
+// of one that was begun just now, and nil if something may have run in it. It is for package auditsql.
+func WrapTxWith(s *stamp.Stamper, tx pgx.Tx, options *pgx.TxOptions) *Tx {
+	if options == nil {
+		return wrapTx(tx, s)
 	}
-	s.prefixBytes = []byte(s.prefix)
-	if c.Identity {
-		s.sql = identitySQL
-	}
-	return s
+	return begun(tx, s, *options)
 }
 
-func (s *stamper) stats() Stats {
-	return Stats{Stamped: s.stamped.Load(), Cut: s.cut.Load(), Lost: s.lost.Load()}
-}
-
-// content returns what to stamp for ctx, or nil.
-func (s *stamper) content(ctx context.Context) []byte {
-	content, err := audit.StampContent(ctx)
-	if err == nil {
-		return content
-	}
-	// Better most of a context than none. Each round takes out one member.
-	c, _ := audit.FromContext(ctx)
-	for range 100 {
-		var bad *audit.ContextError
-		if !errors.As(err, &bad) {
-			break
-		}
-		c = without(c, bad.Key)
-		if content, err = audit.StampContent(audit.WithContext(context.Background(), c)); err == nil {
-			s.cut.Add(1)
-			if s.isTimeToLog() {
-				s.log().WarnContext(ctx, "a member of the audit context cannot be written as JSON and was left out", "error", bad, "cut", s.cut.Load())
-			}
-			return content
-		}
-	}
-	s.lose(ctx, err)
-	return nil
-}
-
-// without returns c without the member that key names.
-func without(c audit.Context, key string) audit.Context {
-	c.Truncated = append(c.Truncated[:len(c.Truncated):len(c.Truncated)], key)
-	if name, ok := strings.CutPrefix(key, "params."); ok {
-		before := len(c.Params)
-		delete(c.Params, name)
-		if len(c.Params) == before {
-			c.Params = nil // the name was cut
-		}
-		return c
-	}
-	if key == "userId" && c.UserID != nil {
-		c.UserID = nil
-		return c
-	}
-	delete(c.Extra, key)
-	return c
-}
-
-// lose takes note of a write without its context.
-func (s *stamper) lose(ctx context.Context, cause error) {
-	s.lost.Add(1)
-	if s.isTimeToLog() {
-		s.log().WarnContext(ctx, "a write goes without its audit context", "error", cause, "lost", s.lost.Load(), "stamped", s.stamped.Load())
-	}
-}
-
-// isTimeToLog is true at most once a minute.
-func (s *stamper) isTimeToLog() bool {
-	now := time.Now().Unix()
-	last := s.logged.Load()
-	return now-last >= 60 && s.logged.CompareAndSwap(last, now)
-}
-
-func (s *stamper) log() *slog.Logger {
-	if s.logger != nil {
-		return s.logger
-	}
-	return slog.Default()
-}
-
-// text returns the stamp as SQL without parameters. The content is JSON in
-// ASCII, in which quotes and dollar signs can be written as escapes.
-func (s *stamper) text(content []byte) string {
-	literal := strings.NewReplacer(`'`, `\\u0027`, `$`, `\\u0024`, `\`, `\\`).Replace(string(content))
-	prefix := `E'` + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s.prefix) + `'`
-	return strings.NewReplacer("$1", prefix, "$2", `E'`+literal+`'`).Replace(s.sql)
-}
-
-// errRefused is the cause of a loss on a connection that refused a stamp before.
+// errRefused is the cause of a loss on a connection that has just refused a stamp.
 var errRefused = errors.New("auditpgx: the server refused an earlier stamp on this connection")
 
 // connState is what is known of a connection. It is used by who uses the
@@ -196,11 +97,10 @@ type connState struct {
 	tracer pgx.QueryTracer   // nil if there is none
 	// tracesBatches says that tracer does so by itself.
 	tracesBatches bool
-	// proven says that the server took a stamp on this connection. Until then a
-	// stamp in a transaction is guarded by a savepoint.
+	// proven says that the server took a stamp on this connection before.
 	proven bool
-	// refused says that it did not.
-	refused bool
+	// refused is when it refused one last.
+	refused time.Time
 	// prepared are the statements that were sent with a stamp, and described
 	// those that were in the modes that do not prepare. pgx's own caches cannot be
 	// reached.
@@ -227,6 +127,16 @@ func stateOf(conn *pgx.Conn) *connState {
 type txState struct {
 	savepoints int // made so far
 	stamps     []txStamp
+	// used says that something may have run in the transaction since it began.
+	used    bool
+	options pgx.TxOptions // with which it was begun, if it is not used
+}
+
+// restart is what takes the place of a transaction in which nothing has run.
+func (t *txState) restart() string {
+	var b pgx.Batch
+	b.BeginTx(t.options) // pgx writes the statement
+	return "ROLLBACK;" + b.QueuedQueries[0].SQL
 }
 
 type txStamp struct {

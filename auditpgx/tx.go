@@ -6,13 +6,13 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/internal/stamp"
 )
 
 // Tx is a pgx.Tx that stamps. Like any pgx.Tx it is for one goroutine at a time.
 type Tx struct {
 	tx        pgx.Tx
-	s         *stamper
+	s         *stamp.Stamper
 	state     *txState
 	savepoint int  // the number of the savepoint of a nested one, 0 for others
 	closed    bool // by Commit or Rollback
@@ -21,16 +21,23 @@ type Tx struct {
 
 var _ pgx.Tx = (*Tx)(nil)
 
-func wrapTx(tx pgx.Tx, s *stamper) *Tx { return &Tx{tx: tx, s: s, state: &txState{}} }
+// wrapTx wraps a transaction in which anything may have run.
+func wrapTx(tx pgx.Tx, s *stamp.Stamper) *Tx { return &Tx{tx: tx, s: s, state: &txState{used: true}} }
+
+// begun wraps a transaction that was begun just now.
+func begun(tx pgx.Tx, s *stamp.Stamper, options pgx.TxOptions) *Tx {
+	return &Tx{tx: tx, s: s, state: &txState{options: options}}
+}
 
 func (tx *Tx) runner() runner { return runner{s: tx.s, q: tx.tx, tx: tx.state} }
 
 // passes reports whether a statement goes to pgx as it is: the connection of a
 // closed transaction must not even be looked at, somebody else may have it.
-func (tx *Tx) passes(ctx context.Context) bool { return tx.closed || !hasContext(ctx) }
+func (tx *Tx) passes(ctx context.Context) bool { return tx.closed || !stamp.InContext(ctx) }
 
 // Begin begins a nested transaction: a savepoint.
 func (tx *Tx) Begin(ctx context.Context) (pgx.Tx, error) {
+	tx.state.used = true
 	nested, err := tx.tx.Begin(ctx)
 	if err != nil {
 		return nil, err
@@ -69,6 +76,7 @@ func (tx *Tx) close() {
 
 // Exec is Exec of pgx.Tx.
 func (tx *Tx) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	defer func() { tx.state.used = true }()
 	if tx.passes(ctx) {
 		tag, err := tx.tx.Exec(ctx, sql, args...)
 		tx.runner().ran(sql)
@@ -82,9 +90,12 @@ func (tx *Tx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, err
 	if tx.passes(ctx) {
 		rows, err := tx.tx.Query(ctx, sql, args...)
 		tx.runner().ran(sql)
+		tx.state.used = true
 		return rows, err
 	}
-	return tx.runner().query(ctx, sql, args)
+	rows, err := tx.runner().query(ctx, sql, args)
+	tx.state.used = true
+	return rows, err
 }
 
 // QueryRow is QueryRow of pgx.Tx.
@@ -95,6 +106,7 @@ func (tx *Tx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
 
 // SendBatch is SendBatch of pgx.Tx.
 func (tx *Tx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+	defer func() { tx.state.used = true }()
 	if tx.closed {
 		return tx.tx.SendBatch(ctx, b)
 	}
@@ -104,6 +116,7 @@ func (tx *Tx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 // CopyFrom is CopyFrom of pgx.Tx. If the context has to be stamped first, that
 // takes a round trip.
 func (tx *Tx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, rows pgx.CopyFromSource) (int64, error) {
+	defer func() { tx.state.used = true }()
 	if tx.passes(ctx) {
 		return tx.tx.CopyFrom(ctx, table, columns, rows)
 	}
@@ -116,16 +129,17 @@ func (tx *Tx) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementD
 }
 
 // LargeObjects is LargeObjects of pgx.Tx. Large objects are not captured.
-func (tx *Tx) LargeObjects() pgx.LargeObjects { return tx.tx.LargeObjects() }
+func (tx *Tx) LargeObjects() pgx.LargeObjects {
+	tx.state.used = true
+	return tx.tx.LargeObjects()
+}
 
 // Conn returns the connection of pgx, which does not stamp.
-func (tx *Tx) Conn() *pgx.Conn { return tx.tx.Conn() }
+func (tx *Tx) Conn() *pgx.Conn {
+	tx.state.used = true
+	return tx.tx.Conn()
+}
 
 // Stats counts what became of the contexts that went through the DB, the Conn
 // or the Config that the transaction is from.
-func (tx *Tx) Stats() Stats { return tx.s.stats() }
-
-func hasContext(ctx context.Context) bool {
-	content, err := audit.StampContent(ctx)
-	return content != nil || err != nil
-}
+func (tx *Tx) Stats() Stats { return Stats(tx.s.Stats()) }

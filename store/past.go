@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -21,6 +22,18 @@ type Version struct {
 	RelationID    uint32
 	Columns       []Column
 	Key           []string
+}
+
+// Same tells that the columns, the key and the name of two versions are the same,
+// those aside that the server computes.
+func (v Version) Same(o Version) bool {
+	plain := func(columns []Column) []Column {
+		return slices.DeleteFunc(slices.Clone(columns), func(c Column) bool { return c.Generated != "" })
+	}
+	return v.Schema == o.Schema && v.Table == o.Table && slices.Equal(v.Key, o.Key) &&
+		slices.EqualFunc(plain(v.Columns), plain(o.Columns), func(a, b Column) bool {
+			return a.Name == b.Name && a.TypeOID == b.TypeOID && a.TypeMod == b.TypeMod && a.Attnum == b.Attnum
+		})
 }
 
 // Horizon is up to where retention has dropped history: what is needed of it for

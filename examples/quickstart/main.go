@@ -10,9 +10,10 @@ import (
 	"log"
 	"os"
 
-	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/auditpgx"
 )
 
 func main() {
@@ -22,12 +23,12 @@ func main() {
 }
 
 func run(ctx context.Context, url string) error {
-	db, err := pgx.Connect(ctx, url)
+	pool, err := pgxpool.New(ctx, url)
 	if err != nil {
 		return err
 	}
-	defer db.Close(ctx)
-	if _, err := db.Exec(ctx, "CREATE TABLE IF NOT EXISTS todo (id bigint PRIMARY KEY, task text)"); err != nil {
+	defer pool.Close()
+	if _, err := pool.Exec(ctx, "CREATE TABLE IF NOT EXISTS todo (id bigint PRIMARY KEY, task text)"); err != nil {
 		return err
 	}
 
@@ -42,16 +43,10 @@ func run(ctx context.Context, url string) error {
 		return err
 	}
 
-	// Write as ever, and say on whose behalf: once in a transaction, at its
-	// beginning.
+	// Write as ever, through the wrapped pool, and say in ctx on whose behalf.
+	db := auditpgx.Wrap(pool)
 	ctx = audit.WithContext(ctx, audit.Context{UserID: 187234, RequestID: "req-1", Endpoint: "POST /todo"})
-	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
-		if err := audit.Stamp(ctx, tx); err != nil {
-			return err
-		}
-		_, err := tx.Exec(ctx, "INSERT INTO todo VALUES (26, 'Sleep') ON CONFLICT (id) DO UPDATE SET task = 'Sleep more'")
-		return err
-	})
+	_, err = db.Exec(ctx, "INSERT INTO todo VALUES (26, 'Sleep') ON CONFLICT (id) DO UPDATE SET task = 'Sleep more'")
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 // Command todo is a small todo service with a history. It serves HTTP from
 // PostgreSQL through pgx, is used by a scripted client of its own, and then asks
-// the history who did what.
+// the history who did what. The pool is wrapped by auditpgx and the handlers by
+// audithttp; that is all the code that says who.
 //
 //	go run ./examples/todo
 //
@@ -24,6 +25,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/audithttp"
+	"github.com/hindsight-go/audit/auditpgx"
 	"github.com/hindsight-go/audit/audittest"
 )
 
@@ -46,12 +49,12 @@ func run(ctx context.Context, out io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, database.Close()) }()
 
-	db, err := pgxpool.New(ctx, database.URL())
+	pool, err := pgxpool.New(ctx, database.URL())
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
-	defer db.Close()
-	if _, err := db.Exec(ctx, schema); err != nil {
+	defer pool.Close()
+	if _, err := pool.Exec(ctx, schema); err != nil {
 		return fmt.Errorf("create tables: %w", err)
 	}
 
@@ -70,36 +73,43 @@ func run(ctx context.Context, out io.Writer) (err error) {
 	}
 	audit.SetDefault(history)
 
-	address, stop, err := serve(ctx, &service{db: db})
+	// What the service writes through db is stamped with what the middleware
+	// knows of the request.
+	db := auditpgx.Wrap(pool)
+	handler := audithttp.Config{User: userOf}.Middleware((&service{db: db}).routes())
+
+	address, stop, err := serve(ctx, handler)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	if err := useService(ctx, address); err != nil {
-		return err
+	for _, v := range aDay {
+		if _, err := v.pay(ctx, address); err != nil {
+			return err
+		}
 	}
 
 	// Everything committed so far is in the history when Sync returns.
 	if err := history.Sync(ctx); err != nil {
 		return err
 	}
-	if err := printTable(ctx, out, db, changesSQL); err != nil {
+	if err := printTable(ctx, out, pool, changesSQL); err != nil {
 		return err
 	}
-	if err := tellStory(ctx, out, db); err != nil {
+	if err := tellStory(ctx, out, pool, address); err != nil {
 		return err
 	}
 	return history.Stop(ctx)
 }
 
-// serve runs the service on a free port until stop is called.
-func serve(ctx context.Context, s *service) (address string, stop func(), err error) {
+// serve runs a handler on a free port until stop is called.
+func serve(ctx context.Context, handler http.Handler) (address string, stop func(), err error) {
 	var config net.ListenConfig
 	listener, err := config.Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", nil, fmt.Errorf("listen: %w", err)
 	}
-	server := &http.Server{Handler: s.routes(), ReadHeaderTimeout: 5 * time.Second}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"os"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -33,5 +34,42 @@ func TestPrintsTheFiveRowsAndTheStory(t *testing.T) {
 	got = transactionID.ReplaceAllString(got, "transaction 731")
 	if diff := cmp.Diff(string(want), got); diff != "" {
 		t.Errorf("the program printed something else (-want +got):\n%s", diff)
+	}
+}
+
+// cells are those of the five rows of a table, as psql prints it.
+func cells(t *testing.T, file string) [][]string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows [][]string
+	for _, line := range regexp.MustCompile(`(?m)^ \d+ +\| todo .*$`).FindAllString(string(text), -1) {
+		row := strings.Split(line, "|")
+		for i := range row {
+			row[i] = strings.TrimSpace(row[i])
+		}
+		rows = append(rows, row)
+	}
+	if len(rows) != 5 {
+		t.Fatalf("%s has %d rows, not 5", file, len(rows))
+	}
+	return rows
+}
+
+// What the README shows is what the program prints, but for contexts that are
+// too long for it.
+func TestTheFiveRowsStandInTheReadme(t *testing.T) {
+	t.Parallel()
+	const context = 5
+	got := cells(t, "../../README.md")
+	for i, want := range cells(t, "testdata/output.golden") {
+		if begin, long := strings.CutSuffix(got[i][context], ", ...}"); long && strings.HasPrefix(want[context], begin) {
+			got[i][context] = want[context]
+		}
+		if diff := cmp.Diff(want, got[i]); diff != "" {
+			t.Errorf("row %d (-printed +README):\n%s", i+1, diff)
+		}
 	}
 }

@@ -8,9 +8,8 @@ import (
 	"strconv"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/auditpgx"
 )
 
 const schema = `
@@ -26,64 +25,69 @@ type todo struct {
 	IsCompleted bool   `db:"is_completed" json:"isCompleted"`
 }
 
-// service keeps todos. It knows nothing of history but the stamp.
-type service struct{ db *pgxpool.Pool }
+// service keeps todos. It knows nothing of history: its handlers write with the
+// request's context, as they would anyway.
+type service struct{ db auditpgx.Querier }
 
-func (s *service) routes() http.Handler {
+func (s *service) routes() *http.ServeMux {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /todo", s.handle(create))
-	mux.HandleFunc("POST /todo/{id}/complete", s.handle(complete))
-	mux.HandleFunc("DELETE /todo/{id}", s.handle(remove))
+	mux.HandleFunc("POST /todo", handle(s.create))
+	mux.HandleFunc("POST /todo/{id}/complete", handle(s.complete))
+	mux.HandleFunc("POST /todo/{id}/split", handle(s.split))
+	mux.HandleFunc("DELETE /todo/{id}", handle(s.remove))
 	return mux
 }
 
-// action is what one endpoint does in the request's transaction.
-type action func(ctx context.Context, tx pgx.Tx, r *http.Request) (todo, error)
+// userOf says who makes a request. A real service looks into the session.
+func userOf(r *http.Request) any { return r.Header.Get("X-User") }
 
-// handle gives every request a transaction that says who is writing, where and
-// in which request.
-func (s *service) handle(do action) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		ctx := audit.WithContext(r.Context(), audit.Context{
-			UserID:    r.Header.Get("X-User"), // a real service authenticates
-			RequestID: r.Header.Get("X-Request-Id"),
-			Endpoint:  r.Pattern,
-		})
-		var result todo
-		err := pgx.BeginFunc(ctx, s.db, func(tx pgx.Tx) error {
-			if err := audit.Stamp(ctx, tx); err != nil {
-				return err
-			}
-			var err error
-			result, err = do(ctx, tx, r)
-			return err
-		})
-		answer(w, result, err)
-	}
-}
-
-func create(ctx context.Context, tx pgx.Tx, r *http.Request) (todo, error) {
+func (s *service) create(r *http.Request) (any, error) {
 	var t todo
 	if err := json.NewDecoder(r.Body).Decode(&t); err != nil {
-		return t, errBadRequest
+		return nil, errBadRequest
 	}
-	return one(ctx, tx, "INSERT INTO todo (task) VALUES ($1) RETURNING *", t.Task)
+	return one(r.Context(), s.db, "INSERT INTO todo (task) VALUES ($1) RETURNING *", t.Task)
 }
 
-func complete(ctx context.Context, tx pgx.Tx, r *http.Request) (todo, error) {
+func (s *service) complete(r *http.Request) (any, error) {
 	id, err := idOf(r)
 	if err != nil {
-		return todo{}, err
+		return nil, err
 	}
-	return one(ctx, tx, "UPDATE todo SET is_completed = true WHERE id = $1 RETURNING *", id)
+	return one(r.Context(), s.db, "UPDATE todo SET is_completed = true WHERE id = $1 RETURNING *", id)
 }
 
-func remove(ctx context.Context, tx pgx.Tx, r *http.Request) (todo, error) {
+func (s *service) remove(r *http.Request) (any, error) {
 	id, err := idOf(r)
 	if err != nil {
-		return todo{}, err
+		return nil, err
 	}
-	return one(ctx, tx, "DELETE FROM todo WHERE id = $1 RETURNING *", id)
+	return one(r.Context(), s.db, "DELETE FROM todo WHERE id = $1 RETURNING *", id)
+}
+
+// split puts several todos in the place of one, in one transaction.
+func (s *service) split(r *http.Request) (any, error) {
+	id, err := idOf(r)
+	if err != nil {
+		return nil, err
+	}
+	var parts []todo
+	if err := json.NewDecoder(r.Body).Decode(&parts); err != nil {
+		return nil, errBadRequest
+	}
+	ctx := r.Context()
+	err = pgx.BeginFunc(ctx, s.db, func(tx pgx.Tx) error {
+		if _, err := one(ctx, tx, "DELETE FROM todo WHERE id = $1 RETURNING *", id); err != nil {
+			return err
+		}
+		for i := range parts {
+			if parts[i], err = one(ctx, tx, "INSERT INTO todo (task) VALUES ($1) RETURNING *", parts[i].Task); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return parts, err
 }
 
 var errBadRequest = errors.New("bad request")
@@ -96,24 +100,28 @@ func idOf(r *http.Request) (int64, error) {
 	return id, nil
 }
 
-func one(ctx context.Context, tx pgx.Tx, sql string, args ...any) (todo, error) {
-	rows, err := tx.Query(ctx, sql, args...)
+func one(ctx context.Context, db auditpgx.Querier, sql string, args ...any) (todo, error) {
+	rows, err := db.Query(ctx, sql, args...)
 	if err != nil {
 		return todo{}, err
 	}
 	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[todo])
 }
 
-func answer(w http.ResponseWriter, t todo, err error) {
-	switch {
-	case errors.Is(err, errBadRequest):
-		http.Error(w, err.Error(), http.StatusBadRequest)
-	case errors.Is(err, pgx.ErrNoRows):
-		http.Error(w, "no such todo", http.StatusNotFound)
-	case err != nil:
-		http.Error(w, "the todo service is in trouble", http.StatusInternalServerError)
-	default:
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(t) // a client that has gone needs no answer
+// handle answers requests with what do returns.
+func handle(do func(*http.Request) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		result, err := do(r)
+		switch {
+		case errors.Is(err, errBadRequest):
+			http.Error(w, err.Error(), http.StatusBadRequest)
+		case errors.Is(err, pgx.ErrNoRows):
+			http.Error(w, "no such todo", http.StatusNotFound)
+		case err != nil:
+			http.Error(w, "the todo service is in trouble", http.StatusInternalServerError)
+		default:
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(result) // a client that has gone needs no answer
+		}
 	}
 }

@@ -11,14 +11,17 @@ import (
 )
 
 // tellStory asks the history what people ask of it.
-func tellStory(ctx context.Context, out io.Writer, db *pgxpool.Pool) error {
+func tellStory(ctx context.Context, out io.Writer, db *pgxpool.Pool, address string) error {
 	for _, chapter := range []func(context.Context, io.Writer) error{whereIsMyTodo, whatDidTheyDo, whatChanged, whoIsBusy} {
 		if err := chapter(ctx, out); err != nil {
 			return err
 		}
 	}
+	if err := whatWasThatRequest(ctx, out, address); err != nil {
+		return err
+	}
 	// At night, somebody mends a row in psql: no program, no context.
-	if _, err := db.Exec(ctx, "UPDATE todo SET task = 'Code less' WHERE id = 28"); err != nil {
+	if _, err := db.Exec(ctx, "UPDATE todo SET task = 'Write less code' WHERE id = 29"); err != nil {
 		return fmt.Errorf("mend row: %w", err)
 	}
 	if err := audit.Sync(ctx); err != nil {
@@ -79,6 +82,29 @@ func whoIsBusy(ctx context.Context, out io.Writer) error {
 	}
 	for _, group := range groups {
 		fmt.Fprintf(out, "  %-24s %d\n", group.Value, group.Changes)
+	}
+	return nil
+}
+
+// whatWasThatRequest makes a request without an id, and looks it up by the one
+// that the answer carries.
+func whatWasThatRequest(ctx context.Context, out io.Writer, address string) error {
+	split := visit{owner, "", "POST", "/todo/28/split", `[{"task": "Write code"}, {"task": "Test code"}]`}
+	requestID, err := split.pay(ctx, address)
+	if err != nil {
+		return err
+	}
+	if err := audit.Sync(ctx); err != nil {
+		return err
+	}
+	fmt.Fprintln(out, "\nThe answer to a request carried an X-Request-Id. What did that request do?")
+	for change, err := range audit.Changes().InRequest(requestID).OldestFirst().All(ctx) {
+		if err != nil {
+			return err
+		}
+		task, _ := change.Row().Text("task")
+		fmt.Fprintf(out, "  %-6s %s[%s] %q at %s\n",
+			change.Operation, change.TableName(), change.PrimaryKey, task, change.Context.Endpoint)
 	}
 	return nil
 }

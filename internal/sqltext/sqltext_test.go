@@ -1,11 +1,17 @@
-package auditpgx_test
+package sqltext_test
 
 import (
 	"strings"
 	"testing"
 
-	"github.com/hindsight-go/audit/auditpgx"
+	"github.com/hindsight-go/audit/internal/sqltext"
 )
+
+// wants reports whether a statement is stamped: alone, and in a transaction.
+func wants(sql string) (alone, inTransaction bool) {
+	c := sqltext.Classify(sql)
+	return c == sqltext.Write || c == sqltext.Unknown, c >= sqltext.Write
+}
 
 func TestWritesAreRecognised(t *testing.T) {
 	t.Parallel()
@@ -63,7 +69,7 @@ func TestWritesAreRecognised(t *testing.T) {
 		"\xff\xfe":                                                                          "write",
 		"€uro":                                                                              "write",
 	} {
-		alone, inTransaction := auditpgx.Wants(sql)
+		alone, inTransaction := wants(sql)
 		got := map[[2]bool]string{{false, false}: "read", {true, true}: "write", {false, true}: "procedure"}[[2]bool{alone, inTransaction}]
 		if got != want {
 			t.Errorf("%q: %s, want %s", sql, got, want)
@@ -74,8 +80,35 @@ func TestWritesAreRecognised(t *testing.T) {
 		"INSERT INTO t VALUES (1); COMMIT": true, "PREPARE TRANSACTION 'x'": true, "PREPARE x AS SELECT 1": false,
 		"SELECT 'COMMIT'": false, "RELEASE x": false, "SELECT 1 -- ; COMMIT": false,
 	} {
-		if got := auditpgx.Ends(sql); got != want {
+		if got := sqltext.EndsTransaction(sql); got != want {
 			t.Errorf("%q ends a transaction: %t", sql, got)
+		}
+	}
+}
+
+func TestTransactionsAreFollowed(t *testing.T) {
+	t.Parallel()
+	for sql, want := range map[string]sqltext.Session{
+		"BEGIN": sqltext.InTransaction, "begin work": sqltext.InTransaction, "START TRANSACTION READ ONLY": sqltext.InTransaction,
+		"COMMIT": sqltext.Idle, "END WORK": sqltext.Idle, "ROLLBACK": sqltext.Idle, "abort": sqltext.Idle, "PREPARE TRANSACTION 'x'": sqltext.Idle,
+		"COMMIT AND CHAIN": sqltext.InTransaction, "ROLLBACK WORK AND CHAIN": sqltext.InTransaction, "COMMIT AND NO CHAIN": sqltext.Idle,
+		"ROLLBACK TO x": sqltext.AsItWas, "ROLLBACK TRANSACTION TO SAVEPOINT x": sqltext.AsItWas, "SAVEPOINT x": sqltext.AsItWas,
+		"RELEASE x": sqltext.AsItWas, "COMMIT PREPARED 'x'": sqltext.AsItWas, "ROLLBACK PREPARED 'x'": sqltext.AsItWas,
+		"BEGIN; DELETE FROM t": sqltext.InTransaction, "BEGIN; DELETE FROM t; COMMIT": sqltext.Idle, "COMMIT; BEGIN": sqltext.InTransaction,
+		"SELECT 'BEGIN'": sqltext.AsItWas, "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; END": sqltext.AsItWas,
+		"CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; END; COMMIT": sqltext.Idle,
+		"CREATE TABLE t (begin int, atomic int); COMMIT":                     sqltext.Idle,
+		"DO $$ BEGIN COMMIT; END $$":                                         sqltext.AsItWas, "": sqltext.AsItWas, "x": sqltext.AsItWas,
+	} {
+		if got := sqltext.Parse(sql).Leaves; got != want {
+			t.Errorf("%q leaves %d, want %d", sql, got, want)
+		}
+	}
+	for sql, want := range map[string]bool{
+		"COPY t FROM STDIN": true, "copy t (a) from stdin": true, "COPY t TO STDOUT": false, "INSERT INTO copy SELECT * FROM t": false,
+	} {
+		if got := sqltext.Parse(sql).Copies; got != want {
+			t.Errorf("%q copies: %t", sql, got)
 		}
 	}
 }
@@ -87,25 +120,26 @@ func FuzzWritesAreRecognised(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		auditpgx.Wants(text)
+		wants(text)
+		sqltext.EndsTransaction(text)
 		// What stands in a comment or a literal decides nothing.
 		plain := strings.NewReplacer("*/", "", "/*", "", "*", "", "/", "").Replace(text)
-		if _, stamped := auditpgx.Wants("/* " + plain + " */ SELECT 1"); stamped {
+		if _, stamped := wants("/* " + plain + " */ SELECT 1"); stamped {
 			t.Errorf("the comment %q makes a write", plain)
 		}
 		plain = strings.NewReplacer("'", "''").Replace(text)
-		if _, stamped := auditpgx.Wants("SELECT '" + plain + "'"); stamped {
+		if _, stamped := wants("SELECT '" + plain + "'"); stamped {
 			t.Errorf("the literal %q makes a write", plain)
 		}
 		plain = strings.ReplaceAll(text, "$q$", "")
 		if !strings.HasSuffix(plain, "$") && !strings.HasSuffix(plain, "$q") && !strings.Contains(plain, "$q$") {
-			if _, stamped := auditpgx.Wants("SELECT $q$" + plain + "$q$"); stamped {
+			if _, stamped := wants("SELECT $q$" + plain + "$q$"); stamped {
 				t.Errorf("the literal %q makes a write", plain)
 			}
 		}
 		// And what follows them does.
 		plain = strings.NewReplacer("'", "''").Replace(text)
-		if _, stamped := auditpgx.Wants("SELECT '" + plain + "'; DELETE FROM t"); !stamped {
+		if _, stamped := wants("SELECT '" + plain + "'; DELETE FROM t"); !stamped {
 			t.Errorf("the literal %q hides a write", plain)
 		}
 	})

@@ -1,64 +1,85 @@
-package auditpgx
+// Package sqltext tells from the words of SQL what a statement means for a
+// stamp, for the drivers that stamp.
+package sqltext
 
 import "strings"
 
-// class says what a statement means for stamping.
-type class int
+// Class says what a statement means for stamping.
+type Class int
 
 const (
-	// read changes no row that capture would see, so it needs no stamp: queries,
+	// Read changes no row that capture would see, so it needs no stamp: queries,
 	// settings, cursors, locks, savepoints, definitions.
-	read class = iota
-	// ends ends a transaction or goes back to a savepoint, and so may take the
+	Read Class = iota
+	// Ends ends a transaction or goes back to a savepoint, and so may take the
 	// stamp with it.
-	ends
-	// write may change rows and may share a transaction with a stamp.
-	write
-	// procedure may change rows, and may commit in its middle if it is alone: it
+	Ends
+	// Write may change rows and may share a transaction with a stamp.
+	Write
+	// Procedure may change rows, and may commit in its middle if it is alone: it
 	// can share an explicit transaction with a stamp, but not an implicit one.
-	procedure
-	// unknown is no SQL that we recognise: the name of a prepared statement, or
+	Procedure
+	// Unknown is no SQL that we recognise: the name of a prepared statement, or
 	// an error.
-	unknown
+	Unknown
 )
 
-// classify looks at every statement of a text. It goes by the words: a SELECT
-// that calls a function that writes is a read to it. Where the words leave it
-// open, it says write: a stamp too many does no harm.
-func classify(sql string) class {
-	all := read
+// Text is what the words of one or more statements say.
+type Text struct {
+	// Class is that of the statement that matters most.
+	Class Class
+	// Ends says that a statement ends a transaction or goes back to a savepoint.
+	Ends bool
+	// Leaves is what the last statement that begins or ends a transaction
+	// leaves behind.
+	Leaves Session
+	// Copies says that a statement is COPY FROM.
+	Copies bool
+}
+
+// Session is whether a session is in a transaction.
+type Session int
+
+const (
+	// AsItWas says that nothing begins or ends a transaction.
+	AsItWas Session = iota
+	// InTransaction is after BEGIN.
+	InTransaction
+	// Idle is after COMMIT or ROLLBACK.
+	Idle
+)
+
+// Parse looks at every statement of a text. It goes by the words: a SELECT that
+// calls a function that writes is a read to it. Where the words leave it open, it
+// says Write: a stamp too many does no harm.
+func Parse(sql string) Text {
+	var t Text
 	w := words{text: sql}
 	for {
 		var s sentence
 		more := s.read(&w)
-		switch c := s.class(); {
-		case c == unknown, all == unknown:
-			all = unknown
-		default:
+		c := s.class()
+		if t.Class != Unknown {
 			// The constants are in the order of what matters more.
-			all = max(all, c)
+			t.Class = max(t.Class, c)
+		}
+		t.Ends = t.Ends || c == Ends
+		t.Copies = t.Copies || c == Write && s.verb == "COPY"
+		if leaves := s.leaves(c); leaves != AsItWas {
+			t.Leaves = leaves
 		}
 		if !more {
-			return all
+			return t
 		}
 	}
 }
 
-// endsTransaction reports whether a statement of the text ends a transaction or
+// Classify returns the Class of a text.
+func Classify(sql string) Class { return Parse(sql).Class }
+
+// EndsTransaction reports whether a statement of the text ends a transaction or
 // goes back to a savepoint.
-func endsTransaction(sql string) bool {
-	w := words{text: sql}
-	for {
-		var s sentence
-		more := s.read(&w)
-		if s.class() == ends {
-			return true
-		}
-		if !more {
-			return false
-		}
-	}
-}
+func EndsTransaction(sql string) bool { return Parse(sql).Ends }
 
 // sentence is what matters of one statement.
 type sentence struct {
@@ -71,6 +92,8 @@ type sentence struct {
 	into     bool // INTO, other than in INSERT INTO and MERGE INTO
 	analyze  bool // ANALYZE right after EXPLAIN, or in its options
 	from, to bool // FROM and TO outside parentheses
+	chains   bool // AND CHAIN
+	body     int  // how deep inside BEGIN ATOMIC ... END, the body of a function
 	other    bool // holds something besides words at its beginning
 }
 
@@ -86,7 +109,7 @@ func (s *sentence) read(w *words) bool {
 			switch text {
 			case ";":
 				// Inside parentheses it parts the actions of a rule.
-				if depth <= 0 {
+				if depth <= 0 && s.body == 0 {
 					return true
 				}
 			case "(":
@@ -126,77 +149,104 @@ func (s *sentence) read(w *words) bool {
 			s.from = s.from || depth <= 0
 		case "TO":
 			s.to = s.to || depth <= 0
+		case "CHAIN":
+			s.chains = s.chains || previous == "AND"
+		case "ATOMIC":
+			if s.verb == "CREATE" && previous == "BEGIN" {
+				s.body++
+			}
+		case "CASE":
+			if s.body > 0 {
+				s.body++
+			}
+		case "END":
+			if s.body > 0 {
+				s.body--
+			}
 		}
 		previous = word
 	}
 }
 
-func (s *sentence) class() class {
+func (s *sentence) class() Class {
 	if s.words == 0 && !s.other {
-		return read // nothing but space and comments
+		return Read // nothing but space and comments
 	}
 	if s.other {
-		return unknown
+		return Unknown
 	}
 	if s.words == 1 {
 		// BEGIN and the like. Any other lone word is the name of a prepared
 		// statement.
 		switch s.verb {
 		case "COMMIT", "END", "ROLLBACK", "ABORT":
-			return ends
+			return Ends
 		case "BEGIN", "VACUUM", "ANALYZE", "ANALYSE", "CHECKPOINT", "CLUSTER", "VALUES", "SELECT":
-			return read
+			return Read
 		}
-		return unknown
+		return Unknown
 	}
 	switch s.verb {
 	case "INSERT", "UPDATE", "DELETE", "MERGE", "TRUNCATE", "EXECUTE":
-		return write
+		return Write
 	case "CALL", "DO":
-		return procedure
+		return Procedure
 	case "WITH":
 		if s.modifies || s.into {
-			return write
+			return Write
 		}
-		return read
+		return Read
 	case "SELECT", "VALUES", "TABLE":
 		if s.into {
-			return write
+			return Write
 		}
-		return read
+		return Read
 	case "EXPLAIN":
 		if s.analyze && s.modifies {
-			return write
+			return Write
 		}
-		return read
+		return Read
 	case "COPY":
 		if s.from && !s.to {
-			return write
+			return Write
 		}
-		return read
+		return Read
 	case "COMMIT", "END", "ROLLBACK", "ABORT":
-		return ends
+		return Ends
 	case "PREPARE":
 		if s.next == "TRANSACTION" {
-			return ends
+			return Ends
 		}
-		return read
+		return Read
 	case "BEGIN", "START", "SAVEPOINT", "RELEASE", "SET", "RESET", "SHOW", "DISCARD",
 		"DECLARE", "FETCH", "MOVE", "CLOSE", "LISTEN", "UNLISTEN", "NOTIFY", "LOCK", "DEALLOCATE",
 		"CREATE", "ALTER", "DROP", "COMMENT", "GRANT", "REVOKE", "SECURITY", "IMPORT", "REASSIGN",
 		"VACUUM", "ANALYZE", "ANALYSE", "CHECKPOINT", "CLUSTER", "REINDEX", "REFRESH", "LOAD":
-		return read
+		return Read
 	}
-	return unknown
+	return Unknown
+}
+
+// leaves returns in what state a statement of a class leaves the session.
+func (s *sentence) leaves(c Class) Session {
+	switch {
+	case c == Ends && s.chains:
+		return InTransaction
+	case c == Ends && !s.to && s.next != "PREPARED":
+		return Idle
+	case c == Read && (s.verb == "BEGIN" || s.verb == "START"):
+		return InTransaction
+	}
+	return AsItWas
 }
 
 // keywords are the words that are looked for.
 var keywords = func() map[string]string {
 	known := map[string]string{}
 	for _, word := range strings.Fields(`
-		ABORT ALTER ANALYSE ANALYZE BEGIN CALL CHECKPOINT CLOSE CLUSTER COMMENT COMMIT COPY CREATE DEALLOCATE DECLARE
+		ABORT ALTER ANALYSE ANALYZE AND ATOMIC BEGIN CALL CASE CHAIN CHECKPOINT CLOSE CLUSTER COMMENT COMMIT COPY CREATE DEALLOCATE DECLARE
 		DELETE DISCARD DO DROP END EXECUTE EXPLAIN FETCH FOR FROM GRANT IMPORT INSERT INTO KEY LISTEN LOAD LOCK MERGE MOVE
-		NOTIFY PREPARE REASSIGN REFRESH REINDEX RELEASE RESET REVOKE ROLLBACK SAVEPOINT SECURITY SELECT SET SHOW START
+		NOTIFY PREPARE PREPARED REASSIGN REFRESH REINDEX RELEASE RESET REVOKE ROLLBACK SAVEPOINT SECURITY SELECT SET SHOW START
 		TABLE TO TRANSACTION TRUNCATE UNLISTEN UPDATE VACUUM VALUES WITH`) {
 		known[word] = word
 	}
@@ -360,3 +410,22 @@ func isLetter(c byte) bool {
 }
 
 func isDigit(c byte) bool { return c >= '0' && c <= '9' }
+
+// IsQuery reports whether a statement is a query, which can follow a stamp.
+func IsQuery(sql string) bool {
+	w := words{text: sql}
+	for {
+		kind, text := w.next()
+		switch {
+		case kind == mark && text == "(":
+		case kind == word:
+			switch keyword(text) {
+			case "SELECT", "VALUES", "TABLE", "WITH", "SHOW":
+				return true
+			}
+			return false
+		default:
+			return false
+		}
+	}
+}

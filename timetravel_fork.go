@@ -1,0 +1,316 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Fork is the past as real tables, see [Point.Into].
+type Fork struct {
+	point    Point
+	schema   string
+	tables   []string
+	progress func(ForkProgress)
+}
+
+// ForkProgress is how far a fork has come.
+type ForkProgress struct {
+	// Table is the table being written, Rows how many of its rows are.
+	Table string
+	Rows  int64
+	// Done tells that the table is complete.
+	Done bool
+}
+
+// ForkResult says what a fork holds.
+type ForkResult struct {
+	// Completeness is what the fork rests on.
+	Completeness Completeness
+	// Rows is the number of rows by table, as "schema.table" of the source.
+	Rows map[string]int64
+	// Skipped are the indexes and foreign keys of today that the rows of then do not
+	// comply with, each with the server's reason.
+	Skipped []string
+}
+
+// ErrSchemaExists is returned by [Fork.Run] when there is a schema of the name.
+var ErrSchemaExists = errors.New("audit: the schema for the fork exists already: choose another name, or drop it")
+
+// Into asks for the past as real tables, with keys, indexes and foreign keys, in a
+// schema of its own in the source: for inspecting, reporting and comparing for
+// longer than a [Point.View] should last. The schema must not exist. [Fork.Run]
+// makes it.
+func (p Point) Into(schema string) Fork { return Fork{point: p, schema: schema} }
+
+// Tables restricts the fork to the named tables. Default: all that were tracked at
+// the moment.
+func (f Fork) Tables(names ...string) Fork {
+	f.tables = append(slices.Clip(f.tables), names...)
+	return f
+}
+
+// Progress has Run call a function every few thousand rows and at the end of each
+// table, from Run's own goroutine.
+func (f Fork) Progress(call func(ForkProgress)) Fork {
+	f.progress = call
+	return f
+}
+
+// Run makes the fork, in one transaction: either the schema is there, whole, or it
+// is not. The tables are UNLOGGED: they write no WAL, are not tracked, and are
+// emptied by a crash of the server; the fork can be made again. Drop the schema
+// when done with it.
+//
+// Tables of the same name in two schemas cannot be in one fork. The role needs
+// the right to create a schema in the source. The error is [ErrSchemaExists], or a
+// [*HistoryError] where a table has no such past.
+func (f Fork) Run(ctx context.Context) (*ForkResult, error) {
+	c, err := f.point.ready()
+	if err != nil {
+		return nil, err
+	}
+	if f.schema == "" || strings.HasPrefix(f.schema, "pg_") {
+		return nil, &FilterError{Filter: "Into", Reason: "a schema needs a name that does not begin with pg_"}
+	}
+	t, err := c.travel(ctx, f.point)
+	if err != nil {
+		return nil, err
+	}
+	names := f.tables
+	if names == nil {
+		names = t.coveredThen()
+	}
+	var tables []*pastTable
+	for _, name := range names {
+		past, err := t.table(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if slices.ContainsFunc(tables, func(o *pastTable) bool { return o.name == past.name }) {
+			return nil, &FilterError{Filter: "Into", Reason: fmt.Sprintf("two tables are called %q: choose with Tables", past.name)}
+		}
+		tables = append(tables, past)
+	}
+	result := &ForkResult{Completeness: t.completeness(nil), Rows: make(map[string]int64)}
+	conn, err := c.snapshots.Acquire(ctx)
+	if err != nil {
+		return nil, wrap("connect to the source", err)
+	}
+	defer conn.Release()
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return f.run(ctx, tx, tables, result) })
+	if isCode(err, "42P06") {
+		return nil, ErrSchemaExists
+	}
+	if err != nil {
+		return nil, err
+	}
+	return result, nil
+}
+
+// coveredThen returns the tables that were tracked at the moment, by their names
+// then.
+func (t *travel) coveredThen() []string {
+	var names []string
+	for _, cov := range t.facts.Coverage {
+		if cov.From <= t.through && (cov.Until == 0 || t.through < cov.Until) {
+			names = append(names, qualifiedName(cov.Schema, cov.Table))
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func (f Fork) run(ctx context.Context, tx pgx.Tx, tables []*pastTable, result *ForkResult) error {
+	schema := pgx.Identifier{f.schema}.Sanitize()
+	if _, err := tx.Exec(ctx, "CREATE SCHEMA "+schema); err != nil {
+		return wrap("make fork", err)
+	}
+	for _, table := range tables {
+		if _, err := tx.Exec(ctx, f.createSQL(table)); err != nil {
+			return wrap("make "+table.qualified(), err)
+		}
+		n, err := f.load(ctx, tx, table)
+		if err != nil {
+			return err
+		}
+		result.Rows[table.qualified()] = n
+		if err := f.finish(ctx, tx, table, result); err != nil {
+			return err
+		}
+	}
+	for _, table := range tables {
+		if err := f.reference(ctx, tx, table, tables, result); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f Fork) ident(name string) string { return pgx.Identifier{f.schema, name}.Sanitize() }
+
+// isLike tells that the table of now has the columns of then.
+func (p *pastTable) isLike() bool { return p.live != nil && p.columns.same(p.live.columns) }
+
+// createSQL makes the table. What is checked of rows may be younger than they are,
+// so it comes later, or not at all.
+func (f Fork) createSQL(table *pastTable) string {
+	ident := f.ident(table.name)
+	if !table.isLike() {
+		var columns []string
+		for _, c := range table.columns.list {
+			columns = append(columns, pgx.Identifier{c.name}.Sanitize()+" "+c.typeName)
+		}
+		return "CREATE UNLOGGED TABLE " + ident + " (" + strings.Join(columns, ", ") + ")"
+	}
+	statement := "CREATE UNLOGGED TABLE " + ident + " (LIKE " + table.live.ident() + " INCLUDING GENERATED INCLUDING DEFAULTS INCLUDING COMMENTS INCLUDING STORAGE)"
+	for _, c := range table.columns.list {
+		if c.notNull {
+			statement += "; ALTER TABLE " + ident + " ALTER COLUMN " + pgx.Identifier{c.name}.Sanitize() + " DROP NOT NULL"
+		}
+	}
+	return statement
+}
+
+func (f Fork) load(ctx context.Context, tx pgx.Tx, table *pastTable) (int64, error) {
+	var names []string
+	for _, c := range table.columns.list {
+		if c.generated == "" || !table.isLike() {
+			names = append(names, pgx.Identifier{c.name}.Sanitize())
+		}
+	}
+	columns := table.columns.list
+	if !table.isLike() {
+		columns = nil
+	}
+	rows := newCopier(tx.Conn(), f.ident(table.name), names)
+	var n int64
+	err := table.rows(ctx, func(values [][]byte) error {
+		if n++; n%5000 == 0 {
+			f.report(table, n, false)
+		}
+		return rows.add(ctx, columns, values)
+	})
+	if err == nil {
+		err = rows.flush(ctx)
+	}
+	if err != nil {
+		return n, err
+	}
+	f.report(table, n, true)
+	return n, nil
+}
+
+func (f Fork) report(table *pastTable, n int64, done bool) {
+	if f.progress != nil {
+		f.progress(ForkProgress{Table: table.qualified(), Rows: n, Done: done})
+	}
+}
+
+// finish adds the key, and the indexes of today where the table is as it is today.
+func (f Fork) finish(ctx context.Context, tx pgx.Tx, table *pastTable, result *ForkResult) error {
+	ident := f.ident(table.name)
+	if len(table.key) > 0 {
+		if _, err := tx.Exec(ctx, "ALTER TABLE "+ident+" ADD PRIMARY KEY ("+quotedList(table.key)+")"); err != nil {
+			return wrap("make key of "+table.qualified(), err)
+		}
+	}
+	if !table.isLike() {
+		return nil
+	}
+	rows, err := tx.Query(ctx, `
+		SELECT c.relname, pg_catalog.pg_get_indexdef(i.indexrelid)
+		FROM pg_catalog.pg_index i
+		JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+		WHERE i.indrelid = $1 AND NOT i.indisprimary AND i.indisvalid
+		ORDER BY c.relname`, table.oid)
+	if err != nil {
+		return wrap("read indexes", err)
+	}
+	type index struct{ Name, Definition string }
+	indexes, err := pgx.CollectRows(rows, pgx.RowToStructByPos[index])
+	if err != nil {
+		return wrap("read indexes", err)
+	}
+	for _, x := range indexes {
+		definition := x.Definition
+		for _, on := range []string{" ON ONLY " + table.live.ident() + " ", " ON " + table.live.ident() + " ", " ON ONLY " + table.live.printed() + " ", " ON " + table.live.printed() + " "} {
+			definition = strings.Replace(definition, on, " ON "+ident+" ", 1)
+		}
+		if err := f.try(ctx, tx, definition); err != nil {
+			result.Skipped = append(result.Skipped, fmt.Sprintf("index %s: %v", x.Name, err))
+		}
+	}
+	return nil
+}
+
+// printed is the table's name as the server prints it, with quotes only where
+// they are needed.
+func (t *sourceTable) printed() string { return printedName(t.schema) + "." + printedName(t.name) }
+
+func printedName(name string) string {
+	if strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_") == "" && name[0] > '9' {
+		return name
+	}
+	return pgx.Identifier{name}.Sanitize()
+}
+
+// try runs a statement that may fail.
+func (f Fork) try(ctx context.Context, tx pgx.Tx, statement string) error {
+	return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, statement)
+		return err
+	})
+}
+
+// reference adds the foreign keys of today between tables of the fork.
+func (f Fork) reference(ctx context.Context, tx pgx.Tx, table *pastTable, tables []*pastTable, result *ForkResult) error {
+	if !table.isLike() {
+		return nil
+	}
+	rows, err := tx.Query(ctx, `
+		SELECT c.conname, c.confrelid,
+			array(SELECT a.attname::text FROM pg_catalog.unnest(c.conkey) WITH ORDINALITY k(attnum, n)
+				JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.attnum ORDER BY k.n),
+			array(SELECT a.attname::text FROM pg_catalog.unnest(c.confkey) WITH ORDINALITY k(attnum, n)
+				JOIN pg_catalog.pg_attribute a ON a.attrelid = c.confrelid AND a.attnum = k.attnum ORDER BY k.n)
+		FROM pg_catalog.pg_constraint c
+		WHERE c.conrelid = $1 AND c.contype = 'f' AND c.conparentid = 0
+		ORDER BY c.conname`, table.oid)
+	if err != nil {
+		return wrap("read foreign keys", err)
+	}
+	type key struct {
+		Name             string
+		Referenced       uint32
+		Columns, Foreign []string
+	}
+	keys, err := pgx.CollectRows(rows, pgx.RowToStructByPos[key])
+	if err != nil {
+		return wrap("read foreign keys", err)
+	}
+	for _, k := range keys {
+		at := slices.IndexFunc(tables, func(o *pastTable) bool { return o.oid == k.Referenced })
+		if at < 0 {
+			continue
+		}
+		err := f.try(ctx, tx, "ALTER TABLE "+f.ident(table.name)+" ADD CONSTRAINT "+pgx.Identifier{k.Name}.Sanitize()+
+			" FOREIGN KEY ("+quotedList(k.Columns)+") REFERENCES "+f.ident(tables[at].name)+" ("+quotedList(k.Foreign)+")")
+		if err != nil {
+			result.Skipped = append(result.Skipped, fmt.Sprintf("foreign key %s: %v", k.Name, err))
+		}
+	}
+	return nil
+}
+
+func quotedList(names []string) string {
+	quoted := make([]string, len(names))
+	for i, name := range names {
+		quoted[i] = pgx.Identifier{name}.Sanitize()
+	}
+	return strings.Join(quoted, ", ")
+}
