@@ -50,11 +50,20 @@ type bank struct {
 func openBank(t *testing.T, branches, tellers, accounts int) *bank {
 	t.Helper()
 	b := &bank{branches: branches, tellers: tellers, accounts: accounts}
-	b.Audited = audittest.New(t, audit.Config{}, bankTables,
+	db := audittest.NewDatabase(t)
+	for _, sql := range []string{
+		bankTables,
 		fmt.Sprintf("INSERT INTO pgbench_branches SELECT i, 0 FROM generate_series(1, %d) i", branches),
 		fmt.Sprintf("INSERT INTO pgbench_tellers SELECT i, (i - 1) %% %d + 1, 0 FROM generate_series(1, %d) i", branches, tellers),
 		fmt.Sprintf("INSERT INTO pgbench_accounts SELECT i, (i - 1) %% %d + 1, 0 FROM generate_series(1, %d) i", branches, accounts),
-		"ANALYZE")
+		"ANALYZE",
+	} {
+		db.Exec(t, sql)
+	}
+	// Without the check of audittest.New: at the end, the books are compared.
+	b.Audited = audittest.Open(t, db, audit.Config{})
+	mustStart(t, b.Audited)
+	t.Cleanup(func() { b.Stop(t) })
 	b.begun = audittest.Value[time.Time](t, b.Database, "SELECT clock_timestamp()")
 	return b
 }
