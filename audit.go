@@ -129,6 +129,8 @@ var sessionSettings = map[string]string{
 	"default_transaction_read_only":       "off",
 	"default_transaction_isolation":       "read committed",
 	"search_path":                         "pg_catalog",
+	// Compiling is dear, and what we ask looks dearer to the planner than it is.
+	"jit": "off",
 }
 
 // Close stops capture at once if it runs, and closes all connections. Stop first

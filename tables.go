@@ -183,14 +183,41 @@ func (c *Client) noteVersions(ctx context.Context, r *run, tracked []capture.Tra
 			changed = append(changed, oid)
 		}
 	}
-	if len(changed) == 0 || c.state() != capture.Streaming {
+	if len(changed) == 0 {
 		return nil
+	}
+	facts, err := c.freshFacts(ctx, r.facts.Database)
+	if err != nil {
+		return err
 	}
 	tables := make(map[uint32]*sourceTable)
 	for _, oid := range changed {
-		if tables[oid], err = c.describeTable(ctx, c.source, oid); err != nil && !errors.Is(err, errNoTable) {
+		table, err := c.describeTable(ctx, c.source, oid)
+		if errors.Is(err, errNoTable) {
+			continue
+		}
+		if err != nil {
 			return err
 		}
+		if !slices.ContainsFunc(facts.Versions, func(v store.Version) bool { return v.RelationID == oid }) {
+			// The first of all versions holds for whatever was before it, too.
+			here, err := c.position(ctx)
+			if err != nil {
+				return err
+			}
+			if err := c.noteVersion(ctx, r.facts.Database, table, here, facts); err != nil {
+				return err
+			}
+			continue
+		}
+		tables[oid] = table
+	}
+	if len(tables) > 0 && c.state() != capture.Streaming {
+		return nil // later
+	}
+	if len(tables) == 0 {
+		r.shapes = shapes
+		return nil
 	}
 	// Only behind everything that the stream has to say of them until here.
 	database, here, err := c.barrier(ctx)
@@ -200,14 +227,10 @@ func (c *Client) noteVersions(ctx context.Context, r *run, tracked []capture.Tra
 	if err := c.waitFor(ctx, database, here); err != nil {
 		return err
 	}
-	facts, err := c.freshFacts(ctx, database)
-	if err != nil {
+	if facts, err = c.freshFacts(ctx, database); err != nil {
 		return err
 	}
 	for _, table := range tables {
-		if table == nil {
-			continue
-		}
 		if err := c.noteVersion(ctx, database, table, here, facts); err != nil {
 			return err
 		}

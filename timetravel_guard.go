@@ -52,6 +52,9 @@ type guard struct {
 	// implicit are calls of functions that run without their names being written:
 	// behind operators, casts, aggregates and domains.
 	implicit []string
+	// folds tells that there are functions which the planner computes where their
+	// arguments are constants.
+	folds bool
 }
 
 type function struct {
@@ -100,21 +103,37 @@ func (g *guard) learn(ctx context.Context) error {
 		return wrap("read tables", err)
 	}
 	rows, err = tx.Query(ctx, `
+		WITH implicit (oid) AS (
+			SELECT o.oprcode::oid FROM pg_catalog.pg_operator o WHERE o.oid >= 16384
+			UNION
+			SELECT c.castfunc FROM pg_catalog.pg_cast c WHERE c.oid >= 16384
+			UNION
+			SELECT pg_catalog.unnest(ARRAY[a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn]::oid[])
+			FROM pg_catalog.pg_aggregate a
+			WHERE a.aggfnoid::oid >= 16384
+			UNION
+			SELECT d.refobjid
+			FROM pg_catalog.pg_constraint c
+			JOIN pg_catalog.pg_depend d ON d.objid = c.oid AND d.classid = 'pg_catalog.pg_constraint'::regclass
+			WHERE c.contypid <> 0 AND d.refclassid = 'pg_catalog.pg_proc'::regclass)
 		SELECT DISTINCT pg_catalog.quote_ident(p.proname) || '('
-		FROM pg_catalog.pg_proc p
+		FROM implicit i
+		JOIN pg_catalog.pg_proc p ON p.oid = i.oid
 		JOIN pg_catalog.pg_language l ON l.oid = p.prolang
-		WHERE l.lanname NOT IN ('c', 'internal') AND p.pronamespace <> 'pg_catalog'::regnamespace
-		  AND (EXISTS (SELECT FROM pg_catalog.pg_operator o WHERE o.oprcode = p.oid)
-			OR EXISTS (SELECT FROM pg_catalog.pg_cast c WHERE c.castfunc = p.oid)
-			OR EXISTS (SELECT FROM pg_catalog.pg_aggregate a WHERE p.oid IN (a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn))
-			OR EXISTS (
-				SELECT FROM pg_catalog.pg_depend d
-				JOIN pg_catalog.pg_constraint c ON c.oid = d.objid AND c.contypid <> 0
-				WHERE d.classid = 'pg_catalog.pg_constraint'::regclass AND d.refclassid = 'pg_catalog.pg_proc'::regclass AND d.refobjid = p.oid))`)
+		WHERE l.lanname NOT IN ('c', 'internal') AND p.pronamespace <> 'pg_catalog'::regnamespace`)
 	if err != nil {
 		return wrap("read functions", err)
 	}
 	if g.implicit, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
+		return wrap("read functions", err)
+	}
+	err = tx.QueryRow(ctx, `
+		SELECT EXISTS (
+			SELECT FROM pg_catalog.pg_proc p
+			JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+			WHERE p.provolatile = 'i' AND l.lanname NOT IN ('c', 'internal')
+			  AND p.pronamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace))`).Scan(&g.folds)
+	if err != nil {
 		return wrap("read functions", err)
 	}
 	for _, name := range g.view.point.live {
@@ -151,11 +170,11 @@ func (g *guard) check(ctx context.Context, sql string) error {
 	}
 	// What the planner has computed already is not in the plan.
 	texts := append(plan.texts, sql)
-	for _, d := range g.view.repeated {
-		if mentions(sql, d.name) {
-			texts = append(texts, d.definition)
-		}
+	definitions, err := g.definitions(ctx, sql)
+	if err != nil {
+		return err
 	}
+	texts = append(texts, definitions...)
 	if err := g.checkFunctions(ctx, append(texts, g.implicit...), make(map[string]bool)); err != nil {
 		return err
 	}
@@ -284,6 +303,39 @@ func (p *queryPlan) readValue(value any) {
 		}
 	case map[string]any:
 		p.read(v)
+	}
+}
+
+// definitions returns those of the views that a text mentions, and of the views
+// in them, where there are functions that the planner may compute.
+func (g *guard) definitions(ctx context.Context, sql string) ([]string, error) {
+	if !g.folds {
+		return nil, nil
+	}
+	var texts []string
+	seen := make(map[string]bool)
+	for texts = []string{sql}; ; {
+		var names []string
+		for _, text := range texts {
+			for _, w := range identifiers(text) {
+				if !seen[w.name] {
+					seen[w.name] = true
+					names = append(names, w.name)
+				}
+			}
+		}
+		rows, err := g.view.snapshot.tx.Query(pass(ctx), `
+			SELECT pg_catalog.pg_get_viewdef(c.oid)
+			FROM pg_catalog.pg_class c
+			WHERE c.relkind = 'v' AND c.relname = ANY ($1) AND c.relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)`, names)
+		if err != nil {
+			return nil, wrap("read views", err)
+		}
+		found, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil || len(found) == 0 {
+			return texts, wrap("read views", err)
+		}
+		texts = append(texts, found...)
 	}
 }
 

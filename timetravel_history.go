@@ -123,14 +123,16 @@ func (p Point) lately(ctx context.Context, name string) (*pastTable, error) {
 	}
 	last := store.Coverage{}
 	for _, cov := range t.facts.Coverage {
-		if cov.Table == parsed.table && (parsed.schema == "" || cov.Schema == parsed.schema) && cov.Until > last.Until && cov.Until <= t.through {
+		if cov.Table == parsed.table && (parsed.schema == "" || cov.Schema == parsed.schema) && cov.From > last.From && cov.Until <= t.through {
 			last = cov
 		}
 	}
-	if last.Until == 0 {
+	switch {
+	case last.From == 0:
 		return nil, err
+	case last.Until != 0: // else it was dropped a moment ago
+		t.through, t.same = last.Until-1, last.Until-1
 	}
-	t.through, t.same = last.Until-1, last.Until-1
 	return t.tableOf(ctx, last, c.freshTable)
 }
 

@@ -50,6 +50,9 @@ func (c *Client) travel(ctx context.Context, p Point) (*travel, error) {
 		return nil, err
 	}
 	if err := t.resolve(ctx); err != nil {
+		if p.report != nil {
+			*p.report = t.completeness(nil)
+		}
 		return nil, err
 	}
 	if t.through >= t.facts.Checkpoint.Position {
@@ -286,7 +289,7 @@ func (t *travel) resolveTime(ctx context.Context) error {
 		if cut != nil {
 			t.through = LSN(*cut) - 1
 			t.same = t.through
-			return nil
+			return t.refuseTime()
 		}
 		// Everything there is was committed until then, but more may come. What
 		// comes behind a barrier that is later than the time does not.
@@ -302,6 +305,20 @@ func (t *travel) resolveTime(ctx context.Context) error {
 		}
 	}
 	return wrap("find the position of a time", errors.New("the source's clock runs backwards"))
+}
+
+// refuseTime says that a time is one of which history knows nothing: what was left
+// of it would be the state of another time.
+func (t *travel) refuseTime() error {
+	if horizon := t.facts.Horizon; t.at.Before(horizon.Time) {
+		return &HistoryError{Asked: t.point.String(), Reason: ErrPastRetention, Earliest: Position{LSN: horizon.Position}, EarliestTime: horizon.Time.UTC()}
+	}
+	for _, g := range t.facts.Gaps {
+		if g.From <= t.through && !t.at.Before(g.FromTime) && t.at.Before(g.ToTime) {
+			return &HistoryError{Asked: t.point.String(), Reason: ErrInGap, Detail: g.Reason, Earliest: Position{LSN: g.To}, EarliestTime: g.ToTime.UTC()}
+		}
+	}
+	return nil
 }
 
 // widen finds the least position that means the same state as through, which is

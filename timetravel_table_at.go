@@ -82,7 +82,11 @@ func (t *travel) table(ctx context.Context, name string) (*pastTable, error) {
 	}
 	// What the catalog said a moment ago will do: it is asked again before the live
 	// table is read.
-	return t.tableOf(ctx, cov, t.client.recentTable)
+	p, err := t.tableOf(ctx, cov, t.client.recentTable)
+	if err == nil && p.live == nil && t.point.kind == pointNow {
+		return nil, p.refuse(ErrNotTracked, "it was dropped", 0)
+	}
+	return p, err
 }
 
 // tableOf describes the table of a stay in coverage that the moment is in.
@@ -187,7 +191,7 @@ func (t *travel) holding(stays []store.Coverage) []store.Coverage {
 			until = maxLSN
 		}
 		low, high := max(t.same, from), min(t.through, until-1)
-		if low > high || !t.at.IsZero() && t.at.Before(cov.FromTime) && from > t.same {
+		if low > high || !t.at.IsZero() && t.at.Before(cov.FromTime) {
 			continue
 		}
 		if !t.at.IsZero() && cov.Until != 0 && until <= t.through && !t.at.Before(cov.UntilTime) {
@@ -274,6 +278,8 @@ func (p *pastTable) describe(ctx context.Context) error {
 			return err
 		}
 		p.columns, p.key = columns, versions[at].Key
+		// Coverage says a new name only from the next look at the catalog on.
+		p.schema, p.name = versions[at].Schema, versions[at].Table
 	}
 	if err := p.matchLive(); err != nil {
 		return err
@@ -292,6 +298,9 @@ func (p *pastTable) describe(ctx context.Context) error {
 		mixed := index
 		if i > 0 {
 			mixed = maps.Clone(p.versions[i-1].index)
+			for _, c := range v.Columns {
+				delete(mixed, c.Name) // what it says may be of either version
+			}
 			maps.Copy(mixed, index)
 		}
 		p.versions = append(p.versions, pastVersion{v.Position, index, mixed})
@@ -354,7 +363,7 @@ func (p *pastTable) matchLive() error {
 	p.liveAt = make([]int, len(p.columns.list))
 	for i, c := range p.columns.list {
 		p.liveAt[i] = slices.IndexFunc(p.live.columns.list, func(now column) bool {
-			return sameColumn(c, now) && readable(c, store.Column{TypeOID: now.typeOID, TypeMod: now.typeMod})
+			return sameColumn(c, now) && keeps(sqlType{c.typeOID, c.typeMod}, sqlType{now.typeOID, now.typeMod})
 		})
 		if p.liveAt[i] < 0 {
 			p.absent = append(p.absent, i)
@@ -405,7 +414,11 @@ func (p *pastTable) indexOf(v store.Version) map[string]int {
 			if v.RelationID != p.oid {
 				other.attnum = 0 // a partition counts its columns by itself
 			}
-			if sameColumn(c, other) && readable(c, o) {
+			from, to := sqlType{o.TypeOID, o.TypeMod}, sqlType{c.typeOID, c.typeMod}
+			if v.Position > p.through {
+				from, to = to, from
+			}
+			if sameColumn(c, other) && keeps(from, to) {
 				index[o.Name] = i
 			}
 		}
@@ -413,23 +426,31 @@ func (p *pastTable) indexOf(v store.Version) map[string]int {
 	return index
 }
 
-// readable tells that the text of a value of the one type is that of the other.
-func readable(c column, o store.Column) bool {
-	if c.typeOID == o.TypeOID {
-		switch {
-		case c.typeMod == o.TypeMod, c.typeOID == 1043: // varchar, however long
-			return true
-		case c.typeOID == 1700 && c.typeMod >= 4 && o.TypeMod >= 4: // numeric of the same scale
-			return (c.typeMod-4)&0x7ff == (o.TypeMod-4)&0x7ff
-		}
-		return false
+type sqlType struct {
+	oid uint32
+	mod int32
+}
+
+// keeps tells that altering a column from one type to another leaves the texts of
+// its values as they are, unless USING says otherwise.
+func keeps(from, to sqlType) bool {
+	const (
+		textOID    = 25
+		varcharOID = 1043
+		numericOID = 1700
+	)
+	whole := []uint32{21, 23, 20} // int2, int4, int8
+	switch {
+	case from == to:
+		return true
+	case (from.oid == varcharOID || from.oid == textOID) && (to.oid == textOID || to.oid == varcharOID && to.mod == -1):
+		return true
+	case from.oid == varcharOID && to.oid == varcharOID:
+		return from.mod != -1 && to.mod >= from.mod
+	case from.oid == numericOID && to.oid == numericOID && from.mod >= 4 && to.mod >= from.mod:
+		return (from.mod-4)&0x7ff == (to.mod-4)&0x7ff // of the same scale
 	}
-	for _, family := range [][]uint32{{20, 21, 23}, {25, 1043}} { // whole numbers; text and varchar
-		if slices.Contains(family, c.typeOID) && slices.Contains(family, o.TypeOID) {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(whole, from.oid) && slices.Index(whole, to.oid) > slices.Index(whole, from.oid)
 }
 
 // spans returns under which names the changes of the table stand, and when: a
@@ -440,7 +461,7 @@ func (p *pastTable) spans(own []store.Version) []nameSpan {
 		spans = spans[:0]
 	}
 	for i, v := range own {
-		if n := len(spans); n > 0 && spans[n-1].schema == v.Schema && spans[n-1].name == v.Table {
+		if n := len(spans); n > 0 && spans[n-1].schema == v.Schema && spans[n-1].name == v.Table && !p.lent(own, spans[n-1], v.Position) {
 			continue
 		}
 		if n := len(spans); n > 0 {
@@ -465,6 +486,13 @@ func (p *pastTable) spans(own []store.Version) []nameSpan {
 		}
 	}
 	return spans
+}
+
+// lent tells that another table had the name for a while, before a position.
+func (p *pastTable) lent(own []store.Version, s nameSpan, before LSN) bool {
+	return slices.ContainsFunc(p.facts.Versions, func(v store.Version) bool {
+		return v.Schema == s.schema && v.Table == s.name && v.RelationID != p.oid && !p.isPart(own, v) && v.Position > s.from && v.Position < before
+	})
 }
 
 // isPart tells that a version under the table's name is one of its partitions.

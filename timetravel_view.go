@@ -66,8 +66,6 @@ type pastView struct {
 	alias   string
 	guard   *guard
 	missing map[string]error // why the table of a plain name has no past
-	// repeated are the views of the database that were made anew.
-	repeated []dependentView
 }
 
 // viewTable is a table in a view.
@@ -620,13 +618,10 @@ func (v *pastView) dependentViews(ctx context.Context) ([]dependentView, error) 
 // cannot be is left as it is: what reads it is refused.
 func (v *pastView) repeatViews(ctx context.Context, views []dependentView) {
 	for _, d := range views {
-		err := pgx.BeginFunc(ctx, v.snapshot.tx, func(tx pgx.Tx) error {
+		_ = pgx.BeginFunc(ctx, v.snapshot.tx, func(tx pgx.Tx) error {
 			_, err := tx.Exec(ctx, "CREATE TEMPORARY VIEW "+pgx.Identifier{d.name}.Sanitize()+" AS "+d.definition)
 			return err
 		})
-		if err == nil {
-			v.repeated = append(v.repeated, d)
-		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package audit_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -163,6 +164,8 @@ func TestColumnsChangeInMidStream(t *testing.T) {
 			}
 			got := audittest.Value[[]string](t, a.Database, `
 				SELECT array_agg((SELECT string_agg(c ->> 'name', ',') FROM jsonb_array_elements(columns) c) ORDER BY position) FROM audit.relations`)
+			// The look into the catalog, now and then, may have noted one before the stream.
+			got = slices.Compact(got)
 			if strings.Join(got, " ") != strings.Join(columns, " ") {
 				t.Errorf("versions of the table: %q, want %q", got, columns)
 			}
@@ -259,7 +262,8 @@ func TestTableIsDroppedBeforeItsChangesAreRead(t *testing.T) {
 		`public kept CREATE 1 {"id": 1}`,
 		// The types are gone: the text is kept.
 		`old todo UPDATE ["a","1"] {"id": 1, "code": "a", "mood": "happy", "moods": "{sad,happy}", "amount": "2.20"}`,
-		`old fresh CREATE {"id": 1}`,
+		// What its key was had been noted when it began to be tracked.
+		`old fresh CREATE 1 {"id": 1}`,
 		`old todo DELETE ["a","1"] {}`,
 		`public kept CREATE 2 {"id": 2}`,
 		`old todo CREATE n {"name": "n"}`)

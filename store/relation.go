@@ -23,13 +23,14 @@ type Column struct {
 // position from which it is valid.
 type relationVersion struct {
 	oid      uint32
+	name     string // schema, NUL, table
 	identity string
 	columns  []Column
 	key      []string
 }
 
 func newRelationVersion(rel *wal.Relation) relationVersion {
-	v := relationVersion{oid: rel.OID, identity: string(rel.ReplicaIdentity)}
+	v := relationVersion{oid: rel.OID, name: rel.Schema + "\x00" + rel.Table, identity: string(rel.ReplicaIdentity)}
 	for _, c := range rel.Columns {
 		v.columns = append(v.columns, Column{
 			Name: c.Name, Type: c.Type, TypeOID: c.TypeOID, TypeMod: c.TypeMod,
@@ -43,7 +44,7 @@ func newRelationVersion(rel *wal.Relation) relationVersion {
 }
 
 func (v relationVersion) equal(o relationVersion) bool {
-	return v.oid == o.oid && v.identity == o.identity && slices.Equal(v.key, o.key) && slices.Equal(v.columns, o.columns)
+	return v.oid == o.oid && v.name == o.name && v.identity == o.identity && slices.Equal(v.key, o.key) && slices.Equal(v.columns, o.columns)
 }
 
 // mergeColumns gives the columns of a version that the catalog no longer knew

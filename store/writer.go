@@ -120,7 +120,7 @@ type Writer struct {
 	enc     encoder
 	plans   map[uint32]*relationPlan
 	last    *relationPlan
-	known   map[string]relationVersion
+	known   relationVersions
 	buf     []byte // the chunk being filled; nil while none is free
 	tx      openTransaction
 	batch   openBatch
@@ -263,9 +263,12 @@ func (w *Writer) setCaution(level Caution) {
 // Relation makes a version of a table known. It is called inside a transaction,
 // before the first row of that version.
 func (w *Writer) Relation(rel *wal.Relation) {
-	name := rel.Schema + "\x00" + rel.Table
 	version := newRelationVersion(rel)
-	previous, seen := w.known[name]
+	previous, seen := w.known.byOID[rel.OID]
+	if !seen && !rel.Known {
+		// A partition that is gone may have had the key of its siblings.
+		previous, seen = w.known.byOID[w.known.owners[version.name]]
+	}
 	if !rel.Known && seen {
 		// The table was gone before its key could be looked up: the key it had.
 		version.key = previous.key
@@ -273,10 +276,10 @@ func (w *Writer) Relation(rel *wal.Relation) {
 	}
 	w.plans[rel.OID] = newRelationPlan(rel, version.keyIndexes(rel), w.enc.caution)
 	w.last = nil
-	if seen && previous.equal(version) {
+	if seen && previous.equal(version) && w.known.owners[version.name] == rel.OID {
 		return
 	}
-	w.known[name] = version
+	w.known.add(version)
 	w.batch.sql = append(w.batch.sql, version.insertSQL(w.schema, w.cfg.Database, rel, w.tx.head.CommitLSN))
 	w.batch.dirty = true
 }
