@@ -66,7 +66,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 			pool.ConnConfig.RuntimeParams[name] = value
 		}
 	}
-	r.source.MaxConns = 32
+	r.source.MaxConns = 4
 	// Questions to the source are few. Asking first whether the connection is
 	// still there spares the caller an error after a restart of the server.
 	r.source.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return true }
@@ -115,10 +115,7 @@ func (c *Client) openLongHeld(ctx context.Context) (err error) {
 // sessionSettings pin what a role or a database may have for its default, and
 // what would then turn against us.
 var sessionSettings = map[string]string{
-	"application_name": "audit",
-	// Questions to the catalog look dear to the planner, and are not: compiling
-	// them takes a hundred times as long as running them.
-	"jit":                                 "off",
+	"application_name":                    "audit",
 	"timezone":                            "UTC",
 	"datestyle":                           "ISO",
 	"client_encoding":                     "UTF8",
