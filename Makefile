@@ -46,7 +46,7 @@ integration: ## test with GORM, ent, bun, sqlx, lib/pq, chi, gin, echo and gRPC
 ci: ## what the build machine runs
 	.ci/run
 
-bench: bench-drain bench-latency bench-memory bench-source bench-stamp ## run all benchmarks
+bench: bench-drain bench-latency bench-memory bench-source bench-stamp bench-asof ## run all benchmarks
 
 bench-drain: ## drain a backlog: against a bare COPY, and against decoding alone
 	go run ./internal/bench drain
