@@ -505,3 +505,97 @@ func answerTruly(t *testing.T, then, later audit.Point, questions []question) {
 		})
 	}
 }
+
+// Sessions are used again: what was prepared and planned in them for one point is
+// nothing to another.
+func TestViewsOfManyPointsShareSessions(t *testing.T) {
+	t.Parallel()
+	a := audittest.New(t, audit.Config{}, todoTable, "INSERT INTO todo VALUES (1, 'first')",
+		"CREATE FUNCTION tasks() RETURNS text LANGUAGE plpgsql AS 'BEGIN RETURN (SELECT string_agg(task, '','' ORDER BY id) FROM todo); END'",
+		"CREATE FUNCTION whole() RETURNS SETOF todo STABLE LANGUAGE plpgsql AS 'BEGIN RETURN QUERY SELECT * FROM todo; END'",
+		"CREATE VIEW upper_todo AS SELECT id, upper(task) AS task FROM todo")
+	type version struct {
+		point   audit.Point
+		columns int
+		tasks   string
+	}
+	versions := []version{{here(t, a), 3, "first"}}
+	for _, v := range []struct {
+		sql     string
+		columns int
+		tasks   string
+	}{
+		{"INSERT INTO todo VALUES (2, 'second')", 3, "first,second"},
+		{"ALTER TABLE todo ADD COLUMN more int; UPDATE todo SET task = 'changed' WHERE id = 1", 4, "changed,second"},
+		{"DELETE FROM todo WHERE id = 2", 4, "changed"},
+		{"ALTER TABLE todo RENAME COLUMN more TO other; UPDATE todo SET other = 1", 4, "changed"},
+		{"ALTER TABLE todo ALTER COLUMN id TYPE bigint; INSERT INTO todo VALUES (5, 'wide')", 4, "changed,wide"},
+	} {
+		if strings.Contains(v.sql, "TYPE") {
+			a.Exec(t, "DROP VIEW upper_todo")
+		}
+		a.Exec(t, v.sql)
+		versions = append(versions, version{here(t, a), v.columns, v.tasks})
+	}
+	for round := range 3 {
+		for i, v := range versions {
+			if round == 1 {
+				v = versions[len(versions)-1-i]
+			}
+			err := v.point.View(t.Context(), func(tx pgx.Tx) error {
+				rows, err := tx.Query(t.Context(), "SELECT * FROM todo ORDER BY id")
+				if err != nil {
+					return err
+				}
+				if n := len(rows.FieldDescriptions()); n != v.columns {
+					t.Errorf("%s: %d columns, want %d", v.tasks, n, v.columns)
+				}
+				rows.Close()
+				if err := rows.Err(); err != nil {
+					return fmt.Errorf("SELECT *: %w", err)
+				}
+				for _, sql := range []string{"SELECT tasks()", "SELECT string_agg(task, ',' ORDER BY id) FROM todo WHERE id > $1::int - 100"} {
+					var args []any
+					if strings.Contains(sql, "$1") {
+						args = append(args, 1)
+					}
+					var tasks string
+					if err := tx.QueryRow(t.Context(), sql, args...).Scan(&tasks); err != nil || tasks != v.tasks {
+						return fmt.Errorf("%s gave %s, want %s: %w", sql, tasks, v.tasks, err)
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				t.Errorf("round %d, version %d: %v", round, i, err)
+			}
+		}
+	}
+}
+
+// A table that was renamed goes by the name that it had, also where another has
+// the name now.
+func TestATableWhoseNameAnotherHasNow(t *testing.T) {
+	t.Parallel()
+	a := audittest.New(t, audit.Config{}, todoTable, "INSERT INTO todo VALUES (1, 'old'), (2, 'old')", "CREATE VIEW v_todo AS SELECT * FROM todo")
+	a.Exec(t, "UPDATE todo SET task = 'changed' WHERE id = 1")
+	then := here(t, a)
+	// All in one transaction, as one does it.
+	a.Exec(t, "BEGIN; ALTER TABLE todo RENAME TO todo_old; CREATE TABLE todo (id int PRIMARY KEY, task text NOT NULL, is_completed boolean NOT NULL DEFAULT false); INSERT INTO todo SELECT id + 10, task FROM todo_old; UPDATE todo_old SET task = 'left behind'; COMMIT")
+	if err := a.Client.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a.Exec(t, "INSERT INTO todo VALUES (20, 'new'); DELETE FROM todo_old WHERE id = 2")
+	later := here(t, a)
+	a.Exec(t, "DELETE FROM todo; DELETE FROM todo_old")
+	wantAllWays(t, then, "todo", "1|changed|f|", "2|old|f|")
+	wantAllWays(t, later, "todo", "11|changed|f|", "12|old|f|", "20|new|f|")
+	wantAllWays(t, later, "todo_old", "1|left behind|f|")
+	wantAllWays(t, a.Client.Now(), "todo")
+	if row, err := then.Row(t.Context(), "todo", 1); err != nil || row["task"] != "changed" {
+		t.Errorf("%v, %v", row, err)
+	}
+	if row, err := then.Row(t.Context(), "todo", 11); !errors.Is(err, audit.ErrNoRow) {
+		t.Errorf("%v, %v", row, err)
+	}
+}

@@ -66,6 +66,7 @@ func allWays(t *testing.T, p audit.Point, table string) map[string][]string {
 
 func wantAllWays(t *testing.T, p audit.Point, table string, want ...string) {
 	t.Helper()
+	want = append([]string{}, want...)
 	slices.Sort(want)
 	for way, got := range allWays(t, p, table) {
 		if diff := cmp.Diff(want, got); diff != "" {
@@ -231,7 +232,8 @@ func TestARewrittenTableIsNotThePast(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			a := audittest.New(t, audit.Config{}, "CREATE DOMAIN stamp AS timestamptz(0); CREATE DOMAIN stamp6 AS timestamptz(6); CREATE TABLE item (id int PRIMARY KEY, v "+test.typ+", n int NOT NULL DEFAULT 0)",
+			// What ALTER TABLE rewrites is not in the stream.
+			a := unchecked(t, audit.Config{}, "CREATE DOMAIN stamp AS timestamptz(0); CREATE DOMAIN stamp6 AS timestamptz(6); CREATE TABLE item (id int PRIMARY KEY, v "+test.typ+", n int NOT NULL DEFAULT 0)",
 				"INSERT INTO item VALUES (1, '"+test.value+"'), (2, '"+test.value+"')")
 			a.Exec(t, "INSERT INTO item VALUES (3, '"+test.value+"'), (4, '"+test.value+"')")
 			then := here(t, a)
@@ -288,7 +290,7 @@ func TestARewrittenTableIsNotThePast(t *testing.T) {
 
 func TestALabelOfAnEnumIsRenamed(t *testing.T) {
 	t.Parallel()
-	a := audittest.New(t, audit.Config{}, "CREATE TYPE mood AS ENUM ('glad', 'sad'); CREATE TABLE item (id mood PRIMARY KEY, v mood, n int)", "INSERT INTO item VALUES ('glad', 'glad', 1)")
+	a := unchecked(t, audit.Config{}, "CREATE TYPE mood AS ENUM ('glad', 'sad'); CREATE TABLE item (id mood PRIMARY KEY, v mood, n int)", "INSERT INTO item VALUES ('glad', 'glad', 1)")
 	a.Exec(t, "INSERT INTO item VALUES ('sad', 'glad', 1)")
 	then := here(t, a)
 	a.Exec(t, "UPDATE item SET n = 2")

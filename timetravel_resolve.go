@@ -269,7 +269,8 @@ func cutSQL(c *Client, comparison string) string {
 				ORDER BY m.committed_at DESC, m.position DESC
 				LIMIT 1), '0/0')
 			 ORDER BY c.position
-			 LIMIT 1))`
+			 LIMIT 1)),
+			(SELECT max(h.until_time) FROM ` + c.table("retention") + ` h)`
 }
 
 // resolveTime maps a time to a position.
@@ -283,8 +284,16 @@ func (t *travel) resolveTime(ctx context.Context) error {
 	}
 	for range 3 {
 		var cut *lsnText
-		if err := t.client.store.QueryRow(ctx, cutSQL(t.client, comparison), t.database, t.at).Scan(&cut); err != nil {
+		var dropped *time.Time
+		if err := t.client.store.QueryRow(ctx, cutSQL(t.client, comparison), t.database, t.at).Scan(&cut, &dropped); err != nil {
 			return wrap("find the position of a time", err)
+		}
+		if dropped != nil && dropped.After(t.facts.Horizon.Time) {
+			facts, err := t.client.freshFacts(ctx, t.database) // somebody else did so just now
+			if err != nil {
+				return err
+			}
+			t.facts = facts
 		}
 		if cut != nil {
 			t.through = LSN(*cut) - 1

@@ -336,7 +336,11 @@ func (p *pastTable) aroundSQL(s side) string {
 	}
 	return branch(`'row'`, `c.primary_key = $6`) + ` UNION ALL ` +
 		branch(`'moved'`, `c.previous_key = $6`) + ` UNION ALL ` +
-		branch(`'truncate'`, `c.primary_key IS NULL AND c.operation = 'TRUNCATE'`)
+		branch(`'truncate'`, `c.primary_key IS NULL AND c.operation = 'TRUNCATE'`) + ` UNION ALL
+			(SELECT 'horizon', h.position, 0, 0, NULL, NULL, NULL, NULL, NULL
+			FROM ` + p.client.table("retention") + ` h
+			ORDER BY h.position DESC NULLS LAST
+			LIMIT 1)`
 }
 
 // around asks for the change of a row that is nearest to the moment on one side.
@@ -368,8 +372,12 @@ func (p *pastTable) aroundIn(ctx context.Context, span nameSpan, s side, key str
 		if err != nil {
 			return nil, nil, wrap("look for changes of the row", err)
 		}
-		if err := eachAround(rows, s, key, &e, &t); err != nil {
+		horizon, err := eachAround(rows, s, key, &e, &t)
+		if err != nil {
 			return nil, nil, wrap("look for changes of the row", err)
+		}
+		if p.through < horizon {
+			return nil, nil, p.refuse(ErrPastRetention, "", horizon)
 		}
 		if e == nil || e.image != nil || !p.isDeferrable() {
 			return e, t, nil
@@ -388,20 +396,28 @@ func (p *pastTable) aroundIn(ctx context.Context, span nameSpan, s side, key str
 	return nil, t, nil
 }
 
-func eachAround(rows pgx.Rows, s side, key string, e **event, t **truncation) error {
+// eachAround reads the answers, and up to where history was dropped.
+func eachAround(rows pgx.Rows, s side, key string, e **event, t **truncation) (horizon LSN, err error) {
 	var of string
-	var lsn lsnText
+	var lsn *lsnText
 	var sequence int
 	var xid int64
 	var primary, previous *string
 	var image, keyImage []byte
 	var remarks *string
-	_, err := pgx.ForEachRow(rows, []any{&of, &lsn, &sequence, &xid, &primary, &previous, &image, &keyImage, &remarks}, func() error {
-		if of == "truncate" {
-			*t = &truncation{position: LSN(lsn), sequence: sequence, partial: strings.Contains(text(remarks), "only the partition ")}
+	_, err = pgx.ForEachRow(rows, []any{&of, &lsn, &sequence, &xid, &primary, &previous, &image, &keyImage, &remarks}, func() error {
+		if lsn == nil {
+			return nil // nothing was dropped that had changes in it
+		}
+		if of == "horizon" {
+			horizon = LSN(*lsn)
 			return nil
 		}
-		c := event{position: LSN(lsn), sequence: sequence, xid: uint64(xid), key: text(primary), image: image, keyImage: keyImage, defects: readDefects(remarks, s.label())}
+		if of == "truncate" {
+			*t = &truncation{position: LSN(*lsn), sequence: sequence, partial: strings.Contains(text(remarks), "only the partition ")}
+			return nil
+		}
+		c := event{position: LSN(*lsn), sequence: sequence, xid: uint64(xid), key: text(primary), image: image, keyImage: keyImage, defects: readDefects(remarks, s.label())}
 		for _, candidate := range split(c, previous, s) {
 			if candidate.key == key && (*e == nil || candidate.before(**e) != s.newest) {
 				*e = &candidate
@@ -409,7 +425,7 @@ func eachAround(rows pgx.Rows, s side, key string, e **event, t **truncation) er
 		}
 		return nil
 	})
-	return err
+	return horizon, err
 }
 
 func (p *pastTable) lastOf(ctx context.Context, key string) (f found, err error) {

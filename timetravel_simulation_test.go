@@ -465,6 +465,7 @@ func (s *simulation) ask(t *testing.T) {
 		}
 		s.askCount(t, at, p, name)
 		s.askRows(t, at, p, name)
+		s.askDifference(t, at, name)
 	}
 	err := p.View(t.Context(), func(tx pgx.Tx) error {
 		for _, name := range names {
@@ -538,6 +539,44 @@ func (s *simulation) askCount(t *testing.T, at int, p audit.Point, name string) 
 			t.Errorf("version %d: count of %s: %d, %v, want %d", at, name, n, err, want)
 		}
 	}
+}
+
+// askDifference compares the net changes between two versions, by their number,
+// with what became of the rows.
+func (s *simulation) askDifference(t *testing.T, at int, name string) {
+	t.Helper()
+	other := s.IntN(len(s.versions))
+	first, last := s.versions[at], s.versions[other]
+	before, after := first.tables[name], last.tables[name]
+	if before.columns == "" || before.columns != after.columns {
+		return
+	}
+	gone, come := slices.Clone(before.rows), []string{}
+	for _, row := range after.rows {
+		if i := slices.Index(gone, row); i >= 0 {
+			gone = slices.Delete(gone, i, i+1)
+		} else {
+			come = append(come, row)
+		}
+	}
+	differences, err := s.a.Client.DiffBetween(s.a.Client.AtPosition(first.point), s.a.Client.AtPosition(last.point)).Tables(name).List(t.Context())
+	if errors.Is(err, audit.ErrIncomplete) {
+		s.refused++
+		return
+	}
+	befores, afters := 0, 0
+	for _, d := range differences {
+		if !d.Before.IsEmpty() {
+			befores++
+		}
+		if !d.After.IsEmpty() {
+			afters++
+		}
+	}
+	if err != nil || befores != len(gone) || afters != len(come) {
+		t.Errorf("from version %d to %d, %s: %d rows are gone and %d have come, %v, want %d and %d:\ngone %q\ncome %q\ngot %+v", at, other, name, befores, afters, err, len(gone), len(come), gone, come, differences)
+	}
+	s.answered++
 }
 
 // askRows asks for rows by keys that are there at some version.

@@ -204,7 +204,10 @@ func (v *pastView) setUp(ctx context.Context) error {
 	if err := v.name(ctx); err != nil {
 		return err
 	}
-	// What was planned in this session before does not know of our views.
+	// What was prepared or planned in this session before does not know of our views.
+	if err := tx.Conn().DeallocateAll(ctx); err != nil {
+		return wrap("set up view", err)
+	}
 	script := []string{"DISCARD PLANS"}
 	for _, table := range v.tables {
 		statements, err := v.statements(ctx, table)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -225,12 +224,7 @@ func (t trackedTable) compare(ctx context.Context, conn *pgx.Conn) ([]string, er
 	var problems []string
 	for what, sql := range checks {
 		var n int
-		err := conn.QueryRow(ctx, sql, t.schema, t.table, t.from).Scan(&n)
-		var pgErr *pgconn.PgError
-		if errors.As(err, &pgErr) && pgErr.Code == "22P02" {
-			continue // a type that a test altered does not read its old values any more
-		}
-		if err != nil {
+		if err := conn.QueryRow(ctx, sql, t.schema, t.table, t.from).Scan(&n); err != nil {
 			return problems, fmt.Errorf("look for %s: %w", what, err)
 		}
 		if n > 0 {
