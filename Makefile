@@ -4,7 +4,7 @@ TEST_FLAGS            ?= -timeout 10m
 FUZZ_TIME             ?= 30s
 
 .DEFAULT_GOAL := help
-.PHONY: help test race fuzz vet lint fmt examples integration ci bench bench-drain bench-latency bench-memory bench-source bench-stamp
+.PHONY: help test race fuzz vet lint fmt examples integration ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,7 @@ fmt: ## format the code
 
 examples: ## run the example programs
 	go run ./examples/todo
+	go run ./examples/timetravel
 	go run ./examples/sqlc
 	go run ./examples/worker
 	cd examples/gorm && go run .
@@ -45,7 +46,7 @@ integration: ## test with GORM, ent, bun, sqlx, lib/pq, chi, gin, echo and gRPC
 ci: ## what the build machine runs
 	.ci/run
 
-bench: bench-drain bench-latency bench-memory bench-source bench-stamp ## run all benchmarks
+bench: bench-drain bench-latency bench-memory bench-source bench-stamp bench-asof ## run all benchmarks
 
 bench-drain: ## drain a backlog: against a bare COPY, and against decoding alone
 	go run ./internal/bench drain
@@ -61,3 +62,6 @@ bench-source: ## what capture costs the source, against none and against trigger
 
 bench-stamp: ## what a context costs the writes it goes with, through pgx and database/sql
 	go run ./internal/bench stamp
+
+bench-asof: ## rows, tables and views as of a moment, in a history of 5,000,000 changes
+	go test -run '^$$' -bench AsOf -benchtime 1x -timeout 60m .

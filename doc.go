@@ -70,6 +70,20 @@
 // [Client.Sync] waits for everything committed so far; it is a barrier, not a
 // sleep.
 //
+// # The past
+//
+// [AsOf] and its kin make a [Point], a moment of history. A row of it, a table,
+// or any SQL over all tables:
+//
+//	err := audit.AsOf(lastTuesday).Load(ctx, &todo, 26)
+//	err := audit.BeforeRequest(id).Table("todo").List(ctx, &todos)
+//	err := audit.AtMark("before the import").View(ctx, func(tx pgx.Tx) error { ... })
+//
+// A transaction is in a moment whole or not at all, the same moment gives the same
+// answer for good, and what history cannot tell is a [*HistoryError]. [History]
+// gives the versions of a row, [Blame] who set its columns, [DiffBetween] what
+// differs between two moments. See docs/timetravel.md.
+//
 // # Order
 //
 // A [Position] is a change's place in history: the WAL position of its
