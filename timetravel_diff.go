@@ -177,18 +177,41 @@ func (p *pastTable) differences(ctx context.Context, to *travel, yield func(RowD
 	if truncated || len(p.key) == 0 {
 		return p.compareWhole(ctx, to, yield)
 	}
+	later, err := to.table(ctx, p.qualified())
+	if err != nil {
+		return err
+	}
 	// For each touched row: as its first change found it, and as its last left it.
 	before := make(map[string]Image)
 	err = p.events(ctx, side{from: p.through, to: to.through}, func(e event) error {
-		before[e.key] = e.image
-		return nil
+		before[e.key], err = p.whole(ctx, e)
+		return err
 	})
 	if err != nil {
 		return err
 	}
 	return p.events(ctx, side{from: p.through, to: to.through, newest: true}, func(e event) error {
-		return p.emit(e.key, before[e.key], e.image, yield)
+		after, err := later.whole(ctx, e)
+		if err != nil {
+			return err
+		}
+		return p.emit(e.key, before[e.key], after, yield)
 	})
+}
+
+// whole returns the image of an event with all columns that the table had.
+func (p *pastTable) whole(ctx context.Context, e event) (Image, error) {
+	if e.image == nil {
+		return nil, nil
+	}
+	if _, missing := p.read(e); len(missing) == 0 {
+		return e.image, nil
+	}
+	values, err := p.valuesOf(ctx, e.key, e)
+	if err != nil {
+		return nil, err
+	}
+	return p.image(values), nil
 }
 
 // emit tells how two versions of a row differ, if they do.
