@@ -127,7 +127,8 @@ func (q question) answer(ctx context.Context, tx pgx.Tx) (n int64, err error) {
 // scan is tx.QueryRow for one number.
 func scan(ctx context.Context, tx interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-}, sql string, args ...any) (n int64, err error) {
+}, sql string, args ...any,
+) (n int64, err error) {
 	err = tx.QueryRow(ctx, sql, args...).Scan(&n)
 	return n, err
 }

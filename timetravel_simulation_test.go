@@ -34,7 +34,6 @@ type simTable struct {
 	// fixed tells that its columns are not to be altered.
 	fixed   bool
 	noTrunc bool
-	dropped bool
 }
 
 // simColumn is a column with the SQL of values to choose from.

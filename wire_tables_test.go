@@ -303,3 +303,21 @@ func TestRowsOfManyColumns(t *testing.T) {
 	tell(t, a, `operation, before -> 'c1598', after -> 'c1598', after -> 'c7', (SELECT count(*) FROM jsonb_object_keys(after))`,
 		"CREATE 1598 7 1600", "UPDATE 1598 1598 -7 1600")
 }
+
+// The root of a partitioned table keeps its replica identity, by which the server
+// calls the old rows of its partitions keys.
+func TestRowsOfPartitionsFromBeforeTrackingAreWhole(t *testing.T) {
+	t.Parallel()
+	a := audittest.New(t, audit.Config{}, `
+		CREATE TABLE todo (id int PRIMARY KEY, title text, note text) PARTITION BY RANGE (id);
+		CREATE TABLE todo_1 PARTITION OF todo FOR VALUES FROM (0) TO (10);
+		INSERT INTO todo VALUES (1, 'a', 'x'), (2, 'b', NULL), (3, 'c', 'z')`)
+	begin := here(t, a)
+	a.Exec(t, "UPDATE todo SET title = upper(title) WHERE id = 1; DELETE FROM todo WHERE id = 2; UPDATE todo SET id = 4 WHERE id = 3")
+	tell(t, a, `operation, primary_key, before, defect`,
+		`UPDATE 1 {"id": 1, "note": "x", "title": "a"}`, `DELETE 2 {"id": 2, "note": null, "title": "b"}`, `UPDATE 4 {"id": 3, "note": "z", "title": "c"}`)
+	n, err := begin.Table("todo").Where("title = lower(title)").Count(t.Context())
+	if n != 3 || err != nil {
+		t.Errorf("%d rows as they were, %v", n, err)
+	}
+}

@@ -257,7 +257,7 @@ func (d *rowDecoder) decode(kind byte, b []byte, rel *wal.Relation) (*wal.Row, e
 		if d.old, err = c.tuple(d.old); err != nil {
 			return nil, err
 		}
-		d.row.Old, d.row.OldIsKey = d.old, marker == 'K'
+		d.row.Old, d.row.OldIsKey = d.old, marker == 'K' && !isWhole(d.old, rel)
 		if kind == msgUpdate {
 			marker = c.u8()
 		}
@@ -304,4 +304,17 @@ func decodeTruncate(b []byte, each func(oid uint32) error) error {
 		}
 	}
 	return nil
+}
+
+// isWhole tells that an old row which the server calls the key is more than that.
+// It calls rows so by the identity of the root under whose name it sends them, and
+// what it sends goes by that of the partition: FULL, if we track it, or, if it was
+// made a moment ago, really the key with all else NULL.
+func isWhole(old wal.Tuple, rel *wal.Relation) bool {
+	for i, datum := range old {
+		if i < len(rel.Columns) && !rel.Columns[i].Identity && datum.State != wal.Null && datum.State != wal.Absent {
+			return true
+		}
+	}
+	return false
 }

@@ -124,9 +124,6 @@ func (t Table) statements(publication string) []string {
 			out = append(out, l.settle())
 		}
 	}
-	if t.rootUnsettled() {
-		out = append(out, restoreIdentity(t.Ident(), "f"))
-	}
 	publish := func(m Membership, ident string) {
 		if m.Partial {
 			out = append(out, pub+" DROP TABLE ONLY "+ident)
@@ -175,18 +172,7 @@ func (t Table) identities() map[uint32]string {
 			m[l.OID] = l.Identity
 		}
 	}
-	if t.rootUnsettled() {
-		m[t.OID] = t.Identity
-	}
 	return m
-}
-
-// rootUnsettled tells that the root of a partitioned table has to be given the
-// identity of its leaves. Rows are sent under its name, and by its identity the
-// server says whether an old row is whole or but the key.
-func (t Table) rootUnsettled() bool {
-	virtual := slices.ContainsFunc(t.Leaves, func(l Leaf) bool { return l.Virtual })
-	return t.Partitioned && !t.byLeaves() && !virtual && t.Identity != "f"
 }
 
 // identityClause is the argument of REPLICA IDENTITY that puts an identity back.
