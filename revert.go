@@ -282,9 +282,9 @@ func (r Reversal) WithoutTriggers() Reversal {
 }
 
 // AsStored takes history as it is, without waiting until capture has stored what
-// was committed last. It is for when nobody captures. What the selected unit did
-// and history does not have is then not reverted; that nothing of it is
-// overwritten holds all the same.
+// was committed last, and also if the selection reaches across a gap. It is for
+// when nobody captures. What the selected unit did and history does not have is
+// then not reverted; that nothing of it is overwritten holds all the same.
 func (r Reversal) AsStored() Reversal {
 	r.asStored = true
 	return r

@@ -132,7 +132,6 @@ type collapse struct {
 	rows    []*netRow
 	index   map[*target]map[string]*netRow // by the key that the row has at this point
 	changes int
-	seen    map[string]bool // columns of Columns that were met
 
 	before, after []json.RawMessage // scratch, by column
 	lost          map[string][2]json.RawMessage

@@ -79,7 +79,7 @@ func allRows(t *testing.T, conn *pgx.Conn) []string {
 	}
 	var lines []string
 	for _, table := range tables {
-		rows, err := conn.Query(ctx, fmt.Sprintf("SELECT '%s ' || t::text FROM %s t ORDER BY 1", table, table))
+		rows, err := conn.Query(ctx, fmt.Sprintf("SELECT '%s ' || whole::text FROM %s whole ORDER BY 1", table, table))
 		if err != nil {
 			t.Fatal(err)
 		}

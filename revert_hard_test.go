@@ -97,7 +97,7 @@ var hard = map[string]struct {
 	},
 	"PartitionMove": {
 		`CREATE TABLE a (id int, region text, n int, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
-		CREATE TABLE a_eu PARTITION OF a FOR VALUES IN ('eu'); CREATE TABLE a_us PARTITION OF a FOR VALUES IN ('us');
+		CREATE TABLE a_eu PARTITION OF a FOR VALUES IN ('eu'); CREATE TABLE a_us PARTITION OF a FOR VALUES IN ('us'); ALTER TABLE a REPLICA IDENTITY FULL;
 		INSERT INTO a VALUES (1, 'eu', 1), (2, 'us', 2), (3, 'us', 3)`,
 		[]string{"UPDATE a SET region = 'us', n = 10 WHERE id = 1", "UPDATE a SET n = 20 WHERE id = 2", "DELETE FROM a WHERE id = 3"},
 	},
@@ -194,16 +194,16 @@ func TestSchemaChangedSince(t *testing.T) {
 		alter, holds string
 		conflicts    []string
 	}{
-		"ColumnAdded":   {alter: "ALTER TABLE a ADD extra int DEFAULT 7", holds: "(SELECT array_agg(t::text ORDER BY id) = '{\"(1,x,1,7)\",\"(2,y,2,7)\"}' FROM a t)"},
-		"ColumnRenamed": {alter: "ALTER TABLE a RENAME n TO m", holds: "(SELECT array_agg(t::text ORDER BY id) = '{\"(1,x,1)\",\"(2,y,2)\"}' FROM a t)"},
-		"TableRenamed":  {alter: "ALTER TABLE a RENAME TO a2", holds: "(SELECT array_agg(t::text ORDER BY id) = '{\"(1,x,1)\",\"(2,y,2)\"}' FROM a2 t)"},
-		"Widened":       {alter: "ALTER TABLE a ALTER n TYPE numeric(9,2)", holds: "(SELECT array_agg(t::text ORDER BY id) = '{\"(1,x,1.00)\",\"(2,y,2.00)\"}' FROM a t)"},
+		"ColumnAdded":   {alter: "ALTER TABLE a ADD extra int DEFAULT 7", holds: "(SELECT array_agg(whole::text ORDER BY id) = '{\"(1,x,1,7)\",\"(2,y,2,7)\"}' FROM a whole)"},
+		"ColumnRenamed": {alter: "ALTER TABLE a RENAME n TO m", holds: "(SELECT array_agg(whole::text ORDER BY id) = '{\"(1,x,1)\",\"(2,y,2)\"}' FROM a whole)"},
+		"TableRenamed":  {alter: "ALTER TABLE a RENAME TO a2", holds: "(SELECT array_agg(whole::text ORDER BY id) = '{\"(1,x,1)\",\"(2,y,2)\"}' FROM a2 whole)"},
+		"Widened":       {alter: "ALTER TABLE a ALTER n TYPE numeric(9,2)", holds: "(SELECT array_agg(whole::text ORDER BY id) = '{\"(1,x,1.00)\",\"(2,y,2.00)\"}' FROM a whole)"},
 		"ColumnDropped": {
-			alter: "ALTER TABLE a DROP n", holds: "(SELECT array_agg(t::text ORDER BY id) = '{\"(1,x)\",\"(2,y)\"}' FROM a t)",
+			alter: "ALTER TABLE a DROP n", holds: "(SELECT array_agg(whole::text ORDER BY id) = '{\"(1,x)\",\"(2,y)\"}' FROM a whole)",
 			conflicts: []string{"column gone public.a[1] n", "column gone public.a[2] n"},
 		},
 		"ColumnReplaced": {
-			alter: "ALTER TABLE a DROP n, ADD n int", holds: "(SELECT array_agg(t::text ORDER BY id) = '{\"(1,x,)\",\"(2,y,)\"}' FROM a t)",
+			alter: "ALTER TABLE a DROP n, ADD n int", holds: "(SELECT array_agg(whole::text ORDER BY id) = '{\"(1,x,)\",\"(2,y,)\"}' FROM a whole)",
 			conflicts: []string{"column gone public.a[1] n", "column gone public.a[2] n"},
 		},
 	} {

@@ -254,10 +254,13 @@ func (p *planner) parkingSteps(updatesFirst bool) ([]step, error) {
 			groups[k.row.table] = g
 			order = append(order, g)
 		}
-		g.rows = append(g.rows, &netRow{
-			table: k.row.table, key: slices.Clone(k.row.liveKey()), action: Update, positions: k.row.positions,
-			cells: []cell{{column: at, restore: value}},
-		})
+		// One row of the statement for each row of the table, whatever is parked of it.
+		i := slices.IndexFunc(g.rows, func(r *netRow) bool { return slices.Equal(r.key, k.row.key) })
+		if i < 0 {
+			i = len(g.rows)
+			g.rows = append(g.rows, &netRow{table: k.row.table, key: k.row.key, action: Update, positions: k.row.positions})
+		}
+		g.rows[i].cells = append(g.rows[i].cells, cell{column: at, restore: value})
 		k.row.parkAt(at, value)
 	}
 	var steps []step

@@ -31,20 +31,18 @@ const originChunk = 500
 
 // findOrigins looks up the changes behind conflicts.
 func (p *planner) findOrigins(ctx context.Context, conflicts []Conflict) error {
-	type tableOf struct{ schema, table string }
-	byTable := make(map[tableOf][]int)
-	var order []tableOf
+	byTable := make(map[tableName][]int)
+	var order []tableName
 	for i := range conflicts {
 		o := &conflicts[i].origin
 		if len(o.key) == 0 {
 			continue
 		}
 		for _, name := range p.namesOf(o) {
-			t := tableOf{name.schema, name.table}
-			if byTable[t] == nil {
-				order = append(order, t)
+			if byTable[name] == nil {
+				order = append(order, name)
 			}
-			byTable[t] = append(byTable[t], i)
+			byTable[name] = append(byTable[name], i)
 		}
 	}
 	for _, t := range order {

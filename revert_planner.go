@@ -83,7 +83,8 @@ func (c *Client) newPlanner(ctx context.Context, r Reversal) (*planner, error) {
 	return p, nil
 }
 
-// coveredSince refuses to go back to a moment if history misses something since.
+// coveredSince refuses to go back to a moment if history misses something since:
+// of any of the tables, by the names that they have now.
 func (p *planner) coveredSince(through LSN) error {
 	for _, gap := range p.facts.Gaps {
 		if gap.To > through {
@@ -95,24 +96,23 @@ func (p *planner) coveredSince(through LSN) error {
 		if err != nil {
 			return &FilterError{Filter: "ForTable", Reason: err.Error(), cause: err}
 		}
-		covered, any := false, false
-		var earliest Position
+		known, since := false, LSN(0)
 		for _, v := range p.facts.Coverage {
 			if v.Table != name.table || name.schema != "" && v.Schema != name.schema {
 				continue
 			}
-			any = true
-			if v.From <= through && v.Until == 0 {
-				covered = true
-			} else if v.Until == 0 {
-				earliest = Position{LSN: v.From}
+			known = true
+			if v.Until == 0 {
+				since = max(since, v.From)
 			}
 		}
 		switch {
-		case !any:
+		case !known:
 			return &HistoryError{Table: table, Asked: p.r.to.String(), Reason: ErrNotTracked}
-		case !covered:
-			return &HistoryError{Table: table, Asked: p.r.to.String(), Reason: ErrBeforeHistory, Earliest: earliest}
+		case since == 0:
+			return &HistoryError{Table: table, Asked: p.r.to.String(), Reason: ErrNotTracked, Detail: "there is no such table any more"}
+		case since > through:
+			return &HistoryError{Table: table, Asked: p.r.to.String(), Reason: ErrBeforeHistory, Earliest: Position{LSN: since}}
 		}
 	}
 	return nil
@@ -224,6 +224,9 @@ func (p *planner) collapse(ctx context.Context) error {
 		}
 		return fmt.Errorf("revert %s: %w", p.r.unit, ErrNothingSelected)
 	}
+	if err := p.whole(); err != nil {
+		return err
+	}
 	p.changes = c.changes
 	p.r.report(Progress{Step: "select", Done: c.changes, Total: c.changes})
 	p.rows = c.finish()
@@ -233,6 +236,23 @@ func (p *planner) collapse(ctx context.Context) error {
 		}
 	}
 	return p.client.describeTargets(ctx, p.tx, p.atlas.targets)
+}
+
+// whole refuses a selection that reaches across a gap: what the unit did in the
+// meantime would stay, without a word.
+func (p *planner) whole() error {
+	if p.r.asStored {
+		return nil
+	}
+	for _, gap := range p.facts.Gaps {
+		if gap.From <= p.lastSelected.LSN && gap.To > p.firstSelected.LSN {
+			return fmt.Errorf("revert %s: %w", p.r.unit, &HistoryError{
+				Asked: "AtPosition(" + p.firstSelected.LSN.String() + ")", Reason: ErrInGap,
+				Detail: "the selection reaches across the gap; AsStored reverts what history knows of it",
+			})
+		}
+	}
+	return nil
 }
 
 // checkRow refuses what no statement can do.

@@ -338,7 +338,7 @@ func (p *planner) taken(g *group, u *uniqueIndex, r *netRow, holder []string) *C
 		}
 		p.park(other, u, g.action)
 		return nil
-	case u.primary && g.action == Create:
+	case g.action == Create && slices.Equal(holder, r.restoredKey()):
 		return nil // the row itself, created again: a conflict of its own
 	}
 	return &Conflict{
