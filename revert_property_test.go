@@ -24,6 +24,9 @@ type world struct {
 	parent []int // of each table; -1: none
 	unique []bool
 	next   int // the next key, the same for all tables
+	// keysStay leaves out changes of keys, which the model of conflicts does not
+	// follow.
+	keysStay bool
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
@@ -82,6 +85,9 @@ func (w *world) statement() string {
 		}
 		fallthrough
 	case 6:
+		if w.keysStay {
+			return fmt.Sprintf("UPDATE t%d SET b = NULL WHERE id = %d", table, id)
+		}
 		w.next++
 		return fmt.Sprintf("UPDATE t%d SET id = %d WHERE id = %d", table, w.next, id)
 	default:
@@ -187,6 +193,7 @@ func TestNoLaterWorkIsLost(t *testing.T) {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, seed)
+			w.keysStay = true
 			before := w.rows(t)
 			w.work(t, "first", 5)
 			middle := w.rows(t)
