@@ -3,9 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"io"
 	"os"
 	"regexp"
-	"strings"
 	"testing"
 	"time"
 
@@ -14,6 +14,21 @@ import (
 
 // position differs from run to run.
 var position = regexp.MustCompile(`[0-9A-F]+/[0-9A-F]+#`)
+
+// typist types a line when it is read from, which shows up like in a terminal.
+type typist struct {
+	lines []string
+	echo  io.Writer
+}
+
+func (t *typist) Read(p []byte) (int, error) {
+	if len(t.lines) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, t.lines[0]+"\n")
+	t.lines = t.lines[1:]
+	return t.echo.Write(p[:n])
+}
 
 // The administrator undoes a request in spite of a conflict, thinks better of it,
 // and undoes it for good; what is done is not done twice.
@@ -34,7 +49,7 @@ func TestUndoesAndRedoesARequest(t *testing.T) {
 		"",
 	}
 	var out bytes.Buffer
-	if err := run(ctx, "", clumsy, "root", strings.NewReader(strings.Join(answers, "\n")), &out); err != nil {
+	if err := run(ctx, "", clumsy, "root", &typist{answers, &out}, &out); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(string(want), position.ReplaceAllString(out.String(), "0/1A2B3C8#")); diff != "" {

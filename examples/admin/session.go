@@ -33,9 +33,7 @@ func (s *session) ask(question string) string {
 	if !s.in.Scan() {
 		return ""
 	}
-	answer := strings.TrimSpace(s.in.Text())
-	s.say("%s", answer)
-	return answer
+	return strings.TrimSpace(s.in.Text())
 }
 
 // run lists requests and undoes those that are named, until none is.
@@ -79,6 +77,7 @@ func (s *session) undo(ctx context.Context, revert audit.Reversal) error {
 		if plan, err = revert.OnConflict(audit.Skip).Plan(ctx); err != nil {
 			return err
 		}
+		fmt.Fprint(s.out, plan)
 	}
 	if s.ask("Apply?") != "y" {
 		return nil
