@@ -220,23 +220,43 @@ func (a *applier) prepare(ctx context.Context, plan *Plan) error {
 		a.plan = &again
 		return nil
 	}
+	if len(plan.Blocked()) > 0 {
+		return nil // nothing is going to be written
+	}
 	return a.recheck(ctx)
 }
 
 // recheck locks the rows of a plan that was made before, and compares them with
-// what it saw.
+// what it saw. Others can have come to depend on them since without changing them.
 func (a *applier) recheck(ctx context.Context) error {
-	rows := a.p.activeRows()
-	for _, g := range groupRows(cloneRows(rows)) {
+	rows := cloneRows(a.p.activeRows())
+	for _, g := range groupRows(rows) {
 		for _, part := range g.chunks() {
 			if err := part.inspect(ctx, a.tx, part.stageArrays(), true); err != nil {
 				return err
 			}
-			for _, r := range part.rows {
-				if reason := r.staleness(); reason != "" {
-					return &StaleError{Table: r.table.label(), Key: r.key, Reason: reason}
-				}
-			}
+		}
+	}
+	leaving := leavingKeys(rows)
+	for _, r := range rows {
+		if reason := r.staleness(leaving[r.table][joinKey(r.key)]); reason != "" {
+			return &StaleError{Table: r.table.label(), Key: r.key, Reason: reason}
+		}
+		r.done = false
+	}
+	known := make(map[string]bool)
+	for _, c := range a.plan.Conflicts {
+		known[c.about()] = true
+	}
+	now := *a.p // the plan's own planner stays as it is
+	now.tx, now.rows, now.restored = a.tx, rows, nil
+	found, err := now.structure(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range found {
+		if !known[c.about()] {
+			return &StaleError{Table: c.Table, Key: c.Key, Reason: "has a new conflict: " + c.Kind.String()}
 		}
 	}
 	return nil
@@ -258,9 +278,10 @@ func cloneRows(rows []*netRow) []*netRow {
 }
 
 // staleness says how the live row differs from what the plan saw, or nothing.
-func (r *netRow) staleness() string {
+// leaving tells that the row under its key is one that the revert takes away.
+func (r *netRow) staleness(leaving bool) string {
 	if r.action == Create {
-		if !r.missing {
+		if !r.missing && !leaving {
 			return "is there again"
 		}
 		return ""

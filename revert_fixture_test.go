@@ -156,7 +156,14 @@ func (u *undo) roundTrip(t *testing.T, statements ...string) {
 	}
 	result := apply(t, u.Client.RevertRequest("round trip"))
 	u.want(t, "after the revert", before)
-	redo := apply(t, u.Client.Redo(result.ID))
+	plan, err := u.Client.Redo(result.ID).Plan(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	redo, err := plan.Apply(t.Context())
+	if err != nil {
+		t.Fatal(errors.Join(err, errors.Unwrap(err)))
+	}
 	u.want(t, "after the redo", after)
 	apply(t, u.Client.Redo(redo.ID))
 	u.want(t, "after the revert of the redo", before)

@@ -301,8 +301,18 @@ func (p *planner) inspectAll(ctx context.Context) error {
 // rowConflicts lists what is wrong between the rows and the live ones, and marks
 // the rows that need nothing to be done.
 func (p *planner) rowConflicts() []Conflict {
-	leaving := make(map[*target]map[string]bool)
+	leaving := leavingKeys(p.rows)
+	var found []Conflict
 	for _, r := range p.rows {
+		found = append(found, r.conflicts(leaving[r.table][joinKey(r.key)])...)
+	}
+	return found
+}
+
+// leavingKeys are the keys of the live rows that a revert takes away from there.
+func leavingKeys(rows []*netRow) map[*target]map[string]bool {
+	leaving := make(map[*target]map[string]bool)
+	for _, r := range rows {
 		if !r.missing && !r.displaced && (r.action == Delete || r.keyChanges()) {
 			if leaving[r.table] == nil {
 				leaving[r.table] = make(map[string]bool)
@@ -310,11 +320,7 @@ func (p *planner) rowConflicts() []Conflict {
 			leaving[r.table][joinKey(r.key)] = true
 		}
 	}
-	var found []Conflict
-	for _, r := range p.rows {
-		found = append(found, r.conflicts(leaving[r.table][joinKey(r.key)])...)
-	}
-	return found
+	return leaving
 }
 
 // conflicts lists those of one row. leaving tells that the live row under its key
@@ -392,13 +398,16 @@ func (r *netRow) forgetLive() {
 	}
 }
 
-// subject tells conflicts apart.
-func (c *Conflict) subject() string {
+// subject tells the conflicts of a plan apart.
+func (c *Conflict) subject() string { return fmt.Sprintf("%p %s", c.row, c.about()) }
+
+// about tells apart what conflicts are about, also in two plans.
+func (c *Conflict) about() string {
 	other := ""
 	if c.Other != nil {
 		other = c.Other.String()
 	}
-	return fmt.Sprintf("%d %p %q %q %s", c.Kind, c.row, c.Column, c.Constraint, other)
+	return fmt.Sprintf("%d %q %q %q %q", c.Kind, c.RowRef.String(), c.Column, c.Constraint, other)
 }
 
 // settle finds out who is behind conflicts, has the policy decide, and follows

@@ -243,7 +243,7 @@ func (p *planner) restores(f *foreignKey, values []string) bool {
 	if !ok {
 		index = make(map[string]bool)
 		for _, r := range p.rows {
-			if r.table.oid == f.to && r.action != Delete && r.active() {
+			if r.table.oid == f.to && r.active() && (r.action == Create || r.action == Update && !r.missing) {
 				if key, ok := r.restoredValues(f.refs); ok {
 					index[joinKey(key)] = true
 				}
