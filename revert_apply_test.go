@@ -208,10 +208,11 @@ func TestStalePlanIsRefused(t *testing.T) {
 		"Deleted":   "DELETE FROM customer WHERE id = 3",
 		"Recreated": "INSERT INTO orders VALUES (10, 1, 1, '')",
 		"NewRow":    "UPDATE customer SET name = 'changed' WHERE id = 4",
+		"Cascading": "INSERT INTO visit VALUES (1, 4)",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			u := newUndo(t, shop)
+			u := newUndo(t, shop, "CREATE TABLE visit (id int PRIMARY KEY, customer int REFERENCES customer ON DELETE CASCADE)")
 			u.request(t, "first", "UPDATE customer SET city = 'Bonn'", "DELETE FROM orders WHERE id = 10", "INSERT INTO customer VALUES (4, 'D', '')")
 			plan, err := u.Client.RevertRequest("first").Plan(t.Context())
 			if err != nil {

@@ -289,3 +289,41 @@ func modelConflicts(before, middle, after map[string]map[string]string) []string
 	slices.Sort(found)
 	return found
 }
+
+// While reverts restore one column of rows, others count up another one of the
+// same rows: no count is lost, and what a revert restored stays restored.
+func TestRevertsBesideOtherWork(t *testing.T) {
+	t.Parallel()
+	const rows, rounds = 20, 15
+	u := newUndo(t, fmt.Sprintf("CREATE TABLE a (id int PRIMARY KEY, word text, n int NOT NULL DEFAULT 0); INSERT INTO a SELECT i, 'good' FROM generate_series(1, %d) i", rows))
+	stop := make(chan struct{})
+	counted := make(chan int, 2)
+	for worker := range 2 {
+		conn := u.Connect(t)
+		go func() {
+			done := 0
+			defer func() { counted <- done }()
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := conn.Exec(context.WithoutCancel(t.Context()), "UPDATE a SET n = n + 1 WHERE id = $1", 1+(done*7+worker)%rows); err != nil {
+					t.Error(err)
+					return
+				}
+				done++
+			}
+		}()
+	}
+	for i := range rounds {
+		id := fmt.Sprint("r", i)
+		u.request(t, id, "UPDATE a SET word = 'bad' WHERE id % 3 = 1")
+		apply(t, u.Client.RevertRequest(id))
+		u.holds(t, "(SELECT bool_and(word = 'good') FROM a)")
+	}
+	close(stop)
+	total := <-counted + <-counted
+	u.holds(t, fmt.Sprintf("(SELECT sum(n) = %d FROM a)", total))
+}
