@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"hash"
 	"iter"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -198,10 +199,14 @@ func (p *planner) plan() *Plan {
 		}
 		r.digest(digest)
 	}
+	// What a policy goes over is a part of what was agreed to.
+	about := make([]string, len(p.conflicts))
 	for i := range p.conflicts {
-		if p.conflicts[i].blocked {
-			_, _ = digest.Write([]byte(p.conflicts[i].String()))
-		}
+		about[i] = p.conflicts[i].about()
+	}
+	slices.Sort(about)
+	for _, text := range about {
+		_, _ = digest.Write([]byte(text))
 	}
 	plan.Hash = hex.EncodeToString(digest.Sum(nil)[:16])
 	return plan

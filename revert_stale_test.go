@@ -39,6 +39,11 @@ func TestPlanIsStaleWhenOthersDependOnItsRows(t *testing.T) {
 				t.Errorf("applying the plan gives %v", err)
 			}
 			u.want(t, "the plan wrote something", now)
+			overwrite := u.Client.RevertRequest("first").OnConflict(audit.Overwrite).IfHash(plan.Hash)
+			if _, err := overwrite.Apply(t.Context()); !errors.As(err, &stale) {
+				t.Errorf("applying what was agreed to gives %v", err)
+			}
+			u.want(t, "the hash let something through", now)
 			var blocked *audit.ConflictError
 			if _, err := u.Client.RevertRequest("first").Apply(t.Context()); !errors.As(err, &blocked) {
 				t.Errorf("applying anew gives %v", err)
