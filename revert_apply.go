@@ -1,0 +1,371 @@
+package audit
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Result is what a revert did.
+type Result struct {
+	// ID is the revert's own id: what [Redo] and [Query.InRevert] take. It is empty
+	// if nothing was done.
+	ID string
+	// Of is what was reverted.
+	Of Unit
+	// Plan is what was carried out, row by row.
+	Plan *Plan
+	// Inserted, Updated and Deleted count the rows that were put back, restored and
+	// removed. Unchanged counts those that were already as they should be, Skipped
+	// those that the policy left alone.
+	Inserted, Updated, Deleted, Unchanged, Skipped int
+	// Adjusted lists rows in which a trigger of the application has put something
+	// else than what was restored, such as the time of the update.
+	Adjusted []AdjustedRow
+	// TransactionID is the 64-bit id of the revert's transaction.
+	TransactionID uint64
+	// Token stands for the revert in [Client.WaitFor]: when that returns, history
+	// has it. It is empty if nothing was committed, also from ApplyTx.
+	Token Token
+	// Already is the revert that did the same before, in which case this one did
+	// nothing.
+	Already *PastRevert
+	// DryRun tells that it was all rolled back.
+	DryRun bool
+}
+
+// AdjustedRow is a row that a trigger has changed while it was restored.
+type AdjustedRow struct {
+	RowRef
+	Columns []string `json:"columns"`
+}
+
+// ApplyTx carries the revert out in the caller's transaction, as the caller's
+// role, and leaves it to the caller to commit. Rows are locked until then, and the
+// constraints that can be deferred are checked before ApplyTx returns.
+//
+// What the caller wrote before and writes after keeps its own context, as far as
+// ctx carries one. A ConflictError or StaleError leaves the transaction usable;
+// after an ApplyError it is aborted, as after any error of a statement.
+func (r Reversal) ApplyTx(ctx context.Context, tx pgx.Tx) (*Result, error) {
+	client, err := r.ready()
+	if err != nil {
+		return nil, err
+	}
+	return client.applyRevertIn(ctx, tx, r, nil)
+}
+
+// errRollback ends the transaction of a dry run.
+var errRollback = errors.New("dry run")
+
+// applyRevert carries out a plan, or makes one first, in a transaction of its own.
+func (c *Client) applyRevert(ctx context.Context, r Reversal, plan *Plan, dry bool) (*Result, error) {
+	// A connection of its own: it may wait for locks as long as it takes, while the
+	// few of the pool are needed to find out how far capture is.
+	conn, err := pgx.ConnectConfig(ctx, c.cfg.source.ConnConfig.Copy())
+	if err != nil {
+		return nil, wrap("connect to the source", err)
+	}
+	defer closeConn(ctx, conn)
+	var result *Result
+	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite}, func(tx pgx.Tx) error {
+		env, err := ownEnvironment(ctx, tx)
+		if err != nil {
+			return err
+		}
+		a := &applier{client: c, r: r, tx: tx, env: env}
+		if result, err = a.run(ctx, plan); err == nil && dry {
+			err = errRollback
+		}
+		return err
+	})
+	switch {
+	case dry && errors.Is(err, errRollback):
+		result.DryRun = true
+		return result, nil
+	case err != nil:
+		return nil, commitError(err)
+	case result.ID != "":
+		// Behind the commit record: whoever waits for this has the revert.
+		var here LSN
+		if err := conn.QueryRow(ctx, "SELECT pg_catalog.pg_current_wal_insert_lsn()::text").Scan(&here); err == nil {
+			result.Token = Token(here.String())
+		}
+	}
+	return result, nil
+}
+
+// closeConn ends a session, also when ctx is over.
+func closeConn(ctx context.Context, conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	_ = conn.Close(ctx) // it is gone either way
+}
+
+// commitError makes an ApplyError of a constraint that fails at COMMIT.
+func commitError(err error) error {
+	var pg *pgconn.PgError
+	var apply *ApplyError
+	if errors.As(err, &pg) && pg.ConstraintName != "" && !errors.As(err, &apply) {
+		return &ApplyError{Table: qualifiedName(pg.SchemaName, pg.TableName), Action: Update, Constraint: pg.ConstraintName, cause: err}
+	}
+	return err
+}
+
+// applyRevertIn is applyRevert in a transaction of the caller's.
+func (c *Client) applyRevertIn(ctx context.Context, tx pgx.Tx, r Reversal, plan *Plan) (*Result, error) {
+	env, err := pinEnvironment(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	a := &applier{client: c, r: r, tx: tx, env: env, borrowed: true}
+	result, err := a.run(ctx, plan)
+	if back := env.leave(ctx, tx); err == nil {
+		err = back
+	}
+	if err != nil {
+		return nil, err
+	}
+	return result, nil
+}
+
+// applier carries out a revert.
+type applier struct {
+	client *Client
+	r      Reversal
+	tx     pgx.Tx
+	env    *environment
+	// borrowed tells that the transaction is the caller's.
+	borrowed bool
+
+	id     string
+	p      *planner
+	plan   *Plan
+	result *Result
+	stages int // temporary tables made
+	// early are the columns that triggers set otherwise at once, by row.
+	early map[string]map[string]bool
+}
+
+// run does everything but COMMIT.
+func (a *applier) run(ctx context.Context, plan *Plan) (*Result, error) {
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // never fails
+	a.id = hex.EncodeToString(id[:])
+	// One revert of the same thing at a time, so that the second can see the first.
+	for _, name := range []string{"unit " + a.r.unit.Kind + " " + a.r.unit.ID, "key " + a.r.key} {
+		if name == "key " {
+			continue
+		}
+		if _, err := a.tx.Exec(ctx, "SELECT pg_catalog.pg_advisory_xact_lock($1)", lockKey(name)); err != nil {
+			return nil, wrap("lock the revert", err)
+		}
+	}
+	if err := a.prepare(ctx, plan); err != nil {
+		return nil, err
+	}
+	a.result = &Result{Of: a.r.unit, Plan: a.plan, Unchanged: a.plan.Unchanged, Skipped: a.plan.Skipped, Already: a.plan.Already}
+	switch blocked := a.plan.Blocked(); {
+	case a.plan.Already != nil:
+		a.result.Unchanged, a.result.Skipped = 0, 0
+		return a.result, nil
+	case a.r.hash != "" && a.r.hash != a.plan.Hash:
+		return nil, &StaleError{Reason: "its hash is another than the one given to IfHash"}
+	case len(blocked) > 0:
+		return nil, &ConflictError{Plan: a.plan, Conflicts: blocked}
+	case a.plan.Empty():
+		return a.result, nil
+	}
+	return a.result, a.write(ctx)
+}
+
+func lockKey(name string) int64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte("audit revert " + name))
+	return int64(h.Sum64())
+}
+
+// prepare makes the plan, or makes sure that the one given still holds, with the
+// rows locked.
+func (a *applier) prepare(ctx context.Context, plan *Plan) error {
+	p, err := a.client.newPlanner(ctx, a.r)
+	if err != nil {
+		return err
+	}
+	p.tx, p.lock = a.tx, true
+	if plan == nil {
+		if a.plan, err = p.build(ctx); err != nil {
+			return err
+		}
+		a.p = p
+		a.plan.Already, err = p.alreadyReverted(ctx)
+		return err
+	}
+	a.plan, a.p = plan, plan.p
+	p.lastSelected = plan.Last
+	already, err := p.alreadyReverted(ctx)
+	if err != nil {
+		return err
+	}
+	if already != nil {
+		again := *plan
+		again.Already = already
+		a.plan = &again
+		return nil
+	}
+	if len(plan.Blocked()) > 0 {
+		return nil // nothing is going to be written
+	}
+	return a.recheck(ctx)
+}
+
+// recheck locks the rows of a plan that was made before, and compares them with
+// what it saw. Others can have come to depend on them since without changing them.
+func (a *applier) recheck(ctx context.Context) error {
+	rows := cloneRows(a.p.activeRows())
+	for _, g := range groupRows(rows) {
+		for _, part := range g.chunks() {
+			if err := part.inspect(ctx, a.tx, part.stageArrays(), true); err != nil {
+				return err
+			}
+		}
+	}
+	leaving := leavingKeys(rows)
+	for _, r := range rows {
+		if reason := r.staleness(leaving[r.table][joinKey(r.key)]); reason != "" {
+			return &StaleError{Table: r.table.label(), Key: r.key, Reason: reason}
+		}
+		r.done = false
+	}
+	known := make(map[string]bool)
+	for _, c := range a.plan.Conflicts {
+		known[c.about()] = true
+	}
+	now := *a.p // the plan's own planner stays as it is
+	now.tx, now.rows, now.restored = a.tx, rows, nil
+	found, err := now.structure(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range found {
+		if !known[c.about()] {
+			return &StaleError{Table: c.Table, Key: c.Key, Reason: "has a new conflict: " + c.Kind.String()}
+		}
+	}
+	return nil
+}
+
+// cloneRows copies rows so that they expect what the plan saw.
+func cloneRows(rows []*netRow) []*netRow {
+	clones := make([]*netRow, len(rows))
+	for i, r := range rows {
+		clone := *r
+		clone.cells = make([]cell, len(r.cells))
+		for j, c := range r.cells {
+			clone.cells[j] = cell{column: c.column, restore: c.restore, expect: c.seen()}
+		}
+		clone.done, clone.missing, clone.parkedKey = false, false, nil
+		clones[i] = &clone
+	}
+	return clones
+}
+
+// staleness says how the live row differs from what the plan saw, or nothing.
+// leaving tells that the row under its key is one that the revert takes away.
+func (r *netRow) staleness(leaving bool) string {
+	if r.action == Create {
+		if !r.missing && !leaving {
+			return "is there again"
+		}
+		return ""
+	}
+	if r.missing {
+		return "is not there any more"
+	}
+	for i := range r.cells {
+		if r.cells[i].live.known {
+			return fmt.Sprintf("has another value in column %q", r.table.columns.list[r.cells[i].column].name)
+		}
+	}
+	return ""
+}
+
+// stampContext is what the revert stamps: the context of whoever does it, and what
+// it is.
+func (a *applier) stampContext(ctx context.Context) context.Context {
+	extra := map[string]any{
+		revertMember: true, revertIDName: a.id, revertHash: a.plan.Hash,
+		revertOfName: a.r.unit.stamped(),
+	}
+	if a.r.reason != "" {
+		extra[revertWhyName] = clip(a.r.reason, 2000)
+	}
+	if a.r.key != "" {
+		extra[revertKeyName] = a.r.key
+	}
+	if a.plan.Skipped > 0 || a.r.columns != nil {
+		extra[revertPartial] = true
+	}
+	return WithContext(ctx, Context{UserID: a.r.actor, Extra: extra})
+}
+
+// write carries the plan out.
+func (a *applier) write(ctx context.Context) error {
+	own := ctx
+	if a.borrowed {
+		// What the caller wrote before must not take the revert's context for its own.
+		if err := stampOr(ctx, a.tx, "{}"); err != nil {
+			return err
+		}
+	}
+	ctx = a.stampContext(ctx)
+	if err := Stamp(ctx, a.tx); err != nil {
+		return err
+	}
+	if err := a.constraints(ctx, "DEFERRED", false); err != nil {
+		return err
+	}
+	done, total := 0, a.plan.Inserts+a.plan.Updates+a.plan.Deletes
+	for i := range a.p.steps {
+		s := &a.p.steps[i]
+		if err := a.do(ctx, s); err != nil {
+			return err
+		}
+		if !s.side {
+			done += len(s.group.rows)
+			a.r.report(Progress{Step: "apply", Table: s.group.table.label(), Done: done, Total: total})
+		}
+	}
+	if err := a.check(ctx); err != nil {
+		return err
+	}
+	if err := a.tx.QueryRow(ctx, "SELECT pg_catalog.pg_current_xact_id()::text::bigint").Scan(&a.result.TransactionID); err != nil {
+		return wrap("read transaction id", err)
+	}
+	a.result.ID = a.id
+	a.result.Inserted, a.result.Updated, a.result.Deleted = a.plan.Inserts, a.plan.Updates, a.plan.Deletes
+	if a.borrowed {
+		return stampOr(own, a.tx, "{}")
+	}
+	return nil
+}
+
+// stampOr stamps the context that ctx carries, or else content.
+func stampOr(ctx context.Context, tx Execer, content string) error {
+	own, err := StampContent(ctx)
+	if err != nil {
+		return err
+	}
+	if own != nil {
+		content = string(own)
+	}
+	_, err = tx.Exec(ctx, stampSQL, StampPrefix, content)
+	return wrap("stamp context", err)
+}

@@ -1,0 +1,148 @@
+package audit
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// When a revert is asked for.
+var (
+	// ErrNothingSelected is returned when a revert's selection has no changes: the
+	// request, the transaction or whatever it was is not in history.
+	ErrNothingSelected = errors.New("audit: there are no changes to revert")
+)
+
+// RevertError is returned by the terminal method of a [Reversal] when one of its
+// methods was given something it cannot work with. Nothing was asked of the
+// database.
+type RevertError struct {
+	// Method is the name of the method: "MaxRows".
+	Method string
+	// Reason says what is wrong, without values of rows.
+	Reason string
+
+	cause error
+}
+
+func (e *RevertError) Error() string { return "audit: " + e.Method + ": " + e.Reason }
+
+// Unwrap returns the error behind the reason, or nil.
+func (e *RevertError) Unwrap() error { return e.cause }
+
+// When a revert is planned.
+
+// ConflictError is returned when a revert would undo what others did later, and
+// its policy does not say to go on. Nothing was written.
+type ConflictError struct {
+	// Plan is the plan, with all its conflicts.
+	Plan *Plan
+	// Conflicts are those that stand in the way.
+	Conflicts []Conflict
+}
+
+func (e *ConflictError) Error() string {
+	tables := map[string]bool{}
+	var names []string
+	for _, c := range e.Conflicts {
+		if !tables[c.Table] {
+			tables[c.Table] = true
+			names = append(names, c.Table)
+		}
+	}
+	return fmt.Sprintf("audit: revert %s: %d conflicts with later work in %s: nothing was written; see Conflicts, and OnConflict for what to do about them",
+		e.Plan.Of, len(e.Conflicts), strings.Join(names, ", "))
+}
+
+// TooManyRowsError is returned when a revert would touch more rows than
+// [Reversal.MaxRows] allows. Nothing was written.
+type TooManyRowsError struct {
+	// Max is the cap.
+	Max int
+}
+
+func (e *TooManyRowsError) Error() string {
+	return fmt.Sprintf("audit: the revert selects changes of more than %d rows: narrow the selection, or raise MaxRows", e.Max)
+}
+
+// UnrevertableError is returned when a part of the selection cannot be reverted,
+// whatever the policy: history does not know it, or the table is no longer one
+// that it could be put back into. Nothing was written.
+type UnrevertableError struct {
+	// Table is the table as history names it.
+	Table string
+	// Position is the first change that cannot be reverted, or zero where it is
+	// not about one.
+	Position Position
+	// Reason says why, without values.
+	Reason string
+
+	cause error
+}
+
+func (e *UnrevertableError) Error() string {
+	at := ""
+	if !e.Position.IsZero() {
+		at = " (change " + e.Position.String() + ")"
+	}
+	return "audit: revert " + e.Table + at + ": " + e.Reason
+}
+
+// Unwrap returns the error behind the reason, or nil.
+func (e *UnrevertableError) Unwrap() error { return e.cause }
+
+// When a revert is applied.
+
+// StaleError is returned when the live rows are no longer as the plan saw them.
+// Nothing was written; a new plan shows what has become of them.
+type StaleError struct {
+	// Table and Key name a row that has changed, where it is about one.
+	Table string
+	Key   []string
+	// Reason says what is different, without values.
+	Reason string
+}
+
+func (e *StaleError) Error() string {
+	if e.Table == "" {
+		return "audit: the plan is stale: " + e.Reason
+	}
+	return fmt.Sprintf("audit: the plan is stale: %s[%s] %s", e.Table, strings.Join(e.Key, ","), e.Reason)
+}
+
+// ApplyError is returned when the source refused one of a revert's statements: a
+// constraint that was added since, a trigger or a policy of row-level security
+// that says no. The whole revert is undone; in the caller's own transaction, that
+// transaction is aborted.
+type ApplyError struct {
+	// Table is the table of the statement.
+	Table string
+	// Action is what was to be done: Create, Update or Delete.
+	Action Operation
+	// Constraint is the constraint that was violated, if it was one.
+	Constraint string
+
+	cause error
+}
+
+func (e *ApplyError) Error() string {
+	if e.Constraint != "" {
+		return fmt.Sprintf("audit: revert: the source refused to %s rows of %s: constraint %q is violated", e.verb(), e.Table, e.Constraint)
+	}
+	return fmt.Sprintf("audit: revert: the source refused to %s rows of %s", e.verb(), e.Table)
+}
+
+func (e *ApplyError) verb() string {
+	switch e.Action {
+	case Create:
+		return "insert"
+	case Delete:
+		return "delete"
+	default:
+		return "update"
+	}
+}
+
+// Unwrap returns what the server said, a *pgconn.PgError. Its text may contain
+// values.
+func (e *ApplyError) Unwrap() error { return e.cause }

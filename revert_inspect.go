@@ -1,0 +1,139 @@
+package audit
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/wal"
+)
+
+// inspectSQL compares live rows with what is expected and with what is to be
+// restored, by the text that the type itself prints. It gives the rows that are
+// there, with live values only where they are not as expected.
+func (g *group) inspectSQL(s *stage, lock bool, retyped bool) string {
+	var same, values, expected, restored []string
+	for i, at := range g.columns {
+		column := &g.table.columns.list[at]
+		live := columnIdent("t", column.name)
+		values = append(values, textOf(live))
+		if g.action != Create {
+			condition := sameSQL(column, live, fmt.Sprintf("s.e%d", at), retyped)
+			expected = append(expected, condition)
+			if !g.uniform {
+				condition = "(NOT " + g.has(i) + " OR " + condition + ")"
+			}
+			same = append(same, condition)
+		}
+		if g.action != Delete {
+			restored = append(restored, sameSQL(column, live, fmt.Sprintf("s.r%d", at), retyped))
+		}
+	}
+	if g.action == Create || len(same) == 0 {
+		same = []string{fmt.Sprint(g.action != Create)}
+	}
+	flags := func(conditions []string) []string {
+		texts := make([]string, len(conditions))
+		for i, condition := range conditions {
+			texts[i] = "pg_catalog.concat(" + condition + ")"
+		}
+		return texts
+	}
+	found := slices.Concat(values, flags(expected), flags(restored))
+	suffix := ""
+	if lock {
+		suffix = " ORDER BY " + g.table.keyOrder() + " FOR UPDATE OF t"
+	}
+	return fmt.Sprintf(`
+		SELECT s.n, CASE WHEN %s THEN NULL ELSE ARRAY[%s]::text[] END
+		FROM %s
+		JOIN %s AS t ON %s%s`,
+		strings.Join(same, " AND "), strings.Join(found, ", "), s.from, g.table.from(), g.table.on(), suffix)
+}
+
+// sameSQL compares a live value with a staged text. Some types have several texts
+// for one value, or are written in an image in another way: their staged text is
+// put through the type first.
+func sameSQL(column *column, live, staged string, retyped bool) string {
+	text := staged
+	if retyped || column.kind.Base == wal.Array || column.typeOID == 700 || column.typeOID == 701 ||
+		column.kind.Base == wal.Number && column.typeOID >= 16384 { // a domain, perhaps over a float
+		text = fmt.Sprintf("pg_catalog.concat(%s::%s)", staged, column.typeName)
+	}
+	return fmt.Sprintf("((%s IS NOT DISTINCT FROM NULL) = (%s IS NULL) AND pg_catalog.concat(%s) = coalesce(%s, ''))", live, staged, live, text)
+}
+
+// inspect looks at the live rows of a group and notes on each row what it finds.
+func (g *group) inspect(ctx context.Context, tx pgx.Tx, s *stage, lock bool) error {
+	retyped := slices.ContainsFunc(g.rows, func(r *netRow) bool { return r.retyped })
+	for _, r := range g.rows {
+		r.missing = true
+	}
+	rows, err := tx.Query(ctx, g.inspectSQL(s, lock, retyped), s.args...)
+	if err != nil {
+		return g.inspectError(err, retyped)
+	}
+	var n int32
+	var found []*string
+	_, err = pgx.ForEachRow(rows, []any{&n, &found}, func() error {
+		r := g.rows[n]
+		r.missing, r.done = false, false
+		if found != nil { // else it is just as the selection left it
+			g.note(r, found)
+			found = nil
+		}
+		return nil
+	})
+	return g.inspectError(err, retyped)
+}
+
+func (g *group) inspectError(err error, retyped bool) error {
+	if err == nil {
+		return nil
+	}
+	if retyped && isDataError(err) {
+		return &UnrevertableError{Table: g.table.label(), Reason: "a column has another type since, which cannot take what history has of it", cause: err}
+	}
+	return wrap("compare with the live rows of "+g.table.label(), err)
+}
+
+// note keeps what was found of a row: live values, whether each of them is as
+// expected, and whether it is as it would be restored.
+func (g *group) note(r *netRow, found []*string) {
+	size := len(g.columns)
+	flag := func(part, i int) bool {
+		at := part*size + i
+		return at < len(found) && found[at] != nil && *found[at] == "t"
+	}
+	done := g.action != Delete
+	for i, at := range g.columns {
+		c := r.cell(at)
+		if c == nil {
+			continue
+		}
+		c.live = datum{known: true}
+		if found[i] != nil {
+			c.live.text = []byte(*found[i])
+		}
+		isJSON := g.table.columns.list[at].kind.Base == wal.JSON
+		expected, restored := flag(1, i), flag(2, i)
+		if g.action == Create {
+			expected, restored = false, expected
+		}
+		if g.action != Create && (expected || isJSON && sameJSON(c.live, c.expect)) {
+			c.live = datum{} // as expected, in other words perhaps
+		}
+		restored = restored || isJSON && c.live.known && sameJSON(c.live, c.restore)
+		c.already = restored && c.live.known
+		done = done && restored
+	}
+	r.done = done
+}
+
+// sameJSON compares documents of type json, of which images keep the meaning.
+func sameJSON(a, b datum) bool {
+	return (a.text == nil) == (b.text == nil) && (a.text == nil || jsonEqual(a.text, b.text))
+}

@@ -1,0 +1,336 @@
+package audit
+
+import (
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// step is one statement of a revert.
+type step struct {
+	group *group
+	// side tells that the step only prepares or completes others: it takes a
+	// unique value out of the way, or a reference that goes round in a circle.
+	side bool
+}
+
+// parking is a row whose unique value another row is to have before the row itself
+// gives it up.
+type parking struct {
+	row    *netRow
+	index  *uniqueIndex
+	action Operation // of the row that is to have it
+}
+
+func (p *planner) park(r *netRow, u *uniqueIndex, action Operation) {
+	p.parked = append(p.parked, parking{row: r, index: u, action: action})
+}
+
+// order puts the statements into an order in which every foreign key and every
+// unique index holds after each of them: rows are removed first, children before
+// parents, and put back parents before children. Where rows to be removed are
+// still referenced by rows that are to be given back another parent, they are
+// removed last.
+func (p *planner) order() ([]step, error) {
+	rows := p.activeRows()
+	for _, r := range rows {
+		r.parkedKey = nil
+	}
+	broken, err := p.rank(rows)
+	if err != nil {
+		return nil, err
+	}
+	var inserts, updates, deletes, unlinks, relinks []step
+	for _, g := range groupRows(rows) {
+		switch g.action {
+		case Create:
+			insert, relink := g.withoutReferences(broken)
+			inserts = append(inserts, step{group: insert})
+			if relink != nil {
+				relinks = append(relinks, step{group: relink, side: true})
+			}
+		case Delete:
+			deletes = append(deletes, step{group: g})
+			if unlink := g.unlink(broken); unlink != nil {
+				unlinks = append(unlinks, step{group: unlink, side: true})
+			}
+		default:
+			updates = append(updates, step{group: g})
+		}
+	}
+	byRank := func(a, b step) int { return a.group.table.rank - b.group.table.rank }
+	slices.SortStableFunc(inserts, byRank)
+	slices.SortStableFunc(updates, byRank)
+	slices.SortStableFunc(deletes, func(a, b step) int { return byRank(b, a) })
+	deletes = append(unlinks, deletes...)
+	updatesFirst := p.updatesFirst && !p.insertsFirst
+	parks, err := p.parkingSteps(updatesFirst)
+	if err != nil {
+		return nil, err
+	}
+	puts := slices.Concat(parks, inserts, updates, relinks)
+	if updatesFirst {
+		puts = slices.Concat(parks, updates, inserts, relinks)
+	}
+	if p.deletesLast {
+		return append(puts, deletes...), nil
+	}
+	return append(deletes, puts...), nil
+}
+
+// rank orders the tables, parents before children, and returns the foreign keys
+// that go round in a circle and are to be left empty at first. Those that can be
+// deferred do not bind.
+func (p *planner) rank(rows []*netRow) ([]*foreignKey, error) {
+	involved := make(map[uint32]*target)
+	for _, r := range rows {
+		involved[r.table.oid] = r.table
+	}
+	var edges, broken []*foreignKey
+	for _, t := range involved {
+		for _, f := range t.parents {
+			switch {
+			case f.deferrable || involved[f.to] == nil:
+			case f.from == f.to:
+				// Within one statement only RESTRICT minds the order.
+				if f.onDelete == "r" && f.nullable {
+					broken = append(broken, f)
+				}
+			default:
+				edges = append(edges, f)
+			}
+		}
+	}
+	slices.SortFunc(edges, func(a, b *foreignKey) int { return strings.Compare(a.constraint(), b.constraint()) })
+	left := make(map[uint32]bool)
+	var order []uint32
+	for oid := range involved {
+		left[oid] = true
+		order = append(order, oid)
+	}
+	slices.Sort(order)
+	for rank := 0; len(left) > 0; rank++ {
+		next := slices.IndexFunc(order, func(oid uint32) bool {
+			return left[oid] && !slices.ContainsFunc(edges, func(f *foreignKey) bool { return f.from == oid && left[f.to] })
+		})
+		if next < 0 {
+			circle := slices.IndexFunc(edges, func(f *foreignKey) bool {
+				return f.nullable && left[f.from] && left[f.to] && reaches(edges, left, f.to, f.from)
+			})
+			if circle < 0 {
+				f := edges[slices.IndexFunc(edges, func(f *foreignKey) bool { return left[f.from] && left[f.to] })]
+				return nil, &UnrevertableError{Table: f.child(), Reason: fmt.Sprintf("foreign key %q goes round in a circle, cannot be deferred and cannot be NULL: make it DEFERRABLE", f.name)}
+			}
+			broken = append(broken, edges[circle])
+			edges = slices.Delete(edges, circle, circle+1)
+			rank--
+			continue
+		}
+		involved[order[next]].rank = rank
+		delete(left, order[next])
+	}
+	return broken, nil
+}
+
+// reaches tells that foreign keys lead from one table to another.
+func reaches(edges []*foreignKey, left map[uint32]bool, from, to uint32) bool {
+	seen := map[uint32]bool{from: true}
+	for queue := []uint32{from}; len(queue) > 0; queue = queue[1:] {
+		if queue[0] == to {
+			return true
+		}
+		for _, f := range edges {
+			if f.from == queue[0] && left[f.to] && !seen[f.to] {
+				seen[f.to] = true
+				queue = append(queue, f.to)
+			}
+		}
+	}
+	return false
+}
+
+// referencing returns where the columns of broken foreign keys stand.
+func (g *group) referencing(broken []*foreignKey) []int {
+	var at []int
+	for _, f := range broken {
+		if f.from != g.table.oid {
+			continue
+		}
+		for _, name := range f.columns {
+			if i := g.table.columns.index[name]; slices.Contains(g.columns, i) && !slices.Contains(at, i) {
+				at = append(at, i)
+			}
+		}
+	}
+	return at
+}
+
+// withoutReferences splits an INSERT into one without the references of broken
+// foreign keys, and an UPDATE that sets them.
+func (g *group) withoutReferences(broken []*foreignKey) (insert, relink *group) {
+	at := g.referencing(slices.DeleteFunc(slices.Clone(broken), func(f *foreignKey) bool { return f.from == f.to }))
+	if len(at) == 0 {
+		return g, nil
+	}
+	insert = &group{table: g.table, action: Create}
+	relink = &group{table: g.table, action: Update}
+	for _, r := range g.rows {
+		bare := *r
+		bare.cells = slices.Clone(r.cells)
+		link := &netRow{table: r.table, key: r.restoredKey(), action: Update, positions: r.positions}
+		for i := range bare.cells {
+			c := &bare.cells[i]
+			if slices.Contains(at, c.column) && c.restore.text != nil {
+				link.cells = append(link.cells, cell{column: c.column, restore: c.restore})
+				c.restore = datum{known: true}
+			}
+		}
+		insert.rows = append(insert.rows, &bare)
+		if len(link.cells) > 0 {
+			relink.rows = append(relink.rows, link)
+		}
+	}
+	insert.settle()
+	relink.settle()
+	if len(relink.rows) == 0 {
+		relink = nil
+	}
+	return insert, relink
+}
+
+// unlink is an UPDATE that empties the references of broken foreign keys in rows
+// that are to be deleted.
+func (g *group) unlink(broken []*foreignKey) *group {
+	u := &group{table: g.table, action: Update}
+	at := g.referencing(broken)
+	for _, r := range g.rows {
+		empty := &netRow{table: r.table, key: r.key, action: Update, positions: r.positions}
+		for _, column := range at {
+			if c := r.cell(column); c != nil && c.seen().text != nil {
+				empty.cells = append(empty.cells, cell{column: column, restore: datum{known: true}})
+			}
+		}
+		if len(empty.cells) > 0 {
+			u.rows = append(u.rows, empty)
+		}
+	}
+	if len(u.rows) == 0 {
+		return nil
+	}
+	u.settle()
+	return u
+}
+
+// parkingSteps are UPDATEs that give rows a value nobody else has, where another
+// row needs theirs first.
+func (p *planner) parkingSteps(updatesFirst bool) ([]step, error) {
+	parked := make(map[*netRow]map[int]bool)
+	groups := make(map[*target]*group)
+	var order []*group
+	for n, k := range p.parked {
+		if k.row.action == Delete && !p.deletesLast || k.row.action == Update && k.action == Create && updatesFirst {
+			continue
+		}
+		at, value, ok := k.place(n)
+		if !ok {
+			return nil, &UnrevertableError{
+				Table: k.row.table.label(), Position: k.row.first(),
+				Reason: fmt.Sprintf("rows would swap their values of %q, which takes a value for the time in between, and there is none for its columns: make the constraint DEFERRABLE", k.index.name),
+			}
+		}
+		if parked[k.row][at] {
+			continue
+		}
+		if parked[k.row] == nil {
+			parked[k.row] = make(map[int]bool)
+		}
+		parked[k.row][at] = true
+		g := groups[k.row.table]
+		if g == nil {
+			g = &group{table: k.row.table, action: Update}
+			groups[k.row.table] = g
+			order = append(order, g)
+		}
+		// One row of the statement for each row of the table, whatever is parked of it.
+		i := slices.IndexFunc(g.rows, func(r *netRow) bool { return slices.Equal(r.key, k.row.key) })
+		if i < 0 {
+			i = len(g.rows)
+			g.rows = append(g.rows, &netRow{table: k.row.table, key: k.row.key, action: Update, positions: k.row.positions})
+		}
+		g.rows[i].cells = append(g.rows[i].cells, cell{column: at, restore: value})
+		k.row.parkAt(at, value)
+	}
+	var steps []step
+	for _, g := range order {
+		g.settle()
+		steps = append(steps, step{group: g, side: true})
+	}
+	return steps, nil
+}
+
+// liveKey is the key under which a statement finds the row.
+func (r *netRow) liveKey() []string {
+	if r.parkedKey != nil {
+		return r.parkedKey
+	}
+	return r.key
+}
+
+// parkAt notes the key that the row has while it is parked.
+func (r *netRow) parkAt(column int, value datum) {
+	if k := slices.Index(r.table.keyAt, column); k >= 0 {
+		r.parkedKey = slices.Clone(r.liveKey())
+		r.parkedKey[k] = string(value.text)
+	}
+}
+
+// place chooses the column that is given another value, and the value: NULL, if it
+// may be that.
+func (k parking) place(n int) (at int, value datum, ok bool) {
+	t := k.row.table
+	if k.index.predicate == "" || len(k.index.columns) > 0 {
+		for _, name := range k.index.columns {
+			at, ok := t.columns.index[name]
+			if ok && !t.columns.list[at].notNull && !slices.Contains(t.key, name) && !t.columns.list[at].derived && k.row.changes([]string{name}) {
+				return at, datum{known: true}, true
+			}
+		}
+	}
+	for _, name := range k.index.columns {
+		at, ok := t.columns.index[name]
+		if !ok || t.columns.list[at].derived || t.columns.list[at].identity == "a" || !k.row.changes([]string{name}) && k.row.action == Update {
+			continue
+		}
+		if text, ok := parkingText(&t.columns.list[at], n); ok {
+			return at, datum{text: []byte(text), known: true}, true
+		}
+	}
+	return 0, datum{}, false
+}
+
+// parkingText is a value of the column's type that nobody uses.
+func parkingText(c *column, n int) (string, bool) {
+	switch c.typeOID {
+	case 21: // int2
+		return strconv.Itoa(-1<<15 + n), n < 1<<15
+	case 23: // int4
+		return strconv.Itoa(-1<<31 + n), true
+	case 20: // int8
+		return strconv.Itoa(-1<<63 + n), true
+	case 1700: // numeric
+		return "-" + strconv.Itoa(n+1) + strings.Repeat("0", 60), c.typeMod < 0
+	case 25, 1043: // text, varchar
+		text := "~" + strconv.FormatInt(int64(n), 36)
+		return text, c.typeMod < 0 || len(text) <= int(c.typeMod)-4
+	case 2950: // uuid
+		return hex.EncodeToString(fmt.Appendf(nil, "~audit~%9d", n)), true
+	case 1082: // date
+		return time.Date(1, 1, 1+n, 0, 0, 0, 0, time.UTC).Format(time.DateOnly), true
+	case 1114, 1184: // timestamp, timestamptz
+		return time.Date(1, 1, 1, 0, 0, n, 0, time.UTC).Format("2006-01-02 15:04:05+00"), true
+	}
+	return "empty", strings.HasSuffix(c.typeName, "range")
+}

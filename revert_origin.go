@@ -1,0 +1,129 @@
+package audit
+
+import (
+	"context"
+	"slices"
+
+	sq "github.com/Masterminds/squirrel"
+
+	"github.com/hindsight-go/audit/store"
+)
+
+// conflictOrigin says where in history the change behind a conflict is to be
+// looked for: among those of a row, which is not always the one to be reverted.
+type conflictOrigin struct {
+	oid           uint32
+	schema, table string
+	key           []string // nil: cannot be told
+	// columns are those that it changed; nil: any.
+	columns []string
+	// gone asks for what took the row away, made for what put it there.
+	gone, made bool
+	// after is the selection's first change of the row; zero: any time.
+	after Position
+
+	// later are the changes that have to be reverted for the conflict to go away.
+	later []Position
+}
+
+// originChunk is how many rows one query asks for.
+const originChunk = 500
+
+// findOrigins looks up the changes behind conflicts.
+func (p *planner) findOrigins(ctx context.Context, conflicts []Conflict) error {
+	byTable := make(map[tableName][]int)
+	var order []tableName
+	for i := range conflicts {
+		o := &conflicts[i].origin
+		if len(o.key) == 0 {
+			continue
+		}
+		for _, name := range p.namesOf(o) {
+			if byTable[name] == nil {
+				order = append(order, name)
+			}
+			byTable[name] = append(byTable[name], i)
+		}
+	}
+	for _, t := range order {
+		for part := range slices.Chunk(byTable[t], originChunk) {
+			if err := p.findOriginsIn(ctx, t.schema, t.table, conflicts, part); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// namesOf lists the names under which the changes of a table stand.
+func (p *planner) namesOf(o *conflictOrigin) []tableName {
+	names := []tableName{{o.schema, o.table}}
+	for _, v := range p.facts.Versions {
+		if n := (tableName{v.Schema, v.Table}); v.RelationID == o.oid && !slices.Contains(names, n) {
+			names = append(names, n)
+		}
+	}
+	return names
+}
+
+func (p *planner) findOriginsIn(ctx context.Context, schema, table string, conflicts []Conflict, part []int) error {
+	keys := make([]string, 0, len(part))
+	byKey := make(map[string][]int)
+	for _, i := range part {
+		key := store.KeyText(conflicts[i].origin.key...)
+		if byKey[key] == nil {
+			keys = append(keys, key)
+		}
+		byKey[key] = append(byKey[key], i)
+	}
+	b := Query{}.from(p.client, changeColumns...).
+		Where(sq.Expr(`c."table" = ? AND c.schema = ? AND c.database = ?`, table, schema, p.database)).
+		Where(sq.Expr(`(c.primary_key = ANY(?::text[]) OR c.previous_key = ANY(?::text[]))`, keys, keys)).
+		Where(sq.Expr(`c.position >= ?::pg_lsn`, p.firstSelected.LSN.String())).
+		OrderBy("c.position", "c.sequence")
+	changes, err := collect(ctx, p.client, "find later changes", b, scanChange)
+	if err != nil {
+		return err
+	}
+	for i := range changes {
+		change := &changes[i]
+		if p.isSelected(change.Position) {
+			continue
+		}
+		for _, at := range byKey[change.PrimaryKey] {
+			conflicts[at].consider(change, false)
+		}
+		if change.KeyChanged {
+			for _, at := range byKey[change.PreviousKey] {
+				conflicts[at].consider(change, true)
+			}
+		}
+	}
+	return nil
+}
+
+// consider takes a change of the row in question, oldest first, for the one
+// behind the conflict. left tells that the change gave the row another key.
+func (c *Conflict) consider(change *Change, left bool) {
+	o := &c.origin
+	if change.Position.Compare(o.after) < 0 {
+		return
+	}
+	takesAway := change.Operation == Delete || left
+	puts := change.Operation == Create || change.KeyChanged && !left
+	switch {
+	case o.gone && !takesAway, o.made && !puts:
+	case len(o.columns) > 0 && !puts && !takesAway && !change.Changed(o.columns...):
+	default:
+		if c.Kind != ColumnChanged && c.Kind != ColumnInterleaved || c.Change == nil {
+			o.later = o.later[:0:0]
+		}
+		c.Change = change
+		o.later = append(o.later, change.Position)
+		return
+	}
+	// What followed on the change behind it has to be reverted with it.
+	if c.Change != nil && c.Kind != ColumnChanged && c.Kind != ColumnInterleaved {
+		o.later = append(o.later, change.Position)
+	}
+}

@@ -1,0 +1,239 @@
+package audit
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"hash"
+	"iter"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Plan is what a revert would do, and what is in its way. It was true when it was
+// made; [Plan.Apply] carries out just this, or refuses if the live rows are no
+// longer the same. A Plan is not changed by anything and may be read from several
+// goroutines.
+type Plan struct {
+	// Of is what is reverted.
+	Of Unit
+	// Hash stands for what would be done to which rows. Another plan with the same
+	// hash does the same; see [Reversal.IfHash].
+	Hash string
+	// Changes is how many changes were selected, First and Last are the first and
+	// the last of them.
+	Changes     int
+	First, Last Position
+	// Inserts, Updates and Deletes count the rows that would be put back, restored
+	// and removed. Unchanged counts those that are already as they would be
+	// restored, Skipped those that the policy leaves alone.
+	Inserts, Updates, Deletes, Unchanged, Skipped int
+	// Conflicts are those with later work, with what the policy decided on each.
+	Conflicts []Conflict
+	// Cascaded are the later changes that [Cascade] reverts as well, oldest first.
+	Cascaded []Change
+	// Already is the revert that has reverted the same thing before, if there was
+	// one that has not been reverted itself. Apply then does nothing.
+	Already *PastRevert
+
+	p *planner
+}
+
+// PastRevert is a revert that happened before.
+type PastRevert struct {
+	// ID is what [Redo] and [Query.InRevert] take.
+	ID string `json:"id"`
+	// Of is what it reverted.
+	Of Unit `json:"of"`
+	// Position, TransactionID and CommittedAt are those of its transaction.
+	Position      Position  `json:"position"`
+	TransactionID uint64    `json:"transactionId"`
+	CommittedAt   time.Time `json:"committedAt"`
+	// User is who did it, Reason why.
+	User   string `json:"user,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	// Partial tells that it left something out: rows that were skipped, or all but
+	// some columns.
+	Partial bool `json:"partial,omitempty"`
+}
+
+// Blocked returns the conflicts that keep the plan from being applied.
+func (p *Plan) Blocked() []Conflict {
+	var blocked []Conflict
+	for _, c := range p.Conflicts {
+		if c.blocked {
+			blocked = append(blocked, c)
+		}
+	}
+	return blocked
+}
+
+// Empty reports whether there is nothing to do.
+func (p *Plan) Empty() bool { return p.Inserts+p.Updates+p.Deletes == 0 }
+
+// Apply carries the plan out, in one transaction. It returns a [*StaleError] if
+// the live rows are no longer what the plan saw, and a [*ConflictError] if there
+// are conflicts in its way. A plan may be applied once; see [Result.Already].
+func (p *Plan) Apply(ctx context.Context) (*Result, error) {
+	return p.p.client.applyRevert(ctx, p.p.r, p, false)
+}
+
+// DryRun does all that Apply does, triggers and constraints included, and rolls
+// it back.
+func (p *Plan) DryRun(ctx context.Context) (*Result, error) {
+	return p.p.client.applyRevert(ctx, p.p.r, p, true)
+}
+
+// ApplyTx carries the plan out in the caller's transaction. See
+// [Reversal.ApplyTx].
+func (p *Plan) ApplyTx(ctx context.Context, tx pgx.Tx) (*Result, error) {
+	return p.p.client.applyRevertIn(ctx, tx, p.p.r, p)
+}
+
+// PlannedRow is what a plan would do to one row.
+type PlannedRow struct {
+	RowRef
+	// Action is [Create] to insert the row again, [Update] to restore columns of
+	// it, [Delete] to remove it.
+	Action Operation `json:"action"`
+	// Columns are the columns of it that are written; all of them for Create and
+	// Delete.
+	Columns []PlannedColumn `json:"columns"`
+	// Outcome says whether it is done at all.
+	Outcome Outcome `json:"outcome"`
+}
+
+// PlannedColumn is a column of a [PlannedRow], with values as PostgreSQL prints
+// them; nil is NULL, or that there is no row.
+type PlannedColumn struct {
+	Column  string  `json:"column"`
+	Live    *string `json:"live"`
+	Restore *string `json:"restore"`
+}
+
+// Outcome is what becomes of a row in a revert.
+type Outcome string
+
+// The outcomes.
+const (
+	// Reverted rows are put back to what they were.
+	Reverted Outcome = "reverted"
+	// AlreadyReverted rows are what they were, without any doing.
+	AlreadyReverted Outcome = "already reverted"
+	// Skipped rows are left alone because of a conflict.
+	Skipped Outcome = "skipped"
+	// InConflict are those that keep the plan from being applied.
+	InConflict Outcome = "in conflict"
+)
+
+// Rows returns what the plan does to each row, in the order in which the selection
+// first touched them.
+func (p *Plan) Rows() iter.Seq[PlannedRow] {
+	return func(yield func(PlannedRow) bool) {
+		blocked := make(map[*netRow]bool)
+		for _, c := range p.Conflicts {
+			blocked[c.row] = blocked[c.row] || c.blocked
+		}
+		for _, r := range p.p.rows {
+			if !yield(r.planned(blocked[r])) {
+				return
+			}
+		}
+	}
+}
+
+func (r *netRow) planned(blocked bool) PlannedRow {
+	row := PlannedRow{RowRef: r.ref(), Action: r.action, Outcome: r.outcome()}
+	if blocked {
+		row.Outcome = InConflict
+	}
+	for i := range r.cells {
+		c := &r.cells[i]
+		column := PlannedColumn{Column: r.table.columns.list[c.column].name}
+		live := c.seen()
+		if r.action != Create {
+			column.Live = live.pointer()
+		}
+		if r.action != Delete {
+			column.Restore = c.restore.pointer()
+		}
+		row.Columns = append(row.Columns, column)
+	}
+	return row
+}
+
+func (r *netRow) outcome() Outcome {
+	switch {
+	case r.skipped:
+		return Skipped
+	case r.done:
+		return AlreadyReverted
+	}
+	return Reverted
+}
+
+// plan makes the Plan of what was found out.
+func (p *planner) plan() *Plan {
+	plan := &Plan{
+		Of: p.r.unit, Changes: p.changes, First: p.firstSelected, Last: p.lastSelected,
+		Conflicts: append(p.cascaded, p.conflicts...), p: p,
+	}
+	digest := sha256.New()
+	for _, r := range p.rows {
+		switch {
+		case r.skipped:
+			plan.Skipped++
+			continue
+		case r.done:
+			plan.Unchanged++
+			continue
+		case r.action == Create:
+			plan.Inserts++
+		case r.action == Delete:
+			plan.Deletes++
+		default:
+			plan.Updates++
+		}
+		r.digest(digest)
+	}
+	// What a policy goes over is a part of what was agreed to.
+	about := make([]string, len(p.conflicts))
+	for i := range p.conflicts {
+		about[i] = p.conflicts[i].about()
+	}
+	slices.Sort(about)
+	for _, text := range about {
+		_, _ = digest.Write([]byte(text))
+	}
+	plan.Hash = hex.EncodeToString(digest.Sum(nil)[:16])
+	return plan
+}
+
+// digest adds to a hash what is done to the row, and what is there now.
+func (r *netRow) digest(h hash.Hash) {
+	var size [4]byte
+	write := func(text []byte, null bool) {
+		n := uint32(len(text))
+		if null {
+			n = 1<<32 - 1
+		}
+		binary.BigEndian.PutUint32(size[:], n)
+		_, _ = h.Write(size[:])
+		_, _ = h.Write(text)
+	}
+	write([]byte(r.table.ident()), false)
+	write([]byte(r.action), false)
+	for _, k := range r.key {
+		write([]byte(k), false)
+	}
+	for i := range r.cells {
+		c := &r.cells[i]
+		write([]byte(r.table.columns.list[c.column].name), false)
+		write(c.restore.text, c.restore.text == nil)
+		live := c.seen()
+		write(live.text, live.text == nil)
+	}
+}

@@ -1,0 +1,285 @@
+package audit
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	// stageRows is how many rows go into a statement as its parameters. More are
+	// copied into a temporary table, or taken in several statements where nothing
+	// may be written.
+	stageRows = 2000
+)
+
+// group is rows of one table to which the same is done.
+type group struct {
+	table  *target
+	action Operation
+	rows   []*netRow
+	// columns are those that any of the rows has a cell of, in the table's order.
+	columns []int
+	// uniform tells that all rows have cells of all columns.
+	uniform bool
+}
+
+// groupRows puts rows together by table and action. Rows to be inserted are kept
+// apart by their columns, since a column that is left out gets its default.
+func groupRows(rows []*netRow) []*group {
+	type groupKey struct {
+		table   *target
+		action  Operation
+		columns string
+	}
+	index := make(map[groupKey]*group)
+	var groups []*group
+	for _, r := range rows {
+		if r.skipped || r.action == "" {
+			continue
+		}
+		k := groupKey{table: r.table, action: r.action}
+		if r.action == Create {
+			k.columns = r.signature()
+		}
+		g := index[k]
+		if g == nil {
+			g = &group{table: r.table, action: r.action}
+			index[k] = g
+			groups = append(groups, g)
+		}
+		g.rows = append(g.rows, r)
+	}
+	for _, g := range groups {
+		g.settle()
+	}
+	return groups
+}
+
+// signature tells apart rows with different sets of cells.
+func (r *netRow) signature() string {
+	have := make([]byte, len(r.table.columns.list))
+	for _, c := range r.cells {
+		have[c.column] = 1
+	}
+	return string(have)
+}
+
+// settle finds the columns.
+func (g *group) settle() {
+	count := make([]int, len(g.table.columns.list))
+	for _, r := range g.rows {
+		for _, c := range r.cells {
+			count[c.column]++
+		}
+	}
+	g.columns, g.uniform = nil, true
+	for at, n := range count {
+		if n > 0 {
+			g.columns = append(g.columns, at)
+			g.uniform = g.uniform && n == len(g.rows)
+		}
+	}
+}
+
+// part is the group with some of its rows, and all of its columns.
+func (g *group) part(rows []*netRow) *group {
+	p := *g
+	p.rows = rows
+	return &p
+}
+
+// stagedColumn is a column of a stage.
+type stagedColumn struct {
+	name  string
+	value func(r *netRow) datum
+}
+
+// stagedColumns are the number of the row, its key, what is expected and what is
+// restored in each column, and which of the columns the row has.
+func (g *group) stagedColumns() []stagedColumn {
+	var columns []stagedColumn
+	for i := range g.table.key {
+		columns = append(columns, stagedColumn{fmt.Sprintf("k%d", i), func(r *netRow) datum {
+			return datum{text: []byte(r.liveKey()[i]), known: true}
+		}})
+	}
+	for _, at := range g.columns {
+		value := func(side func(*cell) datum) func(*netRow) datum {
+			return func(r *netRow) datum {
+				if c := r.cell(at); c != nil {
+					return side(c)
+				}
+				return datum{}
+			}
+		}
+		if g.action != Create {
+			columns = append(columns, stagedColumn{fmt.Sprintf("e%d", at), value((*cell).seen)})
+		}
+		if g.action != Delete {
+			columns = append(columns, stagedColumn{fmt.Sprintf("r%d", at), value(func(c *cell) datum { return c.restore })})
+		}
+	}
+	if !g.uniform {
+		columns = append(columns, stagedColumn{"m", func(r *netRow) datum {
+			mask := make([]byte, len(g.columns))
+			for i, at := range g.columns {
+				mask[i] = '0'
+				if r.cell(at) != nil {
+					mask[i] = '1'
+				}
+			}
+			return datum{text: mask, known: true}
+		}})
+	}
+	return columns
+}
+
+// seen is what the live row had when it was last looked at.
+func (c *cell) seen() datum {
+	if c.live.known {
+		return c.live
+	}
+	return c.expect
+}
+
+// has is the SQL condition that the row has a cell of the i-th column.
+func (g *group) has(i int) string {
+	if g.uniform {
+		return "true"
+	}
+	return fmt.Sprintf("pg_catalog.substr(s.m, %d, 1) = '1'", i+1)
+}
+
+// stage is rows where a statement can join them, as s, with their number n.
+type stage struct {
+	from string
+	args []any
+}
+
+// stageArrays stages rows as parameters of the statement.
+func (g *group) stageArrays() *stage {
+	columns := g.stagedColumns()
+	numbers := make([]int32, len(g.rows))
+	names, params := []string{"n"}, []string{"$1::int4[]"}
+	s := &stage{args: []any{numbers}}
+	for i := range g.rows {
+		numbers[i] = int32(i)
+	}
+	for i, c := range columns {
+		values := make([]*string, len(g.rows))
+		for j, r := range g.rows {
+			values[j] = c.value(r).pointer()
+		}
+		names, params = append(names, c.name), append(params, fmt.Sprintf("$%d::text[]", i+2))
+		s.args = append(s.args, values)
+	}
+	s.from = fmt.Sprintf("unnest(%s) AS s (%s)", strings.Join(params, ", "), strings.Join(names, ", "))
+	return s
+}
+
+// stageTable stages rows in a temporary table of the transaction.
+func (g *group) stageTable(ctx context.Context, tx pgx.Tx, name string) (*stage, error) {
+	columns := g.stagedColumns()
+	definitions := []string{"n int4"}
+	for _, c := range columns {
+		definitions = append(definitions, c.name+" text")
+	}
+	ident := pgx.Identifier{"pg_temp", name}.Sanitize()
+	if _, err := tx.Exec(ctx, fmt.Sprintf("CREATE TEMPORARY TABLE %s (%s) ON COMMIT DROP", pgx.Identifier{name}.Sanitize(), strings.Join(definitions, ", "))); err != nil {
+		return nil, wrap("make temporary table", err)
+	}
+	if _, err := tx.Conn().PgConn().CopyFrom(ctx, &stageReader{rows: g.rows, columns: columns}, "COPY "+ident+" FROM STDIN"); err != nil {
+		return nil, wrap("fill temporary table", err)
+	}
+	// Without statistics the planner takes the table for a small one.
+	if _, err := tx.Exec(ctx, "ANALYZE "+ident+" (n)"); err != nil {
+		return nil, wrap("analyze temporary table", err)
+	}
+	return &stage{from: ident + " AS s"}, nil
+}
+
+// stageReader gives rows in the text format of COPY.
+type stageReader struct {
+	rows    []*netRow
+	columns []stagedColumn
+	next    int
+	buffer  []byte
+	begin   int
+}
+
+// Read implements io.Reader.
+func (s *stageReader) Read(p []byte) (int, error) {
+	for s.begin == len(s.buffer) {
+		if s.next == len(s.rows) {
+			return 0, io.EOF
+		}
+		s.buffer, s.begin = s.buffer[:0], 0
+		for len(s.buffer) < 32<<10 && s.next < len(s.rows) {
+			s.appendRow(s.rows[s.next])
+			s.next++
+		}
+	}
+	n := copy(p, s.buffer[s.begin:])
+	s.begin += n
+	return n, nil
+}
+
+func (s *stageReader) appendRow(r *netRow) {
+	s.buffer = fmt.Appendf(s.buffer, "%d", s.next)
+	for _, c := range s.columns {
+		s.buffer = append(s.buffer, '\t')
+		value := c.value(r).text
+		if value == nil {
+			s.buffer = append(s.buffer, '\\', 'N')
+			continue
+		}
+		for _, b := range value {
+			switch b {
+			case '\\', '\t', '\n', '\r':
+				s.buffer = append(s.buffer, '\\', map[byte]byte{'\\': '\\', '\t': 't', '\n': 'n', '\r': 'r'}[b])
+			default:
+				s.buffer = append(s.buffer, b)
+			}
+		}
+	}
+	s.buffer = append(s.buffer, '\n')
+}
+
+// on joins the live table, as t, by the primary key.
+func (t *target) on() string {
+	parts := make([]string, len(t.key))
+	for i, at := range t.keyAt {
+		parts[i] = fmt.Sprintf("%s %s s.k%d::%s", columnIdent("t", t.key[i]), t.keyOp(i), i, t.columns.list[at].typeName)
+	}
+	return strings.Join(parts, " AND ")
+}
+
+func (t *target) keyOp(i int) string {
+	if i < len(t.keyOps) {
+		return t.keyOps[i]
+	}
+	return "="
+}
+
+// keyOrder is the order in which rows are locked.
+func (t *target) keyOrder() string {
+	parts := make([]string, len(t.key))
+	for i, name := range t.key {
+		parts[i] = columnIdent("t", name)
+	}
+	return strings.Join(parts, ", ")
+}
+
+// chunks are the group in parts that go into one statement each.
+func (g *group) chunks() []*group {
+	var parts []*group
+	for rows := range slices.Chunk(g.rows, stageRows) {
+		parts = append(parts, g.part(rows))
+	}
+	return parts
+}

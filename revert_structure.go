@@ -1,0 +1,349 @@
+package audit
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// structure finds the conflicts that are about other rows than the one to be
+// reverted: references, parents, unique values. It looks at the rows that are
+// still to be reverted, and takes into account what becomes of the others among
+// them.
+func (p *planner) structure(ctx context.Context) ([]Conflict, error) {
+	p.parked, p.deletesLast, p.updatesFirst, p.insertsFirst = nil, false, false, false
+	p.live = make(map[*target]map[string]*netRow)
+	for _, r := range p.rows {
+		if r.active() && r.action != Create {
+			index := p.live[r.table]
+			if index == nil {
+				index = make(map[string]*netRow)
+				p.live[r.table] = index
+			}
+			index[joinKey(r.key)] = r
+		}
+	}
+	var found []Conflict
+	for _, g := range groupRows(p.activeRows()) {
+		for _, part := range g.chunks() {
+			for _, check := range []func(context.Context, *group) ([]Conflict, error){p.referenced, p.parentMissing, p.uniqueTaken} {
+				conflicts, err := check(ctx, part)
+				if err != nil {
+					return nil, err
+				}
+				found = append(found, conflicts...)
+			}
+		}
+	}
+	return found, nil
+}
+
+// active tells that there is something to be done to the row.
+func (r *netRow) active() bool { return r.action != "" && !r.skipped && !r.done }
+
+func (p *planner) activeRows() []*netRow {
+	rows := make([]*netRow, 0, len(p.rows))
+	for _, r := range p.rows {
+		if r.active() {
+			rows = append(rows, r)
+		}
+	}
+	return rows
+}
+
+// joinKey makes one text of the texts of a key.
+func joinKey(key []string) string { return strings.Join(key, "\x00") }
+
+// changes tells that the revert gives one of the columns another value.
+func (r *netRow) changes(columns []string) bool {
+	for _, name := range columns {
+		at, ok := r.table.columns.index[name]
+		if !ok {
+			continue
+		}
+		if c := r.cell(at); c != nil && c.restore.known && !c.restore.equal(c.seen()) {
+			return true
+		}
+	}
+	return false
+}
+
+// touches tells that any row of the group has a cell of one of the columns.
+func (g *group) touches(columns []string) bool {
+	return slices.ContainsFunc(g.columns, func(at int) bool {
+		return slices.Contains(columns, g.table.columns.list[at].name)
+	})
+}
+
+// referenced finds rows that reference those which are to be removed, or to be
+// given another key.
+func (p *planner) referenced(ctx context.Context, g *group) ([]Conflict, error) {
+	var found []Conflict
+	for _, f := range g.table.children {
+		if g.action == Create || g.action == Update && (f.onUpdate == "c" || !g.touches(f.refs)) {
+			continue
+		}
+		s := g.stageArrays()
+		on := make([]string, len(f.columns))
+		for i := range f.columns {
+			on[i] = fmt.Sprintf("%s %s %s", columnIdent("t", f.refs[i]), f.ops[i], columnIdent("c", f.columns[i]))
+		}
+		rows, err := p.tx.Query(ctx, fmt.Sprintf(`
+			SELECT s.n, %s
+			FROM %s
+			JOIN %s AS t ON %s
+			JOIN %s AS c ON %s`,
+			keyArray("c", f.fromKey), s.from, g.table.from(), g.table.on(), f.fromIdent(), strings.Join(on, " AND ")), s.args...)
+		if err != nil {
+			return nil, wrap("look for references", err)
+		}
+		var n int32
+		var key []string
+		_, err = pgx.ForEachRow(rows, []any{&n, &key}, func() error {
+			r := g.rows[n]
+			child := p.inPlan(f.from, key)
+			switch {
+			case g.action == Update && !r.changes(f.refs):
+			case child != nil && child.action == Delete:
+			case child != nil && child.changes(f.columns):
+				p.deletesLast = p.deletesLast || g.action == Delete
+			default:
+				found = append(found, Conflict{
+					Kind: Referenced, RowRef: r.ref(), Constraint: f.name, Other: &RowRef{Table: f.child(), Key: slices.Clone(key)},
+					row: r, origin: conflictOrigin{oid: f.from, schema: f.fromSchema, table: f.fromName, key: slices.Clone(key), columns: f.columns},
+					stays: g.action != Delete || f.onDelete == "a" || f.onDelete == "r",
+				})
+			}
+			key = nil
+			return nil
+		})
+		if err != nil {
+			return nil, wrap("look for references", err)
+		}
+	}
+	return found, nil
+}
+
+// inPlan returns the row with a key of a table if the revert does something to it.
+func (p *planner) inPlan(oid uint32, key []string) *netRow {
+	t := p.atlas.targets[oid]
+	if t == nil || len(key) == 0 {
+		return nil
+	}
+	return p.live[t][joinKey(key)]
+}
+
+// prospective is the SQL of a column's value as the revert will leave it, with its
+// name; t is the live row, where there is one.
+func (g *group) prospective(name string) string {
+	at := g.table.columns.index[name]
+	column := &g.table.columns.list[at]
+	i := slices.Index(g.columns, at)
+	value := "NULL::" + column.typeName
+	switch {
+	case i >= 0 && g.uniform:
+		value = fmt.Sprintf("s.r%d::%s", at, column.typeName)
+	case i >= 0 && g.action == Update:
+		value = fmt.Sprintf("CASE WHEN %s THEN s.r%d::%s ELSE %s END", g.has(i), at, column.typeName, columnIdent("t", name))
+	case g.action == Update:
+		value = columnIdent("t", name)
+	}
+	return value + " AS " + pgx.Identifier{name}.Sanitize()
+}
+
+// future is a subquery of the rows as the revert will leave them, with some of
+// their columns and their number as "~n".
+func (g *group) future(s *stage, columns []string) string {
+	values := make([]string, len(columns))
+	for i, name := range columns {
+		values[i] = g.prospective(name)
+	}
+	from := s.from
+	if g.action == Update {
+		from += " JOIN " + g.table.from() + " AS t ON " + g.table.on()
+	}
+	return fmt.Sprintf(`(SELECT s.n AS "~n", %s FROM %s)`, strings.Join(values, ", "), from)
+}
+
+// parentMissing finds rows that would reference one that is not there.
+func (p *planner) parentMissing(ctx context.Context, g *group) ([]Conflict, error) {
+	var found []Conflict
+	for _, f := range g.table.parents {
+		if g.action == Delete || !g.touches(f.columns) || g.derivedAmong(f.columns) {
+			continue
+		}
+		s := g.stageArrays()
+		texts, match, given := make([]string, len(f.columns)), make([]string, len(f.columns)), make([]string, len(f.columns))
+		for i, name := range f.columns {
+			texts[i] = "pg_catalog.concat(" + columnIdent("x", name) + ")"
+			match[i] = fmt.Sprintf("%s %s %s", columnIdent("p", f.refs[i]), f.ops[i], columnIdent("x", name))
+			given[i] = columnIdent("x", name) + " IS NOT NULL"
+		}
+		rows, err := p.tx.Query(ctx, fmt.Sprintf(`
+			SELECT x."~n", ARRAY[%s]::text[]
+			FROM %s AS x
+			WHERE %s
+			  AND NOT EXISTS (SELECT FROM %s AS p WHERE %s)`,
+			strings.Join(texts, ", "), g.future(s, f.columns), strings.Join(given, " AND "), f.toIdent(), strings.Join(match, " AND ")), s.args...)
+		if err != nil {
+			return nil, g.inspectError(err, true)
+		}
+		var n int32
+		var values []string
+		_, err = pgx.ForEachRow(rows, []any{&n, &values}, func() error {
+			r := g.rows[n]
+			switch {
+			case g.action == Update && !r.changes(f.columns):
+			case p.restores(f, values):
+				p.insertsFirst = p.insertsFirst || g.action == Update
+			default:
+				found = append(found, Conflict{
+					Kind: ParentMissing, RowRef: r.ref(), Constraint: f.name, Other: &RowRef{Table: f.parent(), Key: slices.Clone(values)},
+					row: r, stays: true,
+					origin: conflictOrigin{oid: f.to, schema: f.toSchema, table: f.toName, key: f.parentKey(values), gone: true},
+				})
+			}
+			values = nil
+			return nil
+		})
+		if err != nil {
+			return nil, g.inspectError(err, true)
+		}
+	}
+	return found, nil
+}
+
+// derivedAmong tells that the server computes one of the columns.
+func (g *group) derivedAmong(columns []string) bool {
+	return slices.ContainsFunc(columns, func(name string) bool { return g.table.columns.list[g.table.columns.index[name]].derived })
+}
+
+// parentKey returns the parent's primary key if that is what is referenced.
+func (f *foreignKey) parentKey(values []string) []string {
+	key := make([]string, len(f.toKey))
+	for i, name := range f.toKey {
+		at := slices.Index(f.refs, name)
+		if at < 0 {
+			return nil
+		}
+		key[i] = values[at]
+	}
+	return slices.Clone(key)
+}
+
+// restores tells that the revert itself brings the referenced row back.
+func (p *planner) restores(f *foreignKey, values []string) bool {
+	if p.restored == nil {
+		p.restored = make(map[*foreignKey]map[string]bool)
+	}
+	index, ok := p.restored[f]
+	if !ok {
+		index = make(map[string]bool)
+		for _, r := range p.rows {
+			if r.table.oid == f.to && r.active() && (r.action == Create || r.action == Update && !r.missing) {
+				if key, ok := r.restoredValues(f.refs); ok {
+					index[joinKey(key)] = true
+				}
+			}
+		}
+		p.restored[f] = index
+	}
+	return index[joinKey(values)]
+}
+
+// restoredValues returns what some columns will have, if the revert sets them.
+func (r *netRow) restoredValues(columns []string) ([]string, bool) {
+	values := make([]string, len(columns))
+	for i, name := range columns {
+		at := r.table.columns.index[name]
+		c := r.cell(at)
+		k := slices.Index(r.table.key, name)
+		switch {
+		case c != nil && c.restore.known && c.restore.text != nil:
+			values[i] = string(c.restore.text)
+		case c == nil && k >= 0 && k < len(r.key):
+			values[i] = r.key[k]
+		default:
+			return nil, false
+		}
+	}
+	return values, true
+}
+
+// uniqueTaken finds rows whose restored values another row has now. Rows that the
+// revert itself takes out of the way are none, but have to go first.
+func (p *planner) uniqueTaken(ctx context.Context, g *group) ([]Conflict, error) {
+	var found []Conflict
+	for _, u := range g.table.unique {
+		if g.action == Delete || g.action == Update && !g.touches(u.columns) {
+			continue
+		}
+		rows, err := p.tx.Query(ctx, g.holdersSQL(u), g.stageArrays().args...)
+		if err != nil {
+			return nil, g.inspectError(err, true)
+		}
+		var n int32
+		var key []string
+		_, err = pgx.ForEachRow(rows, []any{&n, &key}, func() error {
+			if c := p.taken(g, u, g.rows[n], slices.Clone(key)); c != nil {
+				found = append(found, *c)
+			}
+			key = nil
+			return nil
+		})
+		if err != nil {
+			return nil, g.inspectError(err, true)
+		}
+	}
+	return found, nil
+}
+
+// holdersSQL finds the live rows that have what rows of the group are to have.
+func (g *group) holdersSQL(u *uniqueIndex) string {
+	s := g.stageArrays()
+	theirs, ours, match := make([]string, len(u.expressions)), make([]string, len(u.expressions)), make([]string, len(u.expressions))
+	for i, e := range u.expressions {
+		ours[i] = fmt.Sprintf(`%s AS "~%d"`, e, i)
+		theirs[i] = ours[i]
+		match[i] = fmt.Sprintf(`w."~%d" %s h."~%d"`, i, u.ops[i], i)
+	}
+	where := ""
+	if u.predicate != "" {
+		where = " WHERE " + u.predicate
+	}
+	return fmt.Sprintf(`
+		SELECT w."~n", h."~key"
+		FROM (SELECT "~n", %s FROM %s AS new%s) w
+		JOIN (SELECT %s AS "~key", %s FROM %s AS h%s) h ON %s`,
+		strings.Join(ours, ", "), g.future(s, u.columns), where,
+		keyArray("h", g.table.key), strings.Join(theirs, ", "), g.table.from(), where, strings.Join(match, " AND "))
+}
+
+// taken judges a live row that has the value which r is to have.
+func (p *planner) taken(g *group, u *uniqueIndex, r *netRow, holder []string) *Conflict {
+	if g.action == Update && (slices.Equal(holder, r.key) || !r.changes(u.columns)) {
+		return nil
+	}
+	other := p.live[g.table][joinKey(holder)]
+	switch {
+	case other != nil && other.action == Delete, other != nil && other.changes(u.columns):
+		if u.deferrable {
+			return nil
+		}
+		if g.action == Create && other.action == Update {
+			p.updatesFirst = true
+		}
+		p.park(other, u, g.action)
+		return nil
+	case g.action == Create && slices.Equal(holder, r.restoredKey()):
+		return nil // the row itself, created again: a conflict of its own
+	}
+	return &Conflict{
+		Kind: UniqueTaken, RowRef: r.ref(), Constraint: u.name, Other: &RowRef{Table: g.table.label(), Key: holder},
+		row: r, stays: true,
+		origin: conflictOrigin{oid: g.table.oid, schema: g.table.schema, table: g.table.name, key: holder, columns: u.columns},
+	}
+}

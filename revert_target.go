@@ -1,0 +1,453 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/wal"
+	"github.com/hindsight-go/audit/store"
+)
+
+// target is a table that a revert writes to, as it is now.
+type target struct {
+	*sourceTable
+	// keyAt says where the key's columns stand, keyOps holds their equality
+	// operators: that of a type in another schema is not found by its bare name.
+	keyAt  []int
+	keyOps []string
+	// triggers tells that the application has triggers on the table.
+	triggers bool
+	// parents are the foreign keys of this table, children those of others (or its
+	// own) that reference it.
+	parents, children []*foreignKey
+	unique            []*uniqueIndex
+	// rank orders the tables: parents before children.
+	rank int
+}
+
+// name is the table's name for people and for filters.
+func (t *target) label() string { return qualifiedName(t.schema, t.name) }
+
+// from names the table in FROM, UPDATE and DELETE. What inherits from it has
+// rows, and keys, of its own.
+func (t *target) from() string {
+	if t.kind == "p" {
+		return t.ident()
+	}
+	return "ONLY " + t.ident()
+}
+
+// foreignKey is a foreign key constraint.
+type foreignKey struct {
+	name                 string
+	from, to             uint32
+	fromSchema, fromName string
+	toSchema, toName     string
+	fromKind, toKind     string
+	columns, refs        []string
+	refTypes             []string
+	ops                  []string // between the referenced and the referencing column
+	onDelete, onUpdate   string   // a: no action, r: restrict, c: cascade, n: set null, d: set default
+	deferrable, deferred bool
+	nullable             bool     // every referencing column can be NULL
+	fromKey, toKey       []string // the primary keys of the two tables
+	conSchema            string
+}
+
+func (f *foreignKey) fromIdent() string { return onlyIdent(f.fromSchema, f.fromName, f.fromKind) }
+func (f *foreignKey) toIdent() string   { return onlyIdent(f.toSchema, f.toName, f.toKind) }
+func (f *foreignKey) child() string     { return qualifiedName(f.fromSchema, f.fromName) }
+func (f *foreignKey) parent() string    { return qualifiedName(f.toSchema, f.toName) }
+func (f *foreignKey) constraint() string {
+	return pgx.Identifier{f.conSchema, f.name}.Sanitize()
+}
+
+func onlyIdent(schema, name, kind string) string {
+	if kind == "p" {
+		return pgx.Identifier{schema, name}.Sanitize()
+	}
+	return "ONLY " + pgx.Identifier{schema, name}.Sanitize()
+}
+
+// uniqueIndex is a unique index or an exclusion constraint. Its expressions name
+// columns without their table.
+type uniqueIndex struct {
+	name        string
+	constraint  string // quoted, with schema; empty if it is no constraint
+	expressions []string
+	ops         []string
+	predicate   string
+	columns     []string // those that it is about; more are unknown if opaque
+	primary     bool
+	deferrable  bool
+	deferred    bool
+}
+
+// describeTargets reads from the catalog all that a revert has to know of the
+// tables.
+func (c *Client) describeTargets(ctx context.Context, db capture.Querier, targets map[uint32]*target) error {
+	oids := make([]uint32, 0, len(targets))
+	for oid, t := range targets {
+		oids = append(oids, oid)
+		t.parents, t.children, t.unique = nil, nil, nil
+	}
+	slices.Sort(oids)
+	if err := readKeys(ctx, db, oids, targets); err != nil {
+		return wrap("read keys", err)
+	}
+	if err := readForeignKeys(ctx, db, oids, targets); err != nil {
+		return wrap("read foreign keys", err)
+	}
+	if err := readUniqueIndexes(ctx, db, oids, targets); err != nil {
+		return wrap("read unique indexes", err)
+	}
+	return nil
+}
+
+// readKeys finds the operators of the primary keys, and whether there are
+// triggers, on partitions, too.
+func readKeys(ctx context.Context, db capture.Querier, oids []uint32, targets map[uint32]*target) error {
+	rows, err := db.Query(ctx, `
+		SELECT c.oid,
+			EXISTS (SELECT FROM pg_catalog.pg_trigger g
+				WHERE NOT g.tgisinternal AND g.tgenabled IN ('O', 'A')
+				  AND (g.tgrelid = c.oid OR c.relkind = 'p' AND g.tgrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid)))),
+			coalesce((SELECT array_agg('OPERATOR(' || pg_catalog.quote_ident(n.nspname) || '.' || o.oprname || ')' ORDER BY k.n)
+				FROM pg_catalog.pg_index i, unnest(i.indclass::oid[]) WITH ORDINALITY k(class, n)
+				JOIN pg_catalog.pg_opclass oc ON oc.oid = k.class
+				JOIN pg_catalog.pg_amop a ON a.amopfamily = oc.opcfamily AND a.amopstrategy = 3 AND a.amoplefttype = oc.opcintype AND a.amoprighttype = oc.opcintype
+				JOIN pg_catalog.pg_operator o ON o.oid = a.amopopr
+				JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
+				WHERE i.indrelid = c.oid AND i.indisprimary), '{}')
+		FROM pg_catalog.pg_class c
+		WHERE c.oid = ANY($1::oid[])`, oids)
+	if err != nil {
+		return err
+	}
+	var oid uint32
+	var triggers bool
+	var ops []string
+	_, err = pgx.ForEachRow(rows, []any{&oid, &triggers, &ops}, func() error {
+		targets[oid].triggers, targets[oid].keyOps = triggers, ops
+		ops = nil
+		return nil
+	})
+	return err
+}
+
+func readForeignKeys(ctx context.Context, db capture.Querier, oids []uint32, targets map[uint32]*target) error {
+	rows, err := db.Query(ctx, `
+		SELECT k.conname, kn.nspname, k.conrelid, k.confrelid, fn.nspname, f.relname, tn.nspname, t.relname, f.relkind::text, t.relkind::text,
+			k.confdeltype::text, k.confupdtype::text, k.condeferrable, k.condeferred, cols.names, cols.refs, cols.types, cols.ops, cols.nullable,
+			keys.from_key, keys.to_key
+		FROM pg_catalog.pg_constraint k
+		JOIN pg_catalog.pg_namespace kn ON kn.oid = k.connamespace
+		JOIN pg_catalog.pg_class f ON f.oid = k.conrelid
+		JOIN pg_catalog.pg_namespace fn ON fn.oid = f.relnamespace
+		JOIN pg_catalog.pg_class t ON t.oid = k.confrelid
+		JOIN pg_catalog.pg_namespace tn ON tn.oid = t.relnamespace,
+		LATERAL (
+			SELECT array_agg(a.attname::text ORDER BY c.n) AS names, array_agg(r.attname::text ORDER BY c.n) AS refs,
+				array_agg(pg_catalog.format_type(r.atttypid, r.atttypmod) ORDER BY c.n) AS types,
+				array_agg('OPERATOR(' || pg_catalog.quote_ident(n.nspname) || '.' || o.oprname || ')' ORDER BY c.n) AS ops,
+				bool_and(NOT a.attnotnull) AS nullable
+			FROM unnest(k.conkey, k.confkey, k.conpfeqop) WITH ORDINALITY c(con, conf, op, n)
+			JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = c.con
+			JOIN pg_catalog.pg_attribute r ON r.attrelid = k.confrelid AND r.attnum = c.conf
+			JOIN pg_catalog.pg_operator o ON o.oid = c.op
+			JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace) cols,
+		LATERAL (
+			SELECT coalesce((SELECT array_agg(a.attname::text ORDER BY x.n)
+					FROM pg_catalog.pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY x(attnum, n)
+					JOIN pg_catalog.pg_attribute a ON a.attnum = x.attnum
+					WHERE i.indrelid = k.conrelid AND i.indisprimary AND a.attrelid = k.conrelid), '{}') AS from_key,
+				coalesce((SELECT array_agg(a.attname::text ORDER BY x.n)
+					FROM pg_catalog.pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY x(attnum, n)
+					JOIN pg_catalog.pg_attribute a ON a.attnum = x.attnum
+					WHERE i.indrelid = k.confrelid AND i.indisprimary AND a.attrelid = k.confrelid), '{}') AS to_key) keys
+		WHERE k.contype = 'f' AND k.conparentid = 0 AND (k.conrelid = ANY($1::oid[]) OR k.confrelid = ANY($1::oid[]))
+		ORDER BY k.conrelid, k.conname`, oids)
+	if err != nil {
+		return err
+	}
+	keys, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*foreignKey, error) {
+		f := &foreignKey{}
+		err := row.Scan(&f.name, &f.conSchema, &f.from, &f.to, &f.fromSchema, &f.fromName, &f.toSchema, &f.toName, &f.fromKind, &f.toKind,
+			&f.onDelete, &f.onUpdate, &f.deferrable, &f.deferred, &f.columns, &f.refs, &f.refTypes, &f.ops, &f.nullable, &f.fromKey, &f.toKey)
+		return f, err
+	})
+	for _, f := range keys {
+		if t := targets[f.from]; t != nil {
+			t.parents = append(t.parents, f)
+		}
+		if t := targets[f.to]; t != nil {
+			t.children = append(t.children, f)
+		}
+	}
+	return err
+}
+
+func readUniqueIndexes(ctx context.Context, db capture.Querier, oids []uint32, targets map[uint32]*target) error {
+	rows, err := db.Query(ctx, `
+		SELECT i.indrelid, c.relname, i.indisprimary, coalesce(pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(k.conname), ''),
+			coalesce(k.condeferrable, false), coalesce(k.condeferred, false), coalesce(pg_catalog.pg_get_expr(i.indpred, i.indrelid), ''),
+			e.expressions, e.ops,
+			coalesce((SELECT array_agg(DISTINCT a.attname::text)
+				FROM pg_catalog.pg_depend d
+				JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+				WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = i.indexrelid AND d.refobjid = i.indrelid AND d.refobjsubid > 0), '{}')
+			|| coalesce((SELECT array_agg(a.attname::text)
+				FROM pg_catalog.pg_attribute a
+				WHERE a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey::int2[])), '{}')
+		FROM pg_catalog.pg_index i
+		JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		LEFT JOIN pg_catalog.pg_constraint k ON k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x'),
+		LATERAL (
+			SELECT array_agg(pg_catalog.pg_get_indexdef(i.indexrelid, x.n::int, false) ORDER BY x.n) AS expressions,
+				array_agg('OPERATOR(' || pg_catalog.quote_ident(os.nspname) || '.' || o.oprname || ')' ORDER BY x.n) AS ops
+			FROM unnest(i.indclass::oid[]) WITH ORDINALITY x(class, n)
+			JOIN pg_catalog.pg_opclass oc ON oc.oid = x.class
+			LEFT JOIN pg_catalog.pg_amop a ON NOT i.indisexclusion AND a.amopfamily = oc.opcfamily AND a.amopstrategy = 3 AND a.amoplefttype = oc.opcintype AND a.amoprighttype = oc.opcintype
+			JOIN pg_catalog.pg_operator o ON o.oid = coalesce(a.amopopr, k.conexclop[x.n])
+			JOIN pg_catalog.pg_namespace os ON os.oid = o.oprnamespace) e
+		WHERE i.indrelid = ANY($1::oid[]) AND (i.indisunique OR i.indisexclusion) AND i.indisvalid
+		ORDER BY i.indrelid, c.relname`, oids)
+	if err != nil {
+		return err
+	}
+	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (struct{}, error) {
+		u := &uniqueIndex{}
+		var oid uint32
+		err := row.Scan(&oid, &u.name, &u.primary, &u.constraint, &u.deferrable, &u.deferred, &u.predicate, &u.expressions, &u.ops, &u.columns)
+		if err == nil {
+			targets[oid].unique = append(targets[oid].unique, u)
+		}
+		return struct{}{}, err
+	})
+	return err
+}
+
+// imageMap says where the columns of the images of one version of a table are in
+// the table of now.
+type imageMap struct {
+	target  *target
+	columns map[string]imageColumn
+	// at holds the same by the columns of the target; kinds of those that the
+	// version does not have are those of now. required are the columns that a whole
+	// image has.
+	at       []imageColumn
+	required []int
+	// keyed tells that the key of the version has the columns of the key of now, in
+	// the same order, so that the key's text can be taken.
+	keyed bool
+}
+
+type imageColumn struct {
+	at   int // -1: the column is gone
+	kind wal.Kind
+	// retyped tells that the column had another type.
+	retyped bool
+}
+
+// atlas finds the tables of now for the changes of a selection.
+type atlas struct {
+	client  *Client
+	db      capture.Querier
+	facts   *store.Facts
+	targets map[uint32]*target
+	maps    map[*store.Version]*imageMap
+	bare    map[tableName]*imageMap // for tables of which no version is known
+	last    struct {
+		name     tableName
+		from, to LSN
+		m        *imageMap
+	}
+}
+
+func newAtlas(c *Client, db capture.Querier, facts *store.Facts) *atlas {
+	return &atlas{
+		client: c, db: db, facts: facts, targets: make(map[uint32]*target),
+		maps: make(map[*store.Version]*imageMap), bare: make(map[tableName]*imageMap),
+	}
+}
+
+// at returns the map for a change of a table at a position.
+func (a *atlas) at(ctx context.Context, schema, table string, position LSN) (*imageMap, error) {
+	name := tableName{schema, table}
+	if l := &a.last; l.m != nil && l.name == name && position >= l.from && position < l.to {
+		return l.m, nil
+	}
+	version, until := a.version(name, position)
+	var m *imageMap
+	var err error
+	if version == nil {
+		m, err = a.byName(ctx, name)
+	} else {
+		m, err = a.byVersion(ctx, version)
+	}
+	if err != nil {
+		return nil, err
+	}
+	a.last.name, a.last.m, a.last.to = name, m, until
+	a.last.from = 0
+	if version != nil {
+		a.last.from = version.Position
+	}
+	return m, nil
+}
+
+// version returns the version that is valid at the position, and until when.
+func (a *atlas) version(name tableName, position LSN) (found *store.Version, until LSN) {
+	until = maxLSN
+	for i := range a.facts.Versions {
+		v := &a.facts.Versions[i]
+		switch {
+		case v.Schema != name.schema || v.Table != name.table:
+		case found == nil || v.Position <= position:
+			found = v
+		default:
+			return found, v.Position
+		}
+	}
+	return found, until
+}
+
+func (a *atlas) byName(ctx context.Context, name tableName) (*imageMap, error) {
+	if m := a.bare[name]; m != nil {
+		return m, nil
+	}
+	var oid uint32
+	err := a.db.QueryRow(ctx, `
+		SELECT c.oid
+		FROM pg_catalog.pg_class c
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')`, name.schema, name.table).Scan(&oid)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, &UnrevertableError{Table: qualifiedName(name.schema, name.table), Reason: "the table is not there any more"}
+	}
+	if err != nil {
+		return nil, wrap("find table", err)
+	}
+	t, err := a.target(ctx, name, oid)
+	if err != nil {
+		return nil, err
+	}
+	m := &imageMap{target: t, columns: make(map[string]imageColumn), keyed: true}
+	for i, c := range t.columns.list {
+		m.columns[c.name] = imageColumn{at: i, kind: c.kind}
+	}
+	m.settle()
+	a.bare[name] = m
+	return m, nil
+}
+
+func (a *atlas) byVersion(ctx context.Context, v *store.Version) (*imageMap, error) {
+	if m := a.maps[v]; m != nil {
+		return m, nil
+	}
+	t, err := a.target(ctx, tableName{v.Schema, v.Table}, v.RelationID)
+	if err != nil {
+		return nil, err
+	}
+	m := &imageMap{target: t, columns: make(map[string]imageColumn)}
+	for _, c := range v.Columns {
+		then := column{name: c.Name, attnum: c.Attnum}
+		if v.RelationID != t.oid {
+			then.attnum = 0 // a partition counts its columns by itself
+		}
+		kind, err := a.client.kinds.Of(ctx, c.TypeOID)
+		if err != nil {
+			return nil, wrap("look up type", err)
+		}
+		at := slices.IndexFunc(t.columns.list, func(now column) bool { return sameColumn(then, now) })
+		m.columns[c.Name] = imageColumn{
+			at: at, kind: kind,
+			retyped: at >= 0 && (t.columns.list[at].typeOID != c.TypeOID || t.columns.list[at].typeMod != c.TypeMod),
+		}
+	}
+	m.keyed = len(v.Key) == len(t.key)
+	for i, name := range v.Key {
+		m.keyed = m.keyed && m.columns[name].at == t.columns.index[t.key[i]]
+	}
+	m.settle()
+	a.maps[v] = m
+	return m, nil
+}
+
+// settle fills in what follows from columns.
+func (m *imageMap) settle() {
+	for i, c := range m.target.columns.list {
+		m.at = append(m.at, imageColumn{at: i, kind: c.kind})
+	}
+	for _, c := range m.columns {
+		if c.at < 0 {
+			continue
+		}
+		m.at[c.at] = c
+		if !m.target.columns.list[c.at].derived {
+			m.required = append(m.required, c.at)
+		}
+	}
+}
+
+// target describes the table with an OID, or the root of the partition with it.
+func (a *atlas) target(ctx context.Context, name tableName, oid uint32) (*target, error) {
+	if t := a.targets[oid]; t != nil {
+		return t, nil
+	}
+	label := qualifiedName(name.schema, name.table)
+	var root uint32
+	err := a.db.QueryRow(ctx, `SELECT CASE WHEN relispartition THEN pg_catalog.pg_partition_root(oid)::oid ELSE oid END FROM pg_catalog.pg_class WHERE oid = $1`, oid).Scan(&root)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, &UnrevertableError{Table: label, Reason: "the table was dropped since, so its rows have no place to go back to"}
+	}
+	if err != nil {
+		return nil, wrap("find table", err)
+	}
+	if t := a.targets[root]; t != nil {
+		return t, nil
+	}
+	described, err := a.client.describeTable(ctx, a.db, root)
+	if err != nil {
+		return nil, wrap("describe table", err)
+	}
+	if described.kind != "r" && described.kind != "p" {
+		return nil, &UnrevertableError{Table: label, Reason: "it is not a table any more"}
+	}
+	t := &target{sourceTable: described}
+	for _, name := range described.key {
+		t.keyAt = append(t.keyAt, described.columns.index[name])
+	}
+	a.targets[root] = t
+	return t, nil
+}
+
+// columnIdent returns the quoted name of a column, with an alias before it.
+func columnIdent(alias, name string) string {
+	if alias == "" {
+		return pgx.Identifier{name}.Sanitize()
+	}
+	return alias + "." + pgx.Identifier{name}.Sanitize()
+}
+
+// textOf is the SQL of a value's text as PostgreSQL prints it, NULL for NULL. A
+// cast to text would say something else for bool, char(n), inet and others.
+func textOf(expression string) string {
+	return "CASE WHEN " + expression + " IS NOT DISTINCT FROM NULL THEN NULL ELSE pg_catalog.concat(" + expression + ") END"
+}
+
+// describeKey gives the texts of a key as an array.
+func keyArray(alias string, key []string) string {
+	parts := make([]string, len(key))
+	for i, name := range key {
+		parts[i] = "pg_catalog.concat(" + columnIdent(alias, name) + ")"
+	}
+	return fmt.Sprintf("ARRAY[%s]::text[]", strings.Join(parts, ", "))
+}

@@ -1,0 +1,452 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hindsight-go/audit/capture"
+)
+
+// writeSQL is the statement that does what the group says to all of its rows.
+func (g *group) writeSQL(s *stage) string {
+	switch g.action {
+	case Create:
+		return g.insertSQL(s)
+	case Delete:
+		return fmt.Sprintf("DELETE FROM %s AS t USING %s WHERE %s", g.table.from(), s.from, g.table.on())
+	default:
+		return g.updateSQL(s)
+	}
+}
+
+// insertSQL writes identity columns whatever they say, and leaves sequences alone.
+func (g *group) insertSQL(s *stage) string {
+	names, values := make([]string, len(g.columns)), make([]string, len(g.columns))
+	for i, at := range g.columns {
+		c := &g.table.columns.list[at]
+		names[i] = pgx.Identifier{c.name}.Sanitize()
+		values[i] = fmt.Sprintf("s.r%d::%s", at, c.typeName)
+	}
+	return fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s ORDER BY s.n",
+		g.table.ident(), strings.Join(names, ", "), strings.Join(values, ", "), s.from)
+}
+
+func (g *group) updateSQL(s *stage) string {
+	set := make([]string, len(g.columns))
+	for i, at := range g.columns {
+		c := &g.table.columns.list[at]
+		value := fmt.Sprintf("s.r%d::%s", at, c.typeName)
+		if !g.uniform {
+			value = fmt.Sprintf("CASE WHEN %s THEN %s ELSE %s END", g.has(i), value, columnIdent("t", c.name))
+		}
+		set[i] = pgx.Identifier{c.name}.Sanitize() + " = " + value
+	}
+	return fmt.Sprintf("UPDATE %s AS t SET %s FROM %s WHERE %s", g.table.from(), strings.Join(set, ", "), s.from, g.table.on())
+}
+
+// stage puts the rows of a step where its statement can join them.
+func (a *applier) stage(ctx context.Context, g *group) (*stage, error) {
+	if len(g.rows) <= stageRows {
+		return g.stageArrays(), nil
+	}
+	a.stages++
+	return g.stageTable(ctx, a.tx, fmt.Sprintf("audit_revert_%s_%d", a.id[:12], a.stages))
+}
+
+// do runs the statement of a step, in the application's environment: its triggers
+// find what they look for.
+func (a *applier) do(ctx context.Context, s *step) error {
+	g := s.group
+	staged, err := a.stage(ctx, g)
+	if err != nil {
+		return err
+	}
+	if err := a.env.application(ctx, a.tx, a.r.noTriggers); err != nil {
+		return err
+	}
+	tag, err := a.tx.Exec(ctx, g.writeSQL(staged), staged.args...)
+	if err != nil {
+		return g.applyError(err)
+	}
+	if err := a.env.pinned(ctx, a.tx, a.r.noTriggers); err != nil {
+		return err
+	}
+	if int(tag.RowsAffected()) != len(g.rows) {
+		// A foreign key's action may have done it already, or have moved the row.
+		left, err := a.finishMoved(ctx, g)
+		if err != nil {
+			return err
+		}
+		if len(left) > 0 && !(g.table.triggers && !a.r.noTriggers) {
+			return &StaleError{Table: g.table.label(), Key: left[0].Key, Reason: "was not there any more when it was to be written"}
+		}
+	}
+	if g.table.triggers && !a.r.noTriggers && g.action != Delete && !s.side {
+		return a.noteEarly(ctx, g)
+	}
+	return nil
+}
+
+// finishMoved writes what is left of an UPDATE to rows that have their restored
+// key already: undoing their parent's change of key has cascaded to them. It
+// returns the rows that are not as they should be even then.
+func (a *applier) finishMoved(ctx context.Context, g *group) ([]AdjustedRow, error) {
+	left, err := a.different(ctx, g)
+	if err != nil || g.action != Update || len(left) == 0 {
+		return left, err
+	}
+	moved := &group{table: g.table, action: Update}
+	for _, d := range left {
+		if r := g.find(d.Key); r != nil && !slices.Equal(r.liveKey(), d.Key) {
+			moved.rows = append(moved.rows, r.only(d.Columns))
+		}
+	}
+	if len(moved.rows) < len(left) {
+		return left, nil
+	}
+	moved.settle()
+	if _, err := a.tx.Exec(ctx, moved.updateSQL(moved.stageArrays()), moved.stageArrays().args...); err != nil {
+		return nil, moved.applyError(err)
+	}
+	return a.different(ctx, g)
+}
+
+func (g *group) applyError(err error) error {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) || pg.Code == "40001" || pg.Code == "40P01" || pg.Code == "57014" || pg.Code == "55P03" {
+		return wrap("write "+g.table.label(), err)
+	}
+	if strings.HasPrefix(pg.Code, "22") && slices.ContainsFunc(g.rows, func(r *netRow) bool { return r.retyped }) {
+		return g.inspectError(err, true)
+	}
+	return &ApplyError{Table: g.table.label(), Action: g.action, Constraint: pg.ConstraintName, cause: err}
+}
+
+// isDataError tells that a value cannot be had in a type.
+func isDataError(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && (strings.HasPrefix(pg.Code, "22") || pg.Code == "23514" || pg.Code == "42804" || pg.Code == "42846")
+}
+
+// different finds the rows of a group that are not as they were to be written.
+func (a *applier) different(ctx context.Context, g *group) ([]AdjustedRow, error) {
+	want := &group{table: g.table, action: Update, rows: make([]*netRow, len(g.rows))}
+	for i, r := range g.rows {
+		w := &netRow{table: r.table, action: Update, key: r.key}
+		if g.action != Delete {
+			w.key = r.restoredKey()
+			for _, c := range r.cells {
+				w.cells = append(w.cells, cell{column: c.column, restore: c.restore, expect: c.restore})
+			}
+		}
+		want.rows[i] = w
+	}
+	want.settle()
+	var found []AdjustedRow
+	for _, part := range want.chunks() {
+		if err := part.inspect(ctx, a.tx, part.stageArrays(), false); err != nil {
+			return nil, err
+		}
+		for _, r := range part.rows {
+			if g.action == Delete {
+				if !r.missing {
+					found = append(found, AdjustedRow{RowRef: r.ref()})
+				}
+				continue
+			}
+			d := AdjustedRow{RowRef: r.ref()}
+			for i := range r.cells {
+				if r.missing || r.cells[i].live.known {
+					d.Columns = append(d.Columns, r.table.columns.list[r.cells[i].column].name)
+				}
+			}
+			if len(d.Columns) > 0 {
+				found = append(found, d)
+			}
+		}
+	}
+	return found, nil
+}
+
+// noteEarly remembers which columns the triggers of a statement have set to
+// something else at once: they have the last word there.
+func (a *applier) noteEarly(ctx context.Context, g *group) error {
+	found, err := a.different(ctx, g)
+	if err != nil {
+		return err
+	}
+	if a.early == nil {
+		a.early = make(map[string]map[string]bool)
+	}
+	for _, d := range found {
+		columns := make(map[string]bool)
+		for _, c := range d.Columns {
+			columns[c] = true
+		}
+		a.early[d.RowRef.String()] = columns
+	}
+	return nil
+}
+
+// check makes sure that the rows are as planned when everything is written. What
+// triggers of other tables did to rows after these had been written, such as
+// counting them, was undone by the statement of those rows already: it is put
+// right once more.
+func (a *applier) check(ctx context.Context) error {
+	if a.hasTriggers() {
+		if err := a.correct(ctx); err != nil {
+			return err
+		}
+	}
+	if err := a.env.application(ctx, a.tx, false); err != nil {
+		return err
+	}
+	if err := a.constraints(ctx, "IMMEDIATE", true); err != nil {
+		return err
+	}
+	if err := a.env.pinned(ctx, a.tx, false); err != nil {
+		return err
+	}
+	if a.r.noTriggers {
+		return a.validate(ctx)
+	}
+	return nil
+}
+
+func (a *applier) hasTriggers() bool {
+	return !a.r.noTriggers && slices.ContainsFunc(a.p.steps, func(s step) bool { return s.group.table.triggers })
+}
+
+func (a *applier) correct(ctx context.Context) error {
+	for _, s := range a.p.steps {
+		if s.side || s.group.action == Delete {
+			continue
+		}
+		found, err := a.different(ctx, s.group)
+		if err != nil {
+			return err
+		}
+		fix := &group{table: s.group.table, action: Update}
+		for _, d := range found {
+			late := slices.DeleteFunc(slices.Clone(d.Columns), func(c string) bool { return a.early[d.RowRef.String()][c] })
+			if r := s.group.find(d.Key); r != nil && len(late) > 0 {
+				fix.rows = append(fix.rows, r.only(late))
+			}
+		}
+		if len(fix.rows) > 0 {
+			fix.settle()
+			if err := a.do(ctx, &step{group: fix, side: true}); err != nil {
+				return err
+			}
+			if found, err = a.different(ctx, s.group); err != nil {
+				return err
+			}
+		}
+		a.result.Adjusted = append(a.result.Adjusted, found...)
+	}
+	return nil
+}
+
+// find returns the row that has the key when it is restored.
+func (g *group) find(key []string) *netRow {
+	i := slices.IndexFunc(g.rows, func(r *netRow) bool { return slices.Equal(r.restoredKey(), key) })
+	if i < 0 {
+		return nil
+	}
+	return g.rows[i]
+}
+
+// only is the restored row, with some of its columns to be restored again.
+func (r *netRow) only(columns []string) *netRow {
+	again := &netRow{table: r.table, key: r.restoredKey(), action: Update, positions: r.positions}
+	for _, c := range r.cells {
+		if slices.Contains(columns, r.table.columns.list[c.column].name) {
+			again.cells = append(again.cells, cell{column: c.column, restore: c.restore})
+		}
+	}
+	return again
+}
+
+// constraints sets those constraints of the tables that can be deferred. With
+// restore, those that are deferred by themselves are so again afterwards.
+func (a *applier) constraints(ctx context.Context, mode string, restore bool) error {
+	var all, deferred []string
+	add := func(name string, initially bool) {
+		if name == "" || slices.Contains(all, name) {
+			return
+		}
+		all = append(all, name)
+		if initially {
+			deferred = append(deferred, name)
+		}
+	}
+	for _, t := range a.p.atlas.targets {
+		for _, f := range slices.Concat(t.parents, t.children) {
+			if f.deferrable {
+				add(f.constraint(), f.deferred)
+			}
+		}
+		for _, u := range t.unique {
+			if u.deferrable {
+				add(u.constraint, u.deferred)
+			}
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	if _, err := a.tx.Exec(ctx, "SET CONSTRAINTS "+strings.Join(all, ", ")+" "+mode); err != nil {
+		return commitError(wrap("check deferred constraints", err))
+	}
+	if restore && len(deferred) > 0 {
+		_, err := a.tx.Exec(ctx, "SET CONSTRAINTS "+strings.Join(deferred, ", ")+" DEFERRED")
+		return wrap("defer constraints", err)
+	}
+	return nil
+}
+
+// validate checks the foreign keys that were off.
+func (a *applier) validate(ctx context.Context) error {
+	checked := make(map[*foreignKey]bool)
+	for _, t := range a.p.atlas.targets {
+		for _, f := range slices.Concat(t.parents, t.children) {
+			if checked[f] {
+				continue
+			}
+			checked[f] = true
+			match, given := make([]string, len(f.columns)), make([]string, len(f.columns))
+			for i := range f.columns {
+				match[i] = fmt.Sprintf("%s %s %s", columnIdent("p", f.refs[i]), f.ops[i], columnIdent("c", f.columns[i]))
+				given[i] = columnIdent("c", f.columns[i]) + " IS NOT NULL"
+			}
+			var violated bool
+			err := a.tx.QueryRow(ctx, fmt.Sprintf("SELECT EXISTS (SELECT FROM %s AS c WHERE %s AND NOT EXISTS (SELECT FROM %s AS p WHERE %s))",
+				f.fromIdent(), strings.Join(given, " AND "), f.toIdent(), strings.Join(match, " AND "))).Scan(&violated)
+			if err != nil {
+				return wrap("check foreign keys", err)
+			}
+			if violated {
+				return &ApplyError{Table: f.child(), Action: Update, Constraint: f.name, cause: errForeignKey}
+			}
+		}
+	}
+	return nil
+}
+
+var errForeignKey = errors.New("a row references one that is not there")
+
+// environment switches between the settings that the comparison of texts needs,
+// and those that the application's triggers expect.
+type environment struct {
+	pins, theirs map[string]string
+	inPlace      map[string]string
+}
+
+// textSettings decide how values are printed, and how names are found.
+var textSettings = map[string]string{
+	"datestyle": "ISO, MDY", "intervalstyle": "postgres", "timezone": "UTC", "extra_float_digits": "3",
+	"bytea_output": "hex", "search_path": "pg_catalog", "xmloption": "content",
+}
+
+// ownEnvironment is that of a session of ours, whose search_path is not the one
+// that the role and the database have by default.
+func ownEnvironment(ctx context.Context, tx capture.Querier) (*environment, error) {
+	var searchPath string
+	err := tx.QueryRow(ctx, `
+		SELECT coalesce((
+			SELECT pg_catalog.substr(setting, 13)
+			FROM pg_catalog.pg_db_role_setting s
+			JOIN pg_catalog.pg_database d ON d.datname = current_database(),
+			LATERAL unnest(s.setconfig) setting
+			WHERE s.setdatabase IN (0, d.oid) AND s.setrole IN (0, (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = session_user))
+			  AND setting LIKE 'search\_path=%'
+			ORDER BY s.setrole <> 0 DESC, s.setdatabase <> 0 DESC
+			LIMIT 1), '"$user", public')`).Scan(&searchPath)
+	if err != nil {
+		return nil, wrap("read settings", err)
+	}
+	e := &environment{pins: map[string]string{"search_path": "pg_catalog"}, theirs: map[string]string{"search_path": searchPath}}
+	for name, value := range textSettings {
+		if _, set := sessionSettings[name]; !set {
+			e.pins[name] = value
+		}
+	}
+	return e, e.set(ctx, tx, e.pins)
+}
+
+// pinEnvironment is that of a transaction of the caller's.
+func pinEnvironment(ctx context.Context, tx capture.Querier) (*environment, error) {
+	e := &environment{pins: textSettings, theirs: make(map[string]string)}
+	names := make([]string, 0, len(e.pins))
+	for name := range e.pins {
+		names = append(names, name)
+	}
+	rows, err := tx.Query(ctx, "SELECT n, pg_catalog.current_setting(n) FROM unnest($1::text[]) n", names)
+	if err != nil {
+		return nil, wrap("read settings", err)
+	}
+	var name, value string
+	if _, err := pgx.ForEachRow(rows, []any{&name, &value}, func() error { e.theirs[name] = value; return nil }); err != nil {
+		return nil, wrap("read settings", err)
+	}
+	return e, e.set(ctx, tx, e.pins)
+}
+
+func (e *environment) set(ctx context.Context, tx capture.Querier, settings map[string]string) error {
+	names, values := make([]string, 0, len(settings)), make([]string, 0, len(settings))
+	for name, value := range settings {
+		if e.inPlace[name] != value || e.inPlace == nil {
+			names, values = append(names, name), append(values, value)
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	var n int
+	err := tx.QueryRow(ctx, "SELECT count(pg_catalog.set_config(n, v, true)) FROM unnest($1::text[], $2::text[]) AS s (n, v)", names, values).Scan(&n)
+	if err != nil {
+		return wrap("change settings", err)
+	}
+	if e.inPlace == nil {
+		e.inPlace = make(map[string]string)
+	}
+	for i, name := range names {
+		e.inPlace[name] = values[i]
+	}
+	return nil
+}
+
+// application sets what the application's triggers expect.
+func (e *environment) application(ctx context.Context, tx pgx.Tx, noTriggers bool) error {
+	if noTriggers {
+		if _, err := tx.Exec(ctx, "SELECT pg_catalog.set_config('session_replication_role', 'replica', true)"); err != nil {
+			return wrap("turn triggers off", err)
+		}
+	}
+	return e.set(ctx, tx, e.theirs)
+}
+
+// pinned sets what comparing needs.
+func (e *environment) pinned(ctx context.Context, tx pgx.Tx, noTriggers bool) error {
+	if noTriggers {
+		if _, err := tx.Exec(ctx, "SELECT pg_catalog.set_config('session_replication_role', 'origin', true)"); err != nil {
+			return wrap("turn triggers on", err)
+		}
+	}
+	return e.set(ctx, tx, e.pins)
+}
+
+// leave gives the caller's transaction its settings back. After an error of a
+// statement nothing can be set, nor has to be: the transaction is over.
+func (e *environment) leave(ctx context.Context, tx pgx.Tx) error {
+	if tx.Conn().PgConn().TxStatus() != 'T' {
+		return nil
+	}
+	return e.set(ctx, tx, e.theirs)
+}
