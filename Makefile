@@ -4,7 +4,7 @@ TEST_FLAGS            ?= -timeout 10m
 FUZZ_TIME             ?= 30s
 
 .DEFAULT_GOAL := help
-.PHONY: help test race fuzz vet lint fmt examples integration ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp
+.PHONY: help test race fuzz vet lint fmt examples integration ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,3 +65,6 @@ bench-stamp: ## what a context costs the writes it goes with, through pgx and da
 
 bench-asof: ## rows, tables and views as of a moment, in a history of 5,000,000 changes
 	go test -run '^$$' -bench AsOf -benchtime 1x -timeout 60m .
+
+bench-revert: ## undo of 100,000 rows against the UPDATE by hand, and of a request of five
+	go run ./internal/bench revert

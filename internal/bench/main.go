@@ -34,7 +34,7 @@ func main() {
 }
 
 var benchmarks = map[string]func(ctx context.Context, b *bench) error{
-	"drain": drain, "latency": latency, "memory": memory, "source": source, "stamp": stamp,
+	"drain": drain, "latency": latency, "memory": memory, "source": source, "revert": revert, "stamp": stamp,
 }
 
 // bench is one benchmark's surroundings.
@@ -55,7 +55,7 @@ func run(ctx context.Context, out io.Writer, args []string) error {
 	}
 	measure := benchmarks[flags.Arg(0)]
 	if measure == nil {
-		return errors.New("name a benchmark: drain, latency, memory, source or stamp")
+		return errors.New("name a benchmark: drain, latency, memory, source, revert or stamp")
 	}
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})))
 	server, err := pgserver.Start(ctx, pgserver.Options{Durable: true, Settings: map[string]string{

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit"
+)
+
+// revert measures the undo of one transaction of 100,000 updated rows against the
+// UPDATE ... FROM history that would do the same by hand, and the undo of a
+// request of 5 rows with a large history in the store.
+func revert(ctx context.Context, b *bench) error {
+	client, err := b.capturing(ctx)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	n := b.n(100_000)
+	if err := b.exec(ctx, "INSERT INTO item "+rows(1, n)); err != nil {
+		return err
+	}
+	if err := b.noise(ctx, client, b.n(5_000_000)); err != nil {
+		return err
+	}
+	var byHand, undone []time.Duration
+	for i := range 3 {
+		request := fmt.Sprintf("large-%d", i)
+		if err := b.asRequest(ctx, request, "UPDATE item SET price = price + 1, title = 'changed', updated = now()"); err != nil {
+			return err
+		}
+		if err := client.Sync(ctx); err != nil {
+			return err
+		}
+		began := time.Now()
+		result, err := client.RevertRequest(request).MaxRows(n).Apply(ctx)
+		if err != nil {
+			return err
+		}
+		undone = append(undone, time.Since(began))
+		if result.Updated != n {
+			return fmt.Errorf("%d of %d rows were restored", result.Updated, n)
+		}
+		if err := b.asRequest(ctx, "again-"+request, "UPDATE item SET price = price + 1, title = 'changed', updated = now()"); err != nil {
+			return err
+		}
+		if err := client.Sync(ctx); err != nil {
+			return err
+		}
+		began = time.Now()
+		err = b.exec(ctx, fmt.Sprintf(`
+			UPDATE item i
+			SET price = (c.before ->> 'price')::numeric, title = c.before ->> 'title', updated = (c.before ->> 'updated')::timestamptz
+			FROM audit.changes c
+			WHERE c.context @> '{"requestId": "again-%s"}' AND i.id = c.primary_key::bigint`, request))
+		if err != nil {
+			return err
+		}
+		byHand = append(byHand, time.Since(began))
+		if err := client.Sync(ctx); err != nil {
+			return err
+		}
+	}
+	b.printf("undo of %d updated rows in one transaction: %s; UPDATE ... FROM history by hand: %s; ratio %.2f (medians of 3)\n",
+		n, middle(undone), middle(byHand), float64(middle(undone))/float64(middle(byHand)))
+	return b.smallReverts(ctx, client)
+}
+
+func middle(d []time.Duration) time.Duration {
+	slices.Sort(d)
+	return d[len(d)/2].Round(10 * time.Microsecond)
+}
+
+// noise fills the history with changes of other requests.
+func (b *bench) noise(ctx context.Context, client *audit.Client, n int) error {
+	if err := client.Sync(ctx); err != nil {
+		return err
+	}
+	const part = 250_000
+	for from := 0; from < n; from += part {
+		err := b.exec(ctx, fmt.Sprintf(`
+			INSERT INTO audit.changes (position, sequence, committed_at, transaction_id, database, schema, "table", primary_key, operation, before, after, context, queued_at)
+			SELECT '0/1'::pg_lsn + i, 1, now(), 3, current_database(), 'public', 'item', (1000000 + i %% 100000)::text, 'UPDATE',
+				jsonb_build_object('id', i, 'n', 1), jsonb_build_object('id', i, 'n', 2),
+				jsonb_build_object('userId', i %% 1000, 'requestId', 'noise-' || i / 5), now()
+			FROM generate_series(%d, %d) i`, from, min(from+part, n)-1))
+		if err != nil {
+			return err
+		}
+	}
+	return b.exec(ctx, "ANALYZE audit.changes")
+}
+
+func (b *bench) asRequest(ctx context.Context, request, sql string) error {
+	ctx = audit.WithContext(ctx, audit.Context{UserID: 1, RequestID: request})
+	return pgx.BeginFunc(ctx, b.conn, func(tx pgx.Tx) error {
+		if err := audit.Stamp(ctx, tx); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, sql)
+		return err
+	})
+}
+
+// smallReverts measures plan, and plan and apply, of requests of 5 rows.
+func (b *bench) smallReverts(ctx context.Context, client *audit.Client) error {
+	var stored int64
+	if err := b.conn.QueryRow(ctx, "SELECT count(*) FROM audit.changes").Scan(&stored); err != nil {
+		return err
+	}
+	var plans, applies, both []time.Duration
+	for i := range 200 {
+		request := fmt.Sprintf("small-%d", i)
+		if err := b.asRequest(ctx, request, fmt.Sprintf("UPDATE item SET price = price + 1, stock = 0 WHERE id BETWEEN %d AND %d", 5*i+1, 5*i+5)); err != nil {
+			return err
+		}
+		if err := client.Sync(ctx); err != nil {
+			return err
+		}
+		began := time.Now()
+		plan, err := client.RevertRequest(request).Plan(ctx)
+		if err != nil {
+			return err
+		}
+		planned := time.Since(began)
+		if _, err := plan.Apply(ctx); err != nil {
+			return err
+		}
+		both = append(both, time.Since(began))
+		plans, applies = append(plans, planned), append(applies, time.Since(began)-planned)
+	}
+	slices.Sort(both)
+	b.printf("undo of a request of 5 rows with %d changes in the store: plan p50 %s, apply p50 %s, both p50 %s, p99 %s\n",
+		stored, middle(plans), middle(applies), middle(both), both[len(both)*99/100].Round(10*time.Microsecond))
+	return nil
+}
