@@ -165,7 +165,7 @@ func TestColumnsChangeInMidStream(t *testing.T) {
 			got := audittest.Value[[]string](t, a.Database, `
 				SELECT array_agg((SELECT string_agg(c ->> 'name', ',') FROM jsonb_array_elements(columns) c) ORDER BY position) FROM audit.relations`)
 			// The look into the catalog, now and then, may have noted one before the stream.
-			got = slices.Compact(got)
+			got, columns := slices.Compact(got), slices.Compact(slices.Clone(columns))
 			if strings.Join(got, " ") != strings.Join(columns, " ") {
 				t.Errorf("versions of the table: %q, want %q", got, columns)
 			}
