@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
@@ -50,11 +49,14 @@ func randomRequest(random *rand.Rand) []string {
 	return statements
 }
 
+// undoSeedEnv looks at other random histories than those that every run looks at.
+const undoSeedEnv = "AUDIT_TEST_UNDO_SEED"
+
 // seeded prints the seed of a test, which a failure can be repeated with.
 func seeded(t *testing.T) *rand.Rand {
 	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := environmentNumber(t, undoSeedEnv, 20261121)
+	t.Logf("seed: %s=%d", undoSeedEnv, seed)
 	return rand.New(rand.NewPCG(seed, 0))
 }
 

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
@@ -142,8 +141,10 @@ func (w *world) revert(t *testing.T, r audit.Reversal) (*audit.Result, bool) {
 	return result, true
 }
 
-func seeds(n int) []uint64 {
-	base := uint64(time.Now().UnixNano())
+func seeds(t *testing.T, n int) []uint64 {
+	t.Helper()
+	base := environmentNumber(t, undoSeedEnv, 20261121)
+	t.Logf("seeds from %s=%d on", undoSeedEnv, base)
 	all := make([]uint64, n)
 	for i := range all {
 		all[i] = base + uint64(i)
@@ -155,7 +156,7 @@ func seeds(n int) []uint64 {
 // reverting all requests from the last to the first where it all began.
 func TestRevertOfRandomRequests(t *testing.T) {
 	t.Parallel()
-	for i, seed := range seeds(4) {
+	for i, seed := range seeds(t, 4) {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, seed)
@@ -189,7 +190,7 @@ func TestRevertOfRandomRequests(t *testing.T) {
 // and each conflict that the model knows is reported.
 func TestNoLaterWorkIsLost(t *testing.T) {
 	t.Parallel()
-	for i, seed := range seeds(4) {
+	for i, seed := range seeds(t, 4) {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, seed)
