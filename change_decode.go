@@ -37,16 +37,9 @@ import (
 // What does not fit is reported as a [*DecodeError]; dst may be partly written
 // then.
 func (im Image) Decode(dst any) error {
-	v := reflect.ValueOf(dst)
-	if v.Kind() != reflect.Pointer || v.IsNil() {
-		return &DecodeError{Reason: fmt.Sprintf("the destination must be a non-nil pointer, not %T", dst)}
-	}
-	v = v.Elem()
-	for v.Kind() == reflect.Pointer {
-		if v.IsNil() {
-			v.Set(reflect.New(v.Type().Elem()))
-		}
-		v = v.Elem()
+	v, err := destination(dst)
+	if err != nil {
+		return err
 	}
 	switch v.Kind() {
 	case reflect.Struct:
@@ -56,6 +49,22 @@ func (im Image) Decode(dst any) error {
 	default:
 		return &DecodeError{Reason: fmt.Sprintf("the destination must point to a struct or a map, not to %s", v.Type())}
 	}
+}
+
+// destination returns what dst points to, making the pointers on the way.
+func destination(dst any) (reflect.Value, error) {
+	v := reflect.ValueOf(dst)
+	if v.Kind() != reflect.Pointer || v.IsNil() {
+		return v, &DecodeError{Reason: fmt.Sprintf("the destination must be a non-nil pointer, not %T", dst)}
+	}
+	v = v.Elem()
+	for v.Kind() == reflect.Pointer {
+		if v.IsNil() {
+			v.Set(reflect.New(v.Type().Elem()))
+		}
+		v = v.Elem()
+	}
+	return v, nil
 }
 
 func (im Image) decodeMap(v reflect.Value) error {

@@ -222,7 +222,7 @@ func (p *planner) collapse(ctx context.Context) error {
 			p.rows = nil
 			return nil
 		}
-		return fmt.Errorf("revert %s: %w", p.r.unit, ErrNothingSelected)
+		return fmt.Errorf("audit: revert %s: %w", p.r.unit, ErrNothingSelected)
 	}
 	if err := p.whole(); err != nil {
 		return err
@@ -246,7 +246,7 @@ func (p *planner) whole() error {
 	}
 	for _, gap := range p.facts.Gaps {
 		if gap.From <= p.lastSelected.LSN && gap.To > p.firstSelected.LSN {
-			return fmt.Errorf("revert %s: %w", p.r.unit, &HistoryError{
+			return fmt.Errorf("audit: revert %s: %w", p.r.unit, &HistoryError{
 				Asked: "AtPosition(" + p.firstSelected.LSN.String() + ")", Reason: ErrInGap,
 				Detail: "the selection reaches across the gap; AsStored reverts what history knows of it",
 			})

@@ -204,11 +204,7 @@ type Completeness struct {
 // there, without asking for anything. CoveredFrom is that of the table covered
 // for the longest time.
 func (p Point) Resolve(ctx context.Context) (Completeness, error) {
-	c, err := p.ready()
-	if err != nil {
-		return Completeness{}, err
-	}
-	t, err := c.travel(ctx, p)
+	t, err := p.travel(ctx)
 	if err != nil {
 		return Completeness{}, err
 	}

@@ -105,11 +105,7 @@ func (h RowHistory) List(ctx context.Context) ([]RowVersion, error) {
 // lately finds a table as it is at the point, or as it was when it was tracked
 // last.
 func (p Point) lately(ctx context.Context, name string) (*pastTable, error) {
-	c, err := p.ready()
-	if err != nil {
-		return nil, err
-	}
-	t, err := c.travel(ctx, p)
+	t, err := p.travel(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -133,13 +129,13 @@ func (p Point) lately(ctx context.Context, name string) (*pastTable, error) {
 	case last.Until != 0: // else it was dropped a moment ago
 		t.through, t.same = last.Until-1, last.Until-1
 	}
-	return t.tableOf(ctx, last, c.freshTable)
+	return t.tableOf(ctx, last, t.client.freshTable)
 }
 
 // versionsOf returns the versions of a row until the moment, oldest first.
 func (p *pastTable) versionsOf(ctx context.Context, key []any) ([]RowVersion, error) {
-	parts, err := p.keyParts(ctx, key)
-	if err != nil {
+	values, parts, err := p.locate(ctx, key)
+	if err != nil && !errors.Is(err, ErrNoRow) && !errors.Is(err, ErrIncomplete) {
 		return nil, err
 	}
 	changes, err := p.changesOf(ctx, parts)
@@ -147,7 +143,11 @@ func (p *pastTable) versionsOf(ctx context.Context, key []any) ([]RowVersion, er
 		return nil, err
 	}
 	if len(changes) == 0 {
-		return p.untouched(ctx, key)
+		if values == nil {
+			return nil, nil
+		}
+		// It never changed while it was tracked.
+		return []RowVersion{{FromTime: p.covered.FromTime.UTC(), Row: p.image(values)}}, nil
 	}
 	own := store.KeyText(parts...)
 	var versions []RowVersion
@@ -245,19 +245,6 @@ func (p *pastTable) named(c Change) bool {
 	})
 }
 
-// untouched returns the one version of a row that never changed while it was
-// tracked, if there is one.
-func (p *pastTable) untouched(ctx context.Context, key []any) ([]RowVersion, error) {
-	values, err := p.row(ctx, key)
-	if errors.Is(err, ErrNoRow) || errors.Is(err, ErrIncomplete) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return []RowVersion{{FromTime: p.covered.FromTime.UTC(), Row: p.image(values)}}, nil
-}
-
 // image makes an image of a row's texts, as the store would have.
 func (p *pastTable) image(values [][]byte) Image {
 	image := store.ImageWriter{}
@@ -293,11 +280,7 @@ func (c *Client) Blame(ctx context.Context, table string, key ...any) ([]ColumnB
 // did not give it; one that made or re-made the row did. It returns [ErrNoRow] if
 // there was no row then.
 func (p Point) Blame(ctx context.Context, table string, key ...any) ([]ColumnBlame, error) {
-	c, err := p.ready()
-	if err != nil {
-		return nil, err
-	}
-	t, err := c.travel(ctx, p)
+	t, err := p.travel(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -305,7 +288,7 @@ func (p Point) Blame(ctx context.Context, table string, key ...any) ([]ColumnBla
 	if err != nil {
 		return nil, err
 	}
-	values, err := past.row(ctx, key)
+	values, _, err := past.locate(ctx, key)
 	if err != nil {
 		return nil, err
 	}

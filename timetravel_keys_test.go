@@ -329,3 +329,21 @@ func TestTheNullOfJSON(t *testing.T) {
 		}
 	}
 }
+
+// The server takes 1 for 1.00; history has the one text.
+func TestHistoryAndBlameFindARowByAnyTextOfItsKey(t *testing.T) {
+	t.Parallel()
+	a := audittest.New(t, audit.Config{}, "CREATE TABLE item (k numeric PRIMARY KEY, v text)", "INSERT INTO item VALUES (1.00, 'old'), (2.0, 'quiet')")
+	begin := here(t, a)
+	a.Exec(t, "UPDATE item SET v = 'new' WHERE k = 1")
+	blames, err := begin.Blame(t.Context(), "item", 1)
+	if err != nil || len(blames) != 2 || string(blames[1].Value) != `"old"` || blames[1].Change != nil {
+		t.Errorf("blamed %+v, %v", blames, err)
+	}
+	for key, want := range map[int]int{1: 2, 2: 1, 3: 0} {
+		versions, err := a.Client.History("item", key).List(t.Context())
+		if err != nil || len(versions) != want {
+			t.Errorf("row %d has %d versions, want %d: %v", key, len(versions), want, err)
+		}
+	}
+}

@@ -66,6 +66,15 @@ func (c *Client) travel(ctx context.Context, p Point) (*travel, error) {
 	return t, nil
 }
 
+// travel is Client.travel on the point's client.
+func (p Point) travel(ctx context.Context) (*travel, error) {
+	c, err := p.ready()
+	if err != nil {
+		return nil, err
+	}
+	return c.travel(ctx, p)
+}
+
 // databaseName returns the name of the source's database, the key of everything
 // in the store. It never changes.
 func (c *Client) databaseName(ctx context.Context) (string, error) {

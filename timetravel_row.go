@@ -110,24 +110,57 @@ func snakeCase(name string) string {
 	return b.String()
 }
 
-// row returns the values of one row as it was then.
-func (p *pastTable) row(ctx context.Context, key []any) ([][]byte, error) {
-	parts, err := p.keyParts(ctx, key)
-	if err != nil {
-		return nil, err
+// locate returns the values of one row as it was then, and the texts of its key
+// as history has them. The texts are there also if the row is not, or not known.
+func (p *pastTable) locate(ctx context.Context, key []any) (values [][]byte, parts []string, err error) {
+	if parts, err = p.keyParts(ctx, key); err != nil {
+		return nil, nil, err
+	}
+	if !p.hasExactKey() {
+		return p.equal(ctx, parts)
 	}
 	if horizon := p.facts.Horizon; p.through < horizon.Position {
 		_, err := p.base(ctx) // which says so
-		return nil, err
+		return nil, parts, err
 	}
-	values, err := p.findRow(ctx, store.KeyText(parts...), parts)
+	values, err = p.findRow(ctx, store.KeyText(parts...), parts)
+	if err == nil && values == nil {
+		err = ErrNoRow
+	}
 	if err != nil {
-		return nil, err
+		return nil, parts, err
 	}
-	if values == nil {
-		return nil, ErrNoRow
+	return values, parts, p.derive(ctx, [][][]byte{values})
+}
+
+// equal finds a row by the server's own idea of equality, where different texts
+// of a key are the same.
+func (p *pastTable) equal(ctx context.Context, parts []string) (values [][]byte, spelled []string, err error) {
+	point := AtPosition(Position{LSN: p.through}).of(p.client)
+	table := PastTable{point: point, name: p.qualified()}
+	for i, at := range p.keyAt {
+		c := p.columns.list[at]
+		table = table.Where(pgx.Identifier{c.name}.Sanitize()+" = $1::text::"+c.typeName, parts[i])
 	}
-	return values, p.derive(ctx, [][][]byte{values})
+	err = table.each(ctx, func(row PastRow) error {
+		values = make([][]byte, len(p.columns.list))
+		for i, c := range p.columns.list {
+			if at, ok := row.table.columns.index[c.name]; ok {
+				values[i] = row.values[at]
+			}
+		}
+		for _, at := range p.keyAt {
+			spelled = append(spelled, string(values[at]))
+		}
+		return nil
+	})
+	if err == nil && values == nil {
+		err = ErrNoRow
+	}
+	if err != nil {
+		return nil, parts, err
+	}
+	return values, spelled, nil
 }
 
 // keyParts returns the texts of a key's values, as history has them.

@@ -95,38 +95,11 @@ func (t PastTable) one(ctx context.Context, key []any) (PastRow, error) {
 	if len(t.where) > 0 {
 		return PastRow{}, &FilterError{Filter: "Where", Reason: "a row is found by its key: use List for conditions"}
 	}
-	if !p.hasExactKey() && len(p.key) == len(key) {
-		return t.equal(ctx, p, key)
-	}
-	values, err := p.row(ctx, key)
+	values, _, err := p.locate(ctx, key)
 	if err != nil {
 		return PastRow{}, err
 	}
 	return p.result(values), nil
-}
-
-// equal finds a row by the server's own idea of equality.
-func (t PastTable) equal(ctx context.Context, p *pastTable, key []any) (row PastRow, err error) {
-	parts, err := p.keyParts(ctx, key)
-	if err != nil {
-		return row, err
-	}
-	var where []string
-	args := make([]any, len(parts))
-	for i, at := range p.keyAt {
-		c := p.columns.list[at]
-		where = append(where, fmt.Sprintf("%s = $%d::text::%s", pgx.Identifier{c.name}.Sanitize(), i+1, c.typeName))
-		args[i] = parts[i]
-	}
-	found := false
-	err = t.Where(strings.Join(where, " AND "), args...).each(ctx, func(r PastRow) error {
-		row, found = r, true
-		return nil
-	})
-	if err == nil && !found {
-		err = ErrNoRow
-	}
-	return row, err
 }
 
 // open finds the table.
@@ -134,11 +107,7 @@ func (t PastTable) open(ctx context.Context) (*pastTable, error) {
 	if t.err != nil {
 		return nil, t.err
 	}
-	c, err := t.point.ready()
-	if err != nil {
-		return nil, err
-	}
-	travel, err := c.travel(ctx, t.point)
+	travel, err := t.point.travel(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -367,16 +336,9 @@ func (r PastRow) Map() (map[string]any, error) {
 // Decode reads the row into the struct, or the map from string to any, that dst
 // points to. See [Point.Load].
 func (r PastRow) Decode(dst any) error {
-	v := reflect.ValueOf(dst)
-	if v.Kind() != reflect.Pointer || v.IsNil() {
-		return &DecodeError{Reason: fmt.Sprintf("the destination must be a non-nil pointer, not %T", dst)}
-	}
-	v = v.Elem()
-	for v.Kind() == reflect.Pointer {
-		if v.IsNil() {
-			v.Set(reflect.New(v.Type().Elem()))
-		}
-		v = v.Elem()
+	v, err := destination(dst)
+	if err != nil {
+		return err
 	}
 	if m, ok := v.Addr().Interface().(*map[string]any); ok {
 		values, err := r.Map()
@@ -443,11 +405,7 @@ func (t PastTable) query(ctx context.Context, list string, read func(pgx.Rows, *
 	if t.err != nil {
 		return t.err
 	}
-	c, err := t.point.ready()
-	if err != nil {
-		return err
-	}
-	travel, err := c.travel(ctx, t.point)
+	travel, err := t.point.travel(ctx)
 	if err != nil {
 		return err
 	}

@@ -217,7 +217,7 @@ func (t *travel) notTracked(ctx context.Context, name tableName) error {
 	case err != nil:
 		return wrap("look for the table", err)
 	case exists:
-		e.Detail = "the source has a table of that name, which Config.Tables leaves out or capture has not taken on yet"
+		e.Detail = "the source has a table of that name, which Config.Tables leaves out, capture has not taken on yet, or which is unlogged"
 	default:
 		e.Detail = "neither the source nor its history knows a table of that name"
 	}

@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -37,11 +36,7 @@ import (
 // runs it holds the lightest lock on the tracked tables, like a SELECT: ALTER
 // TABLE and TRUNCATE wait for it.
 func (p Point) View(ctx context.Context, fn func(tx pgx.Tx) error) error {
-	c, err := p.ready()
-	if err != nil {
-		return err
-	}
-	t, err := c.travel(ctx, p)
+	t, err := p.travel(ctx)
 	if err != nil {
 		return err
 	}
@@ -442,190 +437,6 @@ func baseType(ctx context.Context, tx pgx.Tx, oid uint32) (string, error) {
 			WHERE t.typtype = 'd')
 		SELECT CASE WHEN depth > 0 THEN pg_catalog.format_type(t.oid, NULL) ELSE '' END FROM t ORDER BY depth DESC LIMIT 1`, oid).Scan(&base)
 	return base, wrap("look up type", err)
-}
-
-// fill loads the past of a table into its temporary tables, once. If that fails the
-// view goes on without the table.
-func (v *pastView) fill(ctx context.Context, t *viewTable) error {
-	if t.full || t.mode == viewLive || t.mode == viewBroken {
-		return nil
-	}
-	load := v.fillCopy
-	if t.mode == viewOverlay {
-		load = v.fillOverlay
-	}
-	err := pgx.BeginFunc(pass(ctx), v.snapshot.tx, func(pgx.Tx) error { return load(pass(ctx), t) })
-	t.full = err == nil
-	return err
-}
-
-func (v *pastView) fillOverlay(ctx context.Context, t *viewTable) error {
-	var sent []string
-	for _, c := range t.columns.list {
-		if c.generated == "" {
-			sent = append(sent, pgx.Identifier{c.name}.Sanitize())
-		}
-	}
-	conn := v.snapshot.tx.Conn()
-	rows, keys := newCopier(conn, t.temp("rows"), sent), newCopier(conn, t.temp("keys"), t.keys)
-	err := t.touched(ctx, t.base, v.snapshot, func(row touchedRow) error {
-		if err := keys.add(ctx, nil, row.keyValues); err != nil || row.values == nil {
-			return err
-		}
-		return rows.add(ctx, t.columns.list, row.values)
-	})
-	if err == nil {
-		err = errors.Join(rows.flush(ctx), keys.flush(ctx))
-	}
-	if err != nil {
-		return err
-	}
-	_, err = v.snapshot.tx.Exec(pass(ctx), "ANALYZE "+t.temp("rows")+", "+t.temp("keys"))
-	return wrap("set up view", err)
-}
-
-func (v *pastView) fillCopy(ctx context.Context, t *viewTable) error {
-	var names []string
-	for _, c := range t.columns.list {
-		names = append(names, pgx.Identifier{c.name}.Sanitize())
-	}
-	rows := newCopier(v.snapshot.tx.Conn(), t.temp("copy"), names)
-	err := t.rebuild(pass(ctx), t.base, v.snapshot, func(_ string, values [][]byte) error { return rows.add(ctx, nil, values) })
-	if err == nil {
-		err = rows.flush(ctx)
-	}
-	if err != nil {
-		return err
-	}
-	_, err = v.snapshot.tx.Exec(pass(ctx), "ANALYZE "+t.temp("copy"))
-	return wrap("set up view", err)
-}
-
-// errStop ends a loop that its caller has left.
-var errStop = errors.New("audit: stopped")
-
-// copyChunk is how much is gathered before it is sent. In between, the connection
-// is free to read what comes next.
-const copyChunk = 1 << 20
-
-// copier loads rows into a table by COPY, in chunks.
-type copier struct {
-	conn      *pgx.Conn
-	statement string
-	buffer    []byte
-}
-
-func newCopier(conn *pgx.Conn, table string, columns []string) *copier {
-	return &copier{conn: conn, statement: "COPY " + table + " (" + strings.Join(columns, ", ") + ") FROM STDIN"}
-}
-
-// add adds a row. Of columns, if they are given, those that the server computes
-// are left out.
-func (c *copier) add(ctx context.Context, columns []column, values [][]byte) error {
-	c.buffer = appendCopyLine(c.buffer, columns, values)
-	if len(c.buffer) < copyChunk {
-		return nil
-	}
-	return c.flush(ctx)
-}
-
-func (c *copier) flush(ctx context.Context) error {
-	if len(c.buffer) == 0 {
-		return nil
-	}
-	_, err := c.conn.PgConn().CopyFrom(ctx, bytes.NewReader(c.buffer), c.statement)
-	c.buffer = c.buffer[:0]
-	return wrap("load past rows", err)
-}
-
-// appendCopyLine appends a row in COPY's text format. Of columns, if they are
-// given, those that the server computes are left out.
-//
-// Source: PostgreSQL documentation, COPY, "Text Format".
-func appendCopyLine(dst []byte, columns []column, values [][]byte) []byte {
-	first := true
-	for i, v := range values {
-		if columns != nil && columns[i].generated != "" {
-			continue
-		}
-		if !first {
-			dst = append(dst, '\t')
-		}
-		first = false
-		if v == nil {
-			dst = append(dst, '\\', 'N')
-			continue
-		}
-		for _, c := range v {
-			switch c {
-			case '\\':
-				dst = append(dst, '\\', '\\')
-			case '\n':
-				dst = append(dst, '\\', 'n')
-			case '\r':
-				dst = append(dst, '\\', 'r')
-			case '\t':
-				dst = append(dst, '\\', 't')
-			default:
-				dst = append(dst, c)
-			}
-		}
-	}
-	return append(dst, '\n')
-}
-
-// dependentView is a view of the database over tracked tables.
-type dependentView struct{ schema, name, definition string }
-
-// dependentViews returns the views over tables that are not shown by the live
-// one, those that others need first, as the application's names spell them.
-func (v *pastView) dependentViews(ctx context.Context) ([]dependentView, error) {
-	var shown []uint32
-	for _, t := range v.tables {
-		if t.live != nil && (t.mode == viewOverlay || t.mode == viewCopy) {
-			shown = append(shown, t.oid)
-		}
-	}
-	if len(shown) == 0 {
-		return nil, nil
-	}
-	rows, err := v.snapshot.tx.Query(ctx, `
-		WITH RECURSIVE dependent AS (
-			SELECT r.ev_class AS oid, 1 AS depth
-			FROM pg_catalog.pg_depend d
-			JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid AND d.classid = 'pg_catalog.pg_rewrite'::regclass
-			WHERE d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = ANY ($1) AND r.ev_class <> d.refobjid
-			UNION
-			SELECT r.ev_class, depth + 1
-			FROM dependent o
-			JOIN pg_catalog.pg_depend d ON d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = o.oid
-			JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid AND d.classid = 'pg_catalog.pg_rewrite'::regclass
-			WHERE r.ev_class <> o.oid AND depth < 50)
-		SELECT n.nspname, c.relname, pg_catalog.pg_get_viewdef(c.oid)
-		FROM (SELECT oid, max(depth) AS depth FROM dependent GROUP BY oid) o
-		JOIN pg_catalog.pg_class c ON c.oid = o.oid AND c.relkind = 'v'
-		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-		WHERE n.nspname <> 'pg_catalog' AND n.nspname NOT LIKE 'pg\_temp%'
-		ORDER BY o.depth, n.nspname, c.relname`, shown)
-	if err != nil {
-		return nil, wrap("read views", err)
-	}
-	views, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d dependentView, err error) {
-		err = row.Scan(&d.schema, &d.name, &d.definition)
-		return d, err
-	})
-	return views, wrap("read views", err)
-}
-
-// repeatViews makes the views of the database anew, over the past. One that
-// cannot be is left as it is: what reads it is refused.
-func (v *pastView) repeatViews(ctx context.Context, views []dependentView) {
-	for _, d := range views {
-		_ = pgx.BeginFunc(ctx, v.snapshot.tx, func(tx pgx.Tx) error {
-			_, err := tx.Exec(ctx, "CREATE TEMPORARY VIEW "+pgx.Identifier{d.name}.Sanitize()+" AS "+d.definition)
-			return err
-		})
-	}
 }
 
 // lookedUp is table behind the locks: what was known of it before may be out of
