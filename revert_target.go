@@ -76,7 +76,8 @@ func onlyIdent(schema, name, kind string) string {
 }
 
 // uniqueIndex is a unique index or an exclusion constraint. Its expressions name
-// columns without their table.
+// columns without their table, and say themselves what the server computes into
+// generated columns.
 type uniqueIndex struct {
 	name        string
 	constraint  string // quoted, with schema; empty if it is no constraint
@@ -198,21 +199,27 @@ func readUniqueIndexes(ctx context.Context, db capture.Querier, oids []uint32, t
 		SELECT i.indrelid, c.relname, i.indisprimary, coalesce(pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(k.conname), ''),
 			coalesce(k.condeferrable, false), coalesce(k.condeferred, false), coalesce(pg_catalog.pg_get_expr(i.indpred, i.indrelid), ''),
 			e.expressions, e.ops,
-			coalesce((SELECT array_agg(DISTINCT a.attname::text)
-				FROM pg_catalog.pg_depend d
-				JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-				WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = i.indexrelid AND d.refobjid = i.indrelid AND d.refobjsubid > 0), '{}')
-			|| coalesce((SELECT array_agg(a.attname::text)
+			array(SELECT a.attname::text
 				FROM pg_catalog.pg_attribute a
-				WHERE a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey::int2[])), '{}')
+				WHERE a.attrelid = i.indrelid AND a.attnum > 0 AND (a.attnum = ANY(i.indkey::int2[]) OR a.attnum IN (
+					SELECT d.refobjsubid
+					FROM pg_catalog.pg_depend d
+					WHERE d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = i.indrelid AND (
+						d.classid = 'pg_catalog.pg_class'::regclass AND (d.objid = i.indexrelid OR d.objid = i.indrelid AND d.objsubid = ANY(i.indkey::int2[]))
+						OR d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid IN (
+							SELECT g.oid FROM pg_catalog.pg_attrdef g JOIN pg_catalog.pg_attribute ga ON ga.attrelid = g.adrelid AND ga.attnum = g.adnum
+							WHERE g.adrelid = i.indrelid AND g.adnum = ANY(i.indkey::int2[]) AND ga.attgenerated <> ''))))
+				ORDER BY a.attnum)
 		FROM pg_catalog.pg_index i
 		JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 		LEFT JOIN pg_catalog.pg_constraint k ON k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x'),
 		LATERAL (
-			SELECT array_agg(pg_catalog.pg_get_indexdef(i.indexrelid, x.n::int, false) ORDER BY x.n) AS expressions,
+			SELECT array_agg(coalesce('(' || pg_catalog.pg_get_expr(g.adbin, g.adrelid) || ')', pg_catalog.pg_get_indexdef(i.indexrelid, x.n::int, false)) ORDER BY x.n) AS expressions,
 				array_agg('OPERATOR(' || pg_catalog.quote_ident(os.nspname) || '.' || o.oprname || ')' ORDER BY x.n) AS ops
 			FROM unnest(i.indclass::oid[]) WITH ORDINALITY x(class, n)
+			LEFT JOIN pg_catalog.pg_attribute ga ON ga.attrelid = i.indrelid AND ga.attnum = i.indkey[x.n - 1] AND ga.attgenerated <> ''
+			LEFT JOIN pg_catalog.pg_attrdef g ON g.adrelid = ga.attrelid AND g.adnum = ga.attnum
 			JOIN pg_catalog.pg_opclass oc ON oc.oid = x.class
 			LEFT JOIN pg_catalog.pg_amop a ON NOT i.indisexclusion AND a.amopfamily = oc.opcfamily AND a.amopstrategy = 3 AND a.amoplefttype = oc.opcintype AND a.amoprighttype = oc.opcintype
 			JOIN pg_catalog.pg_operator o ON o.oid = coalesce(a.amopopr, k.conexclop[x.n])
