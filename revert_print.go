@@ -4,9 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // printedRows is how many rows and conflicts Plan.String shows.
@@ -83,10 +82,12 @@ func (r PlannedRow) write(b *strings.Builder) {
 	b.WriteByte('\n')
 }
 
-// SQL returns the plan as a script of one statement a row, in the order in which
-// they are carried out, for people to read or to run by hand. Apply does it with
-// few statements, checks the live rows under lock first, and stamps the revert;
-// the script does not. It is empty if conflicts are in the way.
+// SQL returns the plan as a script, in the order in which it is carried out, for
+// people to read or to run by hand. It has a statement for each row, but one for
+// all rows that go into a table which references itself, or out of it. Apply does
+// it with fewer statements, checks the live rows under lock first, puts right what
+// triggers do to rows that are restored already, and stamps the revert; the script
+// does not. It is empty if conflicts are in the way.
 func (p *Plan) SQL() string {
 	var b strings.Builder
 	_ = p.WriteSQL(&b) // a strings.Builder takes everything
@@ -102,8 +103,8 @@ func (p *Plan) WriteSQL(w io.Writer) error {
 		return err
 	}
 	for _, s := range p.p.steps {
-		for _, r := range s.group.rows {
-			if _, err := io.WriteString(w, r.sql()+";\n"); err != nil {
+		for _, rows := range s.group.inStatements() {
+			if _, err := io.WriteString(w, statementSQL(rows)+";\n"); err != nil {
 				return err
 			}
 		}
@@ -112,26 +113,94 @@ func (p *Plan) WriteSQL(w io.Writer) error {
 	return err
 }
 
-// sql is the statement for one row.
-func (r *netRow) sql() string {
-	t := r.table
-	var where, names, values, set []string
-	for i, at := range t.keyAt {
-		where = append(where, columnIdent("", t.columns.list[at].name)+" = "+sqlLiteral(datum{text: []byte(r.liveKey()[i]), known: true}))
+// inStatements puts the rows together that need one statement: those that come or
+// go together may reference each other, which is checked after the statement, and
+// under a key that is deferrable the second would find the first one's row, too.
+func (g *group) inStatements() [][]*netRow {
+	ring := slices.ContainsFunc(g.table.parents, func(f *foreignKey) bool { return f.from == f.to && !f.deferrable })
+	shift := g.table.deferrable && slices.ContainsFunc(g.rows, (*netRow).keyChanges)
+	if g.action == Update && shift || g.action != Update && ring {
+		return [][]*netRow{g.rows}
 	}
-	for _, c := range r.cells {
-		name := pgx.Identifier{t.columns.list[c.column].name}.Sanitize()
-		names, values = append(names, name), append(values, sqlLiteral(c.restore))
-		set = append(set, name+" = "+sqlLiteral(c.restore))
-	}
-	switch r.action {
+	return slices.Collect(slices.Chunk(g.rows, 1))
+}
+
+// statementSQL is the statement for rows of one group.
+func statementSQL(rows []*netRow) string {
+	first := rows[0]
+	t := first.table
+	switch first.action {
 	case Create:
-		return fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE VALUES (%s)", t.ident(), strings.Join(names, ", "), strings.Join(values, ", "))
+		var names, lists []string
+		for _, c := range first.cells {
+			names = append(names, columnIdent("", t.columns.list[c.column].name))
+		}
+		for _, r := range rows {
+			values := make([]string, len(first.cells))
+			for i, c := range first.cells {
+				values[i] = sqlLiteral(r.cell(c.column).restore)
+			}
+			lists = append(lists, "("+strings.Join(values, ", ")+")")
+		}
+		return fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE VALUES %s", t.ident(), strings.Join(names, ", "), strings.Join(lists, ", "))
 	case Delete:
-		return fmt.Sprintf("DELETE FROM %s WHERE %s", t.from(), strings.Join(where, " AND "))
+		var keys []string
+		for _, r := range rows {
+			keys = append(keys, t.keySQL(r.liveKey()))
+		}
+		return fmt.Sprintf("DELETE FROM %s WHERE %s", t.from(), strings.Join(keys, " OR "))
 	default:
-		return fmt.Sprintf("UPDATE %s SET %s WHERE %s", t.from(), strings.Join(set, ", "), strings.Join(where, " AND "))
+		if len(rows) > 1 {
+			return shiftSQL(rows)
+		}
+		var set []string
+		for _, c := range first.cells {
+			set = append(set, columnIdent("", t.columns.list[c.column].name)+" = "+sqlLiteral(c.restore))
+		}
+		where := t.keySQL(first.liveKey())
+		if first.movesWithParent() {
+			where += " OR " + t.keySQL(first.restoredKey())
+		}
+		return fmt.Sprintf("UPDATE %s SET %s WHERE %s", t.from(), strings.Join(set, ", "), where)
 	}
+}
+
+// shiftSQL updates several rows at once, each to values of its own.
+func shiftSQL(rows []*netRow) string {
+	t := rows[0].table
+	cases := make(map[int]string)
+	var keys, set []string
+	for _, r := range rows {
+		key := t.keySQL(r.liveKey())
+		keys = append(keys, key)
+		for _, c := range r.cells {
+			cases[c.column] += fmt.Sprintf(" WHEN %s THEN %s::%s", key, sqlLiteral(c.restore), t.columns.list[c.column].typeName)
+		}
+	}
+	for at := range t.columns.list {
+		if when, ok := cases[at]; ok {
+			name := columnIdent("", t.columns.list[at].name)
+			set = append(set, fmt.Sprintf("%s = CASE%s ELSE %s END", name, when, name))
+		}
+	}
+	return fmt.Sprintf("UPDATE %s SET %s WHERE %s", t.from(), strings.Join(set, ", "), strings.Join(keys, " OR "))
+}
+
+// keySQL is the condition that a row has a key.
+func (t *target) keySQL(key []string) string {
+	parts := make([]string, len(key))
+	for i, name := range t.key {
+		parts[i] = columnIdent("", name) + " = " + sqlLiteral(datum{text: []byte(key[i]), known: true})
+	}
+	return strings.Join(parts, " AND ")
+}
+
+// movesWithParent tells that the row may have its restored key already when its
+// turn comes: its parent's new key has cascaded to it.
+func (r *netRow) movesWithParent() bool {
+	return r.keyChanges() && slices.ContainsFunc(r.table.parents, func(f *foreignKey) bool {
+		return f.onUpdate == "c" && r.changes(f.columns)
+	})
 }
 
 // sqlLiteral quotes a value so that it means the same with either setting of
