@@ -122,8 +122,9 @@ func readKeys(ctx context.Context, db capture.Querier, oids []uint32, targets ma
 			coalesce((SELECT array_agg('OPERATOR(' || pg_catalog.quote_ident(n.nspname) || '.' || o.oprname || ')' ORDER BY k.n)
 				FROM pg_catalog.pg_index i, unnest(i.indclass::oid[]) WITH ORDINALITY k(class, n)
 				JOIN pg_catalog.pg_opclass oc ON oc.oid = k.class
-				JOIN pg_catalog.pg_amop a ON a.amopfamily = oc.opcfamily AND a.amopstrategy = 3 AND a.amoplefttype = oc.opcintype AND a.amoprighttype = oc.opcintype
-				JOIN pg_catalog.pg_operator o ON o.oid = a.amopopr
+				JOIN pg_catalog.pg_am m ON m.oid = oc.opcmethod
+				JOIN pg_catalog.pg_amop a ON a.amopfamily = oc.opcfamily AND a.amoplefttype = oc.opcintype AND a.amoprighttype = oc.opcintype
+				JOIN pg_catalog.pg_operator o ON o.oid = a.amopopr AND CASE m.amname WHEN 'btree' THEN a.amopstrategy = 3 ELSE o.oprname = '=' END -- keys WITHOUT OVERLAPS are in a gist
 				JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
 				WHERE i.indrelid = c.oid AND i.indisprimary), '{}')
 		FROM pg_catalog.pg_class c
