@@ -1,0 +1,110 @@
+package audit_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/hindsight-go/audit"
+)
+
+// A trigger that suppresses what is written has the last word, and the result says
+// which rows are not as they should be: none is passed over in silence.
+func TestSuppressedRowsAreReported(t *testing.T) {
+	t.Parallel()
+	for name, h := range map[string]struct {
+		event   string
+		request []string
+		row     string
+	}{
+		"Insert": {"INSERT", []string{"DELETE FROM a WHERE id = 1", "UPDATE a SET n = 7 WHERE id = 3"}, "public.a[1]"},
+		"Update": {"UPDATE", []string{"UPDATE a SET n = 7 WHERE id IN (1, 3)"}, "public.a[1]"},
+		// A row that is only marked as deleted is there.
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			mark := ""
+			if name == "MarkedAsDeleted" {
+				mark = "UPDATE a SET gone = true WHERE id = OLD.id;"
+			}
+			u := newUndo(t, "CREATE TABLE a (id int PRIMARY KEY, n int, gone bool); INSERT INTO a VALUES (1, 1), (2, 2), (3, 3)")
+			u.request(t, "first", h.request...)
+			u.Exec(t, `CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+				IF coalesce(OLD.id, NEW.id) IN (1, 4) THEN `+mark+` RETURN NULL; END IF;
+				RETURN coalesce(NEW, OLD); END $$;
+				CREATE TRIGGER keep BEFORE `+h.event+` ON a FOR EACH ROW EXECUTE FUNCTION keep()`)
+			result := apply(t, u.Client.RevertRequest("first"))
+			var adjusted []string
+			for _, r := range result.Adjusted {
+				adjusted = append(adjusted, r.RowRef.String())
+			}
+			if diff := cmp.Diff([]string{h.row}, adjusted); diff != "" {
+				t.Errorf("adjusted (-want +got):\n%s", diff)
+			}
+			u.holds(t, "NOT EXISTS (SELECT FROM a WHERE n = 7 AND id <> 1) AND NOT EXISTS (SELECT FROM a WHERE id = 5)")
+		})
+	}
+}
+
+// Rules rewrite statements: what does not happen to the row itself is an error, and
+// what happens besides is the application's.
+func TestRulesOfATable(t *testing.T) {
+	t.Parallel()
+	for name, h := range map[string]struct{ rule, holds string }{
+		"InsteadNothing": {"CREATE RULE r AS ON %s TO a DO INSTEAD NOTHING", ""},
+		"AlsoLog":        {"CREATE RULE r AS ON %s TO a DO ALSO INSERT INTO log DEFAULT VALUES", "(SELECT count(*) > 0 FROM log)"},
+	} {
+		for _, event := range []string{"INSERT", "UPDATE", "DELETE"} {
+			t.Run(name+event, func(t *testing.T) {
+				t.Parallel()
+				u := newUndo(t, "CREATE TABLE a (id int PRIMARY KEY, n int); CREATE TABLE log (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY); INSERT INTO a VALUES (1, 1), (2, 2), (3, 3)")
+				u.request(t, "first", "UPDATE a SET n = 7 WHERE id = 1", "DELETE FROM a WHERE id = 2", "INSERT INTO a VALUES (4, 4)")
+				u.Exec(t, strings.Replace(h.rule, "%s", event, 1))
+				now := u.state(t)
+				_, err := u.Client.RevertRequest("first").Apply(t.Context())
+				if h.holds == "" {
+					if err == nil {
+						t.Error("the rule was not noticed")
+					}
+					u.want(t, "something was written", now)
+					return
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				u.holds(t, h.holds+" AND (SELECT array_agg(n ORDER BY id) = '{1,2,3}' FROM a)")
+			})
+		}
+	}
+}
+
+// A trigger that makes rows which the revert puts back as well is run into, not
+// over; with triggers off the rows come back.
+func TestTriggerThatMakesTheRowsThatComeBack(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, `CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE profile (a int PRIMARY KEY REFERENCES a ON DELETE CASCADE, bio text NOT NULL DEFAULT '');
+		CREATE FUNCTION make() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO profile (a) VALUES (NEW.id); RETURN NULL; END $$;
+		CREATE TRIGGER make AFTER INSERT ON a FOR EACH ROW EXECUTE FUNCTION make();
+		INSERT INTO a VALUES (1), (2); UPDATE profile SET bio = 'long' WHERE a = 1`)
+	before := u.state(t)
+	u.request(t, "first", "DELETE FROM a WHERE id = 1")
+	now := u.state(t)
+	var refused *audit.ApplyError
+	if _, err := u.Client.RevertRequest("first").Apply(t.Context()); !errors.As(err, &refused) || refused.Constraint != "profile_pkey" {
+		t.Errorf("with triggers: %v", err)
+	}
+	u.want(t, "something was written", now)
+	apply(t, u.Client.RevertRequest("first").WithoutTriggers())
+	u.want(t, "after the revert", before)
+}
+
+// Statement triggers see the rows of the one statement.
+func TestStatementTriggersSeeAllRows(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, `CREATE TABLE a (id int PRIMARY KEY, n int); CREATE TABLE total (id int PRIMARY KEY, n bigint); INSERT INTO total VALUES (1, 6); INSERT INTO a VALUES (1, 1), (2, 2), (3, 3);
+		CREATE FUNCTION sum_up() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN UPDATE total SET n = (SELECT coalesce(sum(n), 0) FROM a); RETURN NULL; END $$;
+		CREATE TRIGGER sum_up AFTER INSERT OR UPDATE OR DELETE ON a EXECUTE FUNCTION sum_up()`)
+	u.roundTrip(t, "UPDATE a SET n = 10 WHERE id = 1", "DELETE FROM a WHERE id = 2", "INSERT INTO a VALUES (4, 40)")
+}
