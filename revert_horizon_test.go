@@ -4,10 +4,63 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/hindsight-go/audit"
 	"github.com/hindsight-go/audit/audittest"
 )
+
+// What retention has dropped cannot be undone: a moment before its horizon is
+// refused, however it is given, and nothing is put back in part.
+func TestMomentBeforeRetention(t *testing.T) {
+	t.Parallel()
+	db := audittest.NewDatabase(t)
+	db.Exec(t, shop)
+	a := audittest.Open(t, db, audit.Config{Tables: []string{"public.*"}, Retention: 24 * time.Hour})
+	mustStart(t, a)
+	t.Cleanup(func() { a.Stop(t) })
+	u := &undo{Audited: a, conn: a.Connect(t)}
+	begin := u.position(t)
+	if _, err := u.Client.Mark(t.Context(), "long ago"); err != nil {
+		t.Fatal(err)
+	}
+	u.request(t, "long ago", "UPDATE customer SET city = 'Bonn' WHERE id = 1", "DELETE FROM orders WHERE id = 12")
+	u.request(t, "spread", "UPDATE customer SET name = 'X' WHERE id = 1")
+	u.Sync(t)
+	// History as if all this had been two months ago, and dropped since.
+	u.Exec(t, "SELECT audit.ensure_partition(now() - interval '70 days')")
+	u.Exec(t, "UPDATE audit.changes SET committed_at = committed_at - interval '70 days'")
+	u.Exec(t, "UPDATE audit.commit_times SET committed_at = committed_at - interval '70 days'")
+	if err := audit.KeepPartitions(t.Context(), u.Client); err != nil {
+		t.Fatal(err)
+	}
+	u.request(t, "lately", "UPDATE customer SET city = 'Kyiv' WHERE id = 2", "DELETE FROM orders WHERE id = 10")
+	u.request(t, "spread", "UPDATE customer SET name = 'X' WHERE id = 2")
+	u.Sync(t)
+	now := u.state(t)
+	for what, to := range map[string]audit.Point{
+		"Position": u.Client.AtPosition(begin), "Time": u.Client.At(time.Now().AddDate(0, 0, -71)), "Mark": u.Client.AtMark("long ago"), "First": u.Client.AtPosition(audit.Position{LSN: 1}),
+	} {
+		for unit, revert := range map[string]audit.Reversal{
+			"RevertTables": u.Client.RevertTables(to, "customer", "orders"), "RevertRow": u.Client.RevertRow(to, "customer", 2), "RowThatOnlyChangedThen": u.Client.RevertRow(to, "customer", 1),
+		} {
+			var refused *audit.HistoryError
+			if _, err := revert.Plan(t.Context()); !errors.As(err, &refused) || !errors.Is(err, audit.ErrPastRetention) && !errors.Is(err, audit.ErrBeforeHistory) {
+				t.Errorf("%s to %s: planning gives %v", unit, what, err)
+			}
+			if _, err := revert.Apply(t.Context()); !errors.As(err, &refused) {
+				t.Errorf("%s to %s gives %v", unit, what, err)
+			}
+		}
+	}
+	u.want(t, "something was written", now)
+	if _, err := u.Client.RevertRequest("long ago").Plan(t.Context()); !errors.Is(err, audit.ErrNothingSelected) {
+		t.Errorf("a request that was dropped: %v", err)
+	}
+	late := u.Client.BeforeRequest("lately")
+	apply(t, u.Client.RevertTables(late, "customer", "orders"))
+	u.holds(t, "(SELECT city = 'Oslo' AND name = 'Bob' FROM customer WHERE id = 2) AND EXISTS (SELECT FROM orders WHERE id = 10) AND (SELECT city = 'Bonn' FROM customer WHERE id = 1)")
+}
 
 // A table that was renamed or moved since a moment is refused by its new name and
 // by its old one; undone by its request, it is found.
@@ -41,6 +94,24 @@ func TestTableRenamedSinceAMoment(t *testing.T) {
 			u.holds(t, fmt.Sprintf("(SELECT array_agg(coalesce(city, '-') ORDER BY id) = '{Rome,Oslo,-}' AND count(*) FILTER (WHERE name = 'x') = 1 FROM %s)", h.table))
 		})
 	}
+}
+
+// A row that was made, and to which somebody else gave another key since, is still
+// there: that is in conflict, not done.
+func TestRowsThatMovedAway(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, "CREATE TABLE a (id int PRIMARY KEY, n int)")
+	u.request(t, "first", "INSERT INTO a VALUES (1, 1), (2, 2), (3, 3)")
+	u.request(t, "second", "UPDATE a SET id = 20 WHERE id = 2", "DELETE FROM a WHERE id = 3")
+	now := u.state(t)
+	wantConflicts(t, u.Client.RevertRequest("first"), "row gone public.a[2]")
+	var blocked *audit.ConflictError
+	if _, err := u.Client.RevertRequest("first").Apply(t.Context()); !errors.As(err, &blocked) {
+		t.Errorf("the revert gives %v", err)
+	}
+	u.want(t, "something was written", now)
+	apply(t, u.Client.RevertRequest("first").OnConflict(audit.Cascade))
+	u.holds(t, "NOT EXISTS (SELECT FROM a)")
 }
 
 // History in another database knows nothing of the source's transaction, and need

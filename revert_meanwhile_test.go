@@ -56,6 +56,13 @@ var meanwhile = map[string]struct {
 		[]string{"unique value taken public.a[1]"},
 		"3", "(SELECT array_agg(m ORDER BY id) = '{9,2,-1}' FROM a)",
 	},
+	"UniqueNullsNotDistinct": {
+		150000,
+		"CREATE TABLE a (id int PRIMARY KEY, n text UNIQUE NULLS NOT DISTINCT); INSERT INTO a VALUES (1, NULL), (2, 'q')",
+		"UPDATE a SET n = 'x' || id", "INSERT INTO a VALUES (3, NULL)",
+		[]string{"unique value taken public.a[1]"},
+		"3", "(SELECT array_agg(n ORDER BY id) = '{x1,q,NULL}' FROM a)",
+	},
 	"UniqueNullsAreDistinct": {
 		0,
 		"CREATE TABLE a (id int PRIMARY KEY, n text, m text, UNIQUE (n, m)); INSERT INTO a VALUES (1, NULL, 'p'), (2, 'q', 'p')",
@@ -205,11 +212,14 @@ func TestWhatIsForbiddenSinceIsRefused(t *testing.T) {
 		"Check":                     {"UPDATE a SET n = 0; ALTER TABLE a ADD CONSTRAINT few CHECK (n < 10)", "few"},
 		"CheckNotValid":             {"ALTER TABLE a ADD CONSTRAINT few CHECK (n < 10) NOT VALID", "few"},
 		"NotNull":                   {"UPDATE a SET t = ''; ALTER TABLE a ALTER t SET NOT NULL", ""},
+		"DomainCheck":               {"UPDATE a SET d = 0; ALTER DOMAIN small ADD CONSTRAINT few CHECK (VALUE < 10) NOT VALID", "few"},
 		"DomainNotNull":             {"UPDATE a SET e = 0; ALTER DOMAIN whole SET NOT NULL", ""},
 		"DomainOverArray":           {"ALTER DOMAIN smalls ADD CONSTRAINT few CHECK (VALUE[1] < 10) NOT VALID", "few"},
 		"ColumnAddedWithoutDefault": {"ALTER TABLE a ADD extra int NOT NULL DEFAULT 1; ALTER TABLE a ALTER extra DROP DEFAULT", ""},
 		"Trigger":                   {"CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no more of % here', NEW.t; END $$; CREATE TRIGGER no BEFORE INSERT OR UPDATE ON a FOR EACH ROW EXECUTE FUNCTION no()", ""},
 		"StatementTrigger":          {"CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no more'; END $$; CREATE TRIGGER no AFTER INSERT ON a EXECUTE FUNCTION no()", ""},
+		"DeferredConstraintTrigger": {"CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no more' USING CONSTRAINT = 'none'; END $$; CREATE CONSTRAINT TRIGGER no AFTER INSERT ON a DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION no()", "none"},
+		"DeferredTriggerUnnamed":    {"CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no more'; END $$; CREATE CONSTRAINT TRIGGER no AFTER INSERT ON a DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION no()", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

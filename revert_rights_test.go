@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -24,6 +25,65 @@ func (u *undo) asRole(t *testing.T, role string, r audit.Reversal) (result *audi
 		return err
 	})
 	return result, err
+}
+
+// What the caller's role may not do is refused as a whole, with an error of one
+// type and the server's words behind it.
+func TestApplyTxMayDoWhatTheRoleMay(t *testing.T) {
+	t.Parallel()
+	db := audittest.NewDatabase(t)
+	db.Exec(t, shop)
+	role := newRole(t, db, "")
+	a := capturing(t, db, audit.Config{Tables: []string{"public.*"}})
+	u := &undo{Audited: a, conn: a.Connect(t)}
+	u.request(t, "first", "UPDATE customer SET city = 'Bonn' WHERE id = 1")
+	for _, h := range []struct {
+		grant string
+		works bool
+	}{
+		{"SELECT 1", false},
+		{"GRANT SELECT ON customer TO %s", false},
+		{"GRANT UPDATE (name) ON customer TO %s", false},
+		{"REVOKE SELECT ON customer FROM %s; GRANT SELECT (id, city), UPDATE (city) ON customer TO %[1]s", true},
+	} {
+		grant := h.grant
+		if strings.Contains(grant, "%") {
+			grant = fmt.Sprintf(grant, role)
+		}
+		u.Exec(t, grant)
+		now := u.state(t)
+		var refused *audit.ApplyError
+		switch result, err := u.asRole(t, role, u.Client.RevertRequest("first")); {
+		case h.works && (err != nil || result.Updated != 1):
+			t.Errorf("after %q: %v", grant, err)
+		case !h.works && (!errors.As(err, &refused) || refused.Table != "public.customer"):
+			t.Errorf("after %q: %v", grant, err)
+		case !h.works:
+			u.want(t, "something was written", now)
+		}
+	}
+	u.holds(t, "(SELECT city = 'Rome' FROM customer WHERE id = 1)")
+}
+
+// Triggers are only off for roles that may turn them off.
+func TestWithoutTriggersIsForRolesThatMay(t *testing.T) {
+	t.Parallel()
+	db := audittest.NewDatabase(t)
+	db.Exec(t, shop)
+	role := newRole(t, db, "")
+	a := capturing(t, db, audit.Config{Tables: []string{"public.*"}})
+	u := &undo{Audited: a, conn: a.Connect(t)}
+	u.Exec(t, "GRANT ALL ON customer, orders TO "+role)
+	u.request(t, "first", "UPDATE customer SET city = 'Bonn' WHERE id = 1")
+	now := u.state(t)
+	var refused *audit.ApplyError
+	if _, err := u.asRole(t, role, u.Client.RevertRequest("first").WithoutTriggers()); !errors.As(err, &refused) {
+		t.Errorf("the revert gives %v", err)
+	}
+	u.want(t, "something was written", now)
+	if _, err := u.asRole(t, role, u.Client.RevertRequest("first")); err != nil {
+		t.Error(err)
+	}
 }
 
 // tenants has rows of two tenants, of whom the role sees but one, the owner of the
@@ -65,6 +125,36 @@ func TestPolicyThatForbidsTheRestoredRow(t *testing.T) {
 	}
 }
 
+// A row that was made and cannot be seen is not taken for one that is gone.
+func TestHiddenRowThatWouldBeRemoved(t *testing.T) {
+	t.Parallel()
+	u, role := newTenants(t)
+	u.request(t, "first", "INSERT INTO a VALUES (3, 'mine', 3), (4, 'theirs', 4)")
+	if result, err := u.asRole(t, role, u.Client.RevertRequest("first")); err == nil {
+		// Then it has to be said, and whoever may see it can remove it yet.
+		if result.Unchanged > 0 {
+			t.Errorf("%d rows are said to be as they should be", result.Unchanged)
+		}
+		if again := apply(t, u.Client.RevertRequest("first")); again.Already != nil {
+			t.Error("the rest counts as reverted already")
+		}
+		u.holds(t, "NOT EXISTS (SELECT FROM a WHERE id > 2)")
+	}
+}
+
+// Rows that cannot be seen and would be deleted by a cascade are somebody's later
+// work all the same.
+func TestHiddenRowThatReferencesOneToBeRemoved(t *testing.T) {
+	t.Parallel()
+	u, role := newTenants(t)
+	u.request(t, "first", "INSERT INTO a VALUES (3, 'mine', 3)")
+	u.request(t, "second", "INSERT INTO b VALUES (1, 'theirs', 3)")
+	if _, err := u.asRole(t, role, u.Client.RevertRequest("first")); err == nil {
+		t.Error("the revert went through")
+	}
+	u.holds(t, "EXISTS (SELECT FROM b)")
+}
+
 // The role of SourceURL needs to read and write the tables, and nothing else.
 func TestRevertAsAPlainRole(t *testing.T) {
 	t.Parallel()
@@ -76,12 +166,13 @@ func TestRevertAsAPlainRole(t *testing.T) {
 	u.Exec(t, "GRANT SELECT, INSERT, UPDATE, DELETE ON customer, orders TO "+role+"; INSERT INTO customer SELECT i, 'x' FROM generate_series(10, 3000) i")
 	before := u.state(t)
 	u.request(t, "small", "UPDATE customer SET city = 'Bonn' WHERE id < 4", "DELETE FROM orders WHERE id = 10", "INSERT INTO customer VALUES (5, 'new', '')")
+	u.request(t, "large", "UPDATE customer SET city = 'Kyiv' WHERE id > 5")
 	client, err := audit.Open(t.Context(), audit.Config{SourceURL: asRole(t, db, role), StoreURL: db.URL(), Tables: []string{"public.*"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(client.Close)
-	for _, id := range []string{"small"} {
+	for _, id := range []string{"small", "large"} {
 		plan, err := client.RevertRequest(id).Plan(t.Context())
 		if err != nil {
 			t.Fatalf("%s: %v", id, err)

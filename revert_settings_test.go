@@ -14,7 +14,7 @@ import (
 // else than what it is by default.
 const hostileSession = `
 	SET datestyle = 'SQL, DMY'; SET intervalstyle = 'sql_standard'; SET timezone = 'Asia/Kathmandu'; SET extra_float_digits = '-15';
-	SET bytea_output = 'escape'; SET search_path = kinds, public; SET standard_conforming_strings = off;
+	SET bytea_output = 'escape'; SET xmloption = 'document'; SET search_path = kinds, public; SET standard_conforming_strings = off;
 	SET backslash_quote = off`
 
 // applyIn applies a revert in a transaction on a session of the test's, and makes
@@ -57,12 +57,13 @@ func TestApplyTxGivesTheSettingsBack(t *testing.T) {
 		revert   func(*undo) audit.Reversal
 		fails    bool
 	}{
-		"Applied":      {mine, func(u *undo) audit.Reversal { return u.Client.RevertRequest("first") }, false},
-		"InConflict":   {mine, func(u *undo) audit.Reversal { return u.Client.RevertRequest("second") }, true},
-		"Stale":        {mine, func(u *undo) audit.Reversal { return u.Client.RevertRequest("first").IfHash("none") }, true},
-		"NothingThere": {mine, func(u *undo) audit.Reversal { return u.Client.RevertRequest("none") }, true},
-		"NoTriggers":   {mine, func(u *undo) audit.Reversal { return u.Client.RevertRequest("first").WithoutTriggers() }, false},
-		"TriggersOff":  {mine + "; SET LOCAL session_replication_role = replica", func(u *undo) audit.Reversal { return u.Client.RevertRequest("first") }, false},
+		"Applied":        {mine, func(u *undo) audit.Reversal { return u.Client.RevertRequest("first") }, false},
+		"InConflict":     {mine, func(u *undo) audit.Reversal { return u.Client.RevertRequest("second") }, true},
+		"Stale":          {mine, func(u *undo) audit.Reversal { return u.Client.RevertRequest("first").IfHash("none") }, true},
+		"NothingThere":   {mine, func(u *undo) audit.Reversal { return u.Client.RevertRequest("none") }, true},
+		"NoTriggers":     {mine, func(u *undo) audit.Reversal { return u.Client.RevertRequest("first").WithoutTriggers() }, false},
+		"TriggersOff":    {mine + "; SET LOCAL session_replication_role = replica", func(u *undo) audit.Reversal { return u.Client.RevertRequest("first") }, false},
+		"TriggersOffToo": {mine + "; SET LOCAL session_replication_role = replica", func(u *undo) audit.Reversal { return u.Client.RevertRequest("first").WithoutTriggers() }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -95,7 +96,8 @@ func TestApplyTxGivesTheSettingsBack(t *testing.T) {
 func TestApplyTxInAHostileSession(t *testing.T) {
 	t.Parallel()
 	for name, setting := range map[string]string{
-		"SearchPath": `search_path = odd, public`,
+		"ArrayNulls": "array_nulls = off", "ClientEncoding": "client_encoding = 'LATIN1'", "XMLOption": "xmloption = 'document'",
+		"QuotedIdentifiers": "quote_all_identifiers = on", "SearchPath": `search_path = odd, public`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

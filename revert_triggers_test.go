@@ -2,6 +2,7 @@ package audit_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,7 +22,9 @@ func TestSuppressedRowsAreReported(t *testing.T) {
 	}{
 		"Insert": {"INSERT", []string{"DELETE FROM a WHERE id = 1", "UPDATE a SET n = 7 WHERE id = 3"}, "public.a[1]"},
 		"Update": {"UPDATE", []string{"UPDATE a SET n = 7 WHERE id IN (1, 3)"}, "public.a[1]"},
+		"Delete": {"DELETE", []string{"INSERT INTO a VALUES (4, 1), (5, 2)", "UPDATE a SET n = 7 WHERE id = 3"}, "public.a[4]"},
 		// A row that is only marked as deleted is there.
+		"MarkedAsDeleted": {"DELETE", []string{"INSERT INTO a VALUES (4, 1), (5, 2)"}, "public.a[4]"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -78,6 +81,59 @@ func TestRulesOfATable(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Triggers of the application find what they find in any of its transactions: its
+// search_path, its time zone, whatever role and database have for defaults.
+func TestTriggersRunInTheApplicationsEnvironment(t *testing.T) {
+	t.Parallel()
+	for name, trigger := range map[string]string{
+		"Before":    "CREATE TRIGGER note BEFORE UPDATE ON a FOR EACH ROW EXECUTE FUNCTION note()",
+		"Statement": "CREATE TRIGGER note AFTER UPDATE ON a EXECUTE FUNCTION note()",
+		"Deferred":  "CREATE CONSTRAINT TRIGGER note AFTER UPDATE ON a DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION note()",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			u := newUndo(t, `CREATE SCHEMA app; SET search_path = app; CREATE TABLE a (id int PRIMARY KEY, n int); CREATE TABLE log (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, line text); INSERT INTO a VALUES (1, 1);
+				CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+					INSERT INTO log (line) SELECT string_agg(current_setting(n), ' ' ORDER BY n) FROM unnest('{datestyle,intervalstyle,timezone,extra_float_digits,bytea_output,search_path}'::text[]) n;
+					RETURN NEW; END $$`)
+			for _, setting := range []string{"search_path = app, public", "timezone = 'Asia/Tokyo'", "datestyle = 'German, DMY'", "intervalstyle = 'iso_8601'", "extra_float_digits = 0", "bytea_output = 'escape'"} {
+				u.Exec(t, "ALTER DATABASE "+u.Name()+" SET "+setting)
+			}
+			u.conn = u.Connect(t)
+			u.Exec(t, "SET search_path = app; "+trigger)
+			u.request(t, "first", "UPDATE app.a SET n = 2")
+			apply(t, u.Client.RevertRequest("first").Columns("n"))
+			u.holds(t, "(SELECT n = 1 FROM app.a)")
+			lines := allRows(t, u.conn)
+			lines = slices.DeleteFunc(lines, func(l string) bool { return !strings.HasPrefix(l, "log ") })
+			if len(lines) != 2 || strings.TrimLeft(lines[0], "log (0123456789,") != strings.TrimLeft(lines[1], "log (0123456789,") {
+				t.Errorf("the trigger saw these settings:\n%s", strings.Join(lines, "\n"))
+			}
+		})
+	}
+}
+
+// Deferred constraint triggers are constraints: also a dry run runs into them.
+func TestDryRunFiresDeferredTriggers(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, `CREATE TABLE a (id int PRIMARY KEY, n int); INSERT INTO a VALUES (1, 1)`)
+	u.request(t, "first", "UPDATE a SET n = 2")
+	u.Exec(t, `CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no more'; END $$;
+		CREATE CONSTRAINT TRIGGER no AFTER UPDATE ON a DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION no()`)
+	for what, do := range map[string]func() (*audit.Result, error){
+		"Apply":  func() (*audit.Result, error) { return u.Client.RevertRequest("first").Apply(t.Context()) },
+		"DryRun": func() (*audit.Result, error) { return u.Client.RevertRequest("first").DryRun(t.Context()) },
+	} {
+		var refused *audit.ApplyError
+		if _, err := do(); !errors.As(err, &refused) {
+			t.Errorf("%s gives %v", what, err)
+		}
+	}
+	u.holds(t, "(SELECT n = 2 FROM a)")
+	apply(t, u.Client.RevertRequest("first").WithoutTriggers())
+	u.holds(t, "(SELECT n = 1 FROM a)")
 }
 
 // A trigger that makes rows which the revert puts back as well is run into, not

@@ -1,6 +1,7 @@
 package audit_test
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -142,5 +143,47 @@ func runPlanSQL(t *testing.T, conn *pgx.Conn, r audit.Reversal) {
 	}
 	if _, err := conn.PgConn().Exec(t.Context(), plan.SQL()).ReadAll(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// The null of JSON, which an image cannot tell from NULL, comes back as what it was.
+func TestNullOfJSONIsUndoneAndRedone(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, `CREATE TABLE a (id int PRIMARY KEY, v jsonb); INSERT INTO a VALUES (1, 'null'), (2, NULL), (3, '"null"'), (4, 'null')`)
+	u.roundTrip(t, "UPDATE a SET v = NULL WHERE id = 1", "UPDATE a SET v = 'null' WHERE id IN (2, 3)", "DELETE FROM a WHERE id = 4", "INSERT INTO a VALUES (5, 'null')")
+	// Also where only Overwrite makes a whole row of the last that history has of it.
+	u.request(t, "first", "UPDATE a SET id = 40 WHERE id = 4", "UPDATE a SET v = '1' WHERE id = 1", "INSERT INTO a VALUES (6, '6')")
+	u.request(t, "second", "DELETE FROM a WHERE id = 40")
+	apply(t, u.Client.RevertRequest("first").OnConflict(audit.Overwrite))
+	u.holds(t, "(SELECT count(*) = 2 FROM a WHERE id IN (1, 4) AND v = 'null'::jsonb)")
+}
+
+// Bytes that are no text in UTF-8 are not in history as they were, and so are not
+// put back as something else.
+func TestBytesThatAreNotUTF8AreNotPutBackWrong(t *testing.T) {
+	t.Parallel()
+	for name, request := range map[string]string{
+		"Updated": "UPDATE a SET v = '' WHERE id = 1", "Deleted": "DELETE FROM a WHERE id = 1", "UpdatedTo": `UPDATE a SET v = convert_from('\xfe', 'SQL_ASCII') WHERE id = 2`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := databaseIn(t, "SQL_ASCII")
+			db.Exec(t, `CREATE TABLE a (id int PRIMARY KEY, v text, n int); INSERT INTO a VALUES (1, convert_from('\x61ff62', 'SQL_ASCII'), 1), (2, 'x', 2)`)
+			a := audittest.Open(t, db, audit.Config{Tables: []string{"public.*"}})
+			mustStart(t, a)
+			t.Cleanup(func() { a.Stop(t) })
+			u := &undo{Audited: a, conn: a.Connect(t)}
+			u.request(t, "first", request)
+			u.request(t, "second", "UPDATE a SET n = 7")
+			var refused *audit.UnrevertableError
+			_, err := u.Client.RevertRequest("first").OnConflict(audit.Overwrite).Apply(t.Context())
+			if !errors.As(err, &refused) && (err != nil || name != "UpdatedTo") { // there the old value is known
+				t.Errorf("the revert gives %v", err)
+			}
+			// Where it was not changed it is in nobody's way.
+			if result := apply(t, u.Client.RevertRequest("second")); result.Updated == 0 {
+				t.Error("nothing was reverted")
+			}
+		})
 	}
 }
