@@ -86,6 +86,12 @@ func (c *Client) newPlanner(ctx context.Context, r Reversal) (*planner, error) {
 // coveredSince refuses to go back to a moment if history misses something since:
 // of any of the tables, by the names that they have now.
 func (p *planner) coveredSince(through LSN) error {
+	if horizon := p.facts.Horizon; through < horizon.Position {
+		return &HistoryError{
+			Table: p.r.tables[0], Asked: p.r.to.String(), Reason: ErrPastRetention, Detail: "changes since were dropped",
+			Earliest: Position{LSN: horizon.Position}, EarliestTime: horizon.Time.UTC(),
+		}
+	}
 	for _, gap := range p.facts.Gaps {
 		if gap.To > through {
 			return &HistoryError{Table: p.r.tables[0], Asked: p.r.to.String(), Reason: ErrInGap, Detail: "changes since are not known", Earliest: Position{LSN: gap.To}, EarliestTime: gap.ToTime}
@@ -352,7 +358,10 @@ func (r *netRow) conflicts(leaving bool) []Conflict {
 	case Delete:
 		if r.missing || r.displaced {
 			r.done = true
-			return nil
+			if r.missing {
+				add(RowGone, func(c *Conflict) { c.origin.moved = true })
+			}
+			return found
 		}
 	case Update:
 		if r.missing || r.displaced {
@@ -423,6 +432,12 @@ func (p *planner) settle(ctx context.Context, found []Conflict) (more, fresh boo
 	}
 	if err := p.findOrigins(ctx, found); err != nil {
 		return false, false, err
+	}
+	// A row that was to be removed and is gone is done with, unless it was only given
+	// another key.
+	found = slices.DeleteFunc(found, func(c Conflict) bool { return c.origin.moved && c.Change == nil })
+	for i := range found {
+		found[i].row.done = found[i].row.done && !found[i].origin.moved
 	}
 	var extra []Position
 	byRow := make(map[*netRow]Resolution)
