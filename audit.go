@@ -126,6 +126,9 @@ var sessionSettings = map[string]string{
 	"default_transaction_read_only":       "off",
 	"default_transaction_isolation":       "read committed",
 	"search_path":                         "pg_catalog",
+	"quote_all_identifiers":               "off",
+	"array_nulls":                         "on",
+	"xmloption":                           "content",
 	// Compiling is dear, and what we ask looks dearer to the planner than it is.
 	"jit": "off",
 }

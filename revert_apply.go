@@ -27,7 +27,8 @@ type Result struct {
 	// those that the policy left alone.
 	Inserted, Updated, Deleted, Unchanged, Skipped int
 	// Adjusted lists rows in which a trigger of the application has put something
-	// else than what was restored, such as the time of the update.
+	// else than what was restored, such as the time of the update, or which it kept
+	// from being put back or removed at all.
 	Adjusted []AdjustedRow
 	// TransactionID is the 64-bit id of the revert's transaction.
 	TransactionID uint64
@@ -69,14 +70,18 @@ var errRollback = errors.New("dry run")
 func (c *Client) applyRevert(ctx context.Context, r Reversal, plan *Plan, dry bool) (*Result, error) {
 	// A connection of its own: it may wait for locks as long as it takes, while the
 	// few of the pool are needed to find out how far capture is.
-	conn, err := pgx.ConnectConfig(ctx, c.cfg.source.ConnConfig.Copy())
+	config := c.cfg.source.ConnConfig.Copy()
+	for name := range textSettings {
+		delete(config.RuntimeParams, name) // triggers find what role and database have for it
+	}
+	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, wrap("connect to the source", err)
 	}
 	defer closeConn(ctx, conn)
 	var result *Result
 	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite}, func(tx pgx.Tx) error {
-		env, err := ownEnvironment(ctx, tx)
+		env, err := pinEnvironment(ctx, tx, r.noTriggers)
 		if err != nil {
 			return err
 		}
@@ -91,7 +96,7 @@ func (c *Client) applyRevert(ctx context.Context, r Reversal, plan *Plan, dry bo
 		result.DryRun = true
 		return result, nil
 	case err != nil:
-		return nil, commitError(err)
+		return nil, err
 	case result.ID != "":
 		// Behind the commit record: whoever waits for this has the revert.
 		var here LSN
@@ -109,19 +114,23 @@ func closeConn(ctx context.Context, conn *pgx.Conn) {
 	_ = conn.Close(ctx) // it is gone either way
 }
 
-// commitError makes an ApplyError of a constraint that fails at COMMIT.
-func commitError(err error) error {
+// commitError makes an ApplyError of what a deferred constraint or trigger says; the
+// group stands for the table where it names none.
+func (g *group) commitError(err error) error {
 	var pg *pgconn.PgError
-	var apply *ApplyError
-	if errors.As(err, &pg) && pg.ConstraintName != "" && !errors.As(err, &apply) {
-		return &ApplyError{Table: qualifiedName(pg.SchemaName, pg.TableName), Action: Update, Constraint: pg.ConstraintName, cause: err}
+	if !errors.As(err, &pg) || isTransient(pg.Code) {
+		return err
 	}
-	return err
+	table := g.table.label()
+	if pg.TableName != "" {
+		table = qualifiedName(pg.SchemaName, pg.TableName)
+	}
+	return &ApplyError{Table: table, Action: Update, Constraint: pg.ConstraintName, cause: err}
 }
 
 // applyRevertIn is applyRevert in a transaction of the caller's.
 func (c *Client) applyRevertIn(ctx context.Context, tx pgx.Tx, r Reversal, plan *Plan) (*Result, error) {
-	env, err := pinEnvironment(ctx, tx)
+	env, err := pinEnvironment(ctx, tx, r.noTriggers)
 	if err != nil {
 		return nil, err
 	}

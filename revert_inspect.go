@@ -2,11 +2,13 @@ package audit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hindsight-go/audit/internal/wal"
 )
@@ -93,6 +95,10 @@ func (g *group) inspect(ctx context.Context, tx pgx.Tx, s *stage, lock bool) err
 func (g *group) inspectError(err error, retyped bool) error {
 	if err == nil {
 		return nil
+	}
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && (isDenied(err) || strings.HasPrefix(pg.Code, "23") && !retyped) { // a domain has become stricter
+		return &ApplyError{Table: g.table.label(), Action: g.action, Constraint: pg.ConstraintName, cause: err}
 	}
 	if retyped && isDataError(err) {
 		return &UnrevertableError{Table: g.table.label(), Reason: "a column has another type since, which cannot take what history has of it", cause: err}

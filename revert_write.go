@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -67,14 +68,14 @@ func (a *applier) do(ctx context.Context, s *step) error {
 	if err != nil {
 		return err
 	}
-	if err := a.env.application(ctx, a.tx, a.r.noTriggers); err != nil {
+	if err := a.env.application(ctx, a.tx); err != nil {
 		return err
 	}
 	tag, err := a.tx.Exec(ctx, g.writeSQL(staged), staged.args...)
 	if err != nil {
 		return g.applyError(err)
 	}
-	if err := a.env.pinned(ctx, a.tx, a.r.noTriggers); err != nil {
+	if err := a.env.pinned(ctx, a.tx); err != nil {
 		return err
 	}
 	if int(tag.RowsAffected()) != len(g.rows) {
@@ -119,13 +120,23 @@ func (a *applier) finishMoved(ctx context.Context, g *group) ([]AdjustedRow, err
 
 func (g *group) applyError(err error) error {
 	var pg *pgconn.PgError
-	if !errors.As(err, &pg) || pg.Code == "40001" || pg.Code == "40P01" || pg.Code == "57014" || pg.Code == "55P03" {
+	if !errors.As(err, &pg) || isTransient(pg.Code) {
 		return wrap("write "+g.table.label(), err)
 	}
 	if strings.HasPrefix(pg.Code, "22") && slices.ContainsFunc(g.rows, func(r *netRow) bool { return r.retyped }) {
 		return g.inspectError(err, true)
 	}
 	return &ApplyError{Table: g.table.label(), Action: g.action, Constraint: pg.ConstraintName, cause: err}
+}
+
+// isTransient tells that an error is not about what is written: the same may go well
+// another time.
+func isTransient(code string) bool {
+	switch code {
+	case "40001", "40P01", "57014", "55P03":
+		return true
+	}
+	return strings.HasPrefix(code, "57P") || strings.HasPrefix(code, "08")
 }
 
 // isDataError tells that a value cannot be had in a type.
@@ -204,13 +215,13 @@ func (a *applier) check(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := a.env.application(ctx, a.tx, false); err != nil {
+	if err := a.env.application(ctx, a.tx); err != nil {
 		return err
 	}
-	if err := a.constraints(ctx, "IMMEDIATE", true); err != nil {
+	if err := a.checkDeferred(ctx); err != nil {
 		return err
 	}
-	if err := a.env.pinned(ctx, a.tx, false); err != nil {
+	if err := a.env.pinned(ctx, a.tx); err != nil {
 		return err
 	}
 	if a.r.noTriggers {
@@ -219,18 +230,33 @@ func (a *applier) check(ctx context.Context) error {
 	return nil
 }
 
+// checkDeferred does what COMMIT would, so that a dry run does it, too, and triggers
+// that are deferred find the application's settings. In a transaction of the
+// caller's, only the constraints of our tables are our business.
+func (a *applier) checkDeferred(ctx context.Context) error {
+	if a.borrowed {
+		return a.constraints(ctx, "IMMEDIATE", true)
+	}
+	_, err := a.tx.Exec(ctx, "SET CONSTRAINTS ALL IMMEDIATE")
+	return a.p.steps[0].group.commitError(wrap("check deferred constraints", err))
+}
+
 func (a *applier) hasTriggers() bool {
 	return !a.r.noTriggers && slices.ContainsFunc(a.p.steps, func(s step) bool { return s.group.table.triggers })
 }
 
 func (a *applier) correct(ctx context.Context) error {
 	for _, s := range a.p.steps {
-		if s.side || s.group.action == Delete {
+		if s.side || s.group.action == Delete && !s.group.table.triggers {
 			continue
 		}
 		found, err := a.different(ctx, s.group)
 		if err != nil {
 			return err
+		}
+		if s.group.action == Delete { // they did not want it to go
+			a.result.Adjusted = append(a.result.Adjusted, found...)
+			continue
 		}
 		fix := &group{table: s.group.table, action: Update}
 		for _, d := range found {
@@ -302,7 +328,7 @@ func (a *applier) constraints(ctx context.Context, mode string, restore bool) er
 		return nil
 	}
 	if _, err := a.tx.Exec(ctx, "SET CONSTRAINTS "+strings.Join(all, ", ")+" "+mode); err != nil {
-		return commitError(wrap("check deferred constraints", err))
+		return a.p.steps[0].group.commitError(wrap("check deferred constraints", err))
 	}
 	if restore && len(deferred) > 0 {
 		_, err := a.tx.Exec(ctx, "SET CONSTRAINTS "+strings.Join(deferred, ", ")+" DEFERRED")
@@ -344,57 +370,53 @@ var errForeignKey = errors.New("a row references one that is not there")
 // environment switches between the settings that the comparison of texts needs,
 // and those that the application's triggers expect.
 type environment struct {
-	pins, theirs map[string]string
-	inPlace      map[string]string
+	// pins are for comparing, theirs for statements that fire triggers, home are
+	// those that the transaction began with.
+	pins, theirs, home map[string]string
+	inPlace            map[string]string
 }
 
 // textSettings decide how values are printed, and how names are found.
 var textSettings = map[string]string{
 	"datestyle": "ISO, MDY", "intervalstyle": "postgres", "timezone": "UTC", "extra_float_digits": "3",
-	"bytea_output": "hex", "search_path": "pg_catalog", "xmloption": "content",
+	"bytea_output": "hex", "search_path": "pg_catalog", "quote_all_identifiers": "off",
 }
 
-// ownEnvironment is that of a session of ours, whose search_path is not the one
-// that the role and the database have by default.
-func ownEnvironment(ctx context.Context, tx capture.Querier) (*environment, error) {
-	var searchPath string
-	err := tx.QueryRow(ctx, `
-		SELECT coalesce((
-			SELECT pg_catalog.substr(setting, 13)
-			FROM pg_catalog.pg_db_role_setting s
-			JOIN pg_catalog.pg_database d ON d.datname = current_database(),
-			LATERAL unnest(s.setconfig) setting
-			WHERE s.setdatabase IN (0, d.oid) AND s.setrole IN (0, (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = session_user))
-			  AND setting LIKE 'search\_path=%'
-			ORDER BY s.setrole <> 0 DESC, s.setdatabase <> 0 DESC
-			LIMIT 1), '"$user", public')`).Scan(&searchPath)
-	if err != nil {
-		return nil, wrap("read settings", err)
-	}
-	e := &environment{pins: map[string]string{"search_path": "pg_catalog"}, theirs: map[string]string{"search_path": searchPath}}
-	for name, value := range textSettings {
-		if _, set := sessionSettings[name]; !set {
-			e.pins[name] = value
+// inputSettings decide how texts are read. They stay while rows are written, also
+// for the triggers then: nothing else would put the values back as they were.
+var inputSettings = map[string]string{"xmloption": "content", "array_nulls": "on", "client_encoding": "UTF8"}
+
+// triggerRole is the setting that turns triggers off.
+const triggerRole = "session_replication_role"
+
+// pinEnvironment is that of a transaction: of the caller's, or of one of ours.
+func pinEnvironment(ctx context.Context, tx pgx.Tx, noTriggers bool) (*environment, error) {
+	e := &environment{pins: make(map[string]string), theirs: make(map[string]string), home: make(map[string]string)}
+	if encoding := tx.Conn().PgConn().ParameterStatus("client_encoding"); encoding != "UTF8" {
+		// Else the other settings could not be read.
+		if err := e.set(ctx, tx, map[string]string{"client_encoding": "UTF8"}); err != nil {
+			return nil, err
 		}
+		defer func() { e.home["client_encoding"] = encoding }()
 	}
-	return e, e.set(ctx, tx, e.pins)
-}
-
-// pinEnvironment is that of a transaction of the caller's.
-func pinEnvironment(ctx context.Context, tx capture.Querier) (*environment, error) {
-	e := &environment{pins: textSettings, theirs: make(map[string]string)}
-	names := make([]string, 0, len(e.pins))
-	for name := range e.pins {
-		names = append(names, name)
-	}
+	names := slices.Concat(slices.Collect(maps.Keys(textSettings)), slices.Collect(maps.Keys(inputSettings)), []string{triggerRole})
 	rows, err := tx.Query(ctx, "SELECT n, pg_catalog.current_setting(n) FROM unnest($1::text[]) n", names)
 	if err != nil {
 		return nil, wrap("read settings", err)
 	}
 	var name, value string
-	if _, err := pgx.ForEachRow(rows, []any{&name, &value}, func() error { e.theirs[name] = value; return nil }); err != nil {
+	if _, err := pgx.ForEachRow(rows, []any{&name, &value}, func() error { e.home[name] = value; return nil }); err != nil {
 		return nil, wrap("read settings", err)
 	}
+	maps.Copy(e.pins, textSettings)
+	maps.Copy(e.pins, inputSettings)
+	maps.Copy(e.theirs, e.home)
+	maps.Copy(e.theirs, inputSettings)
+	e.pins[triggerRole] = e.home[triggerRole]
+	if noTriggers {
+		e.theirs[triggerRole] = "replica"
+	}
+	e.inPlace = maps.Clone(e.home)
 	return e, e.set(ctx, tx, e.pins)
 }
 
@@ -423,24 +445,16 @@ func (e *environment) set(ctx context.Context, tx capture.Querier, settings map[
 }
 
 // application sets what the application's triggers expect.
-func (e *environment) application(ctx context.Context, tx pgx.Tx, noTriggers bool) error {
-	if noTriggers {
-		if _, err := tx.Exec(ctx, "SELECT pg_catalog.set_config('session_replication_role', 'replica', true)"); err != nil {
-			return wrap("turn triggers off", err)
-		}
+func (e *environment) application(ctx context.Context, tx pgx.Tx) error {
+	err := e.set(ctx, tx, e.theirs)
+	if isDenied(err) { // only one of the settings is not for everybody
+		return &ApplyError{Action: Update, cause: err}
 	}
-	return e.set(ctx, tx, e.theirs)
+	return err
 }
 
 // pinned sets what comparing needs.
-func (e *environment) pinned(ctx context.Context, tx pgx.Tx, noTriggers bool) error {
-	if noTriggers {
-		if _, err := tx.Exec(ctx, "SELECT pg_catalog.set_config('session_replication_role', 'origin', true)"); err != nil {
-			return wrap("turn triggers on", err)
-		}
-	}
-	return e.set(ctx, tx, e.pins)
-}
+func (e *environment) pinned(ctx context.Context, tx pgx.Tx) error { return e.set(ctx, tx, e.pins) }
 
 // leave gives the caller's transaction its settings back. After an error of a
 // statement nothing can be set, nor has to be: the transaction is over.
@@ -448,5 +462,11 @@ func (e *environment) leave(ctx context.Context, tx pgx.Tx) error {
 	if tx.Conn().PgConn().TxStatus() != 'T' {
 		return nil
 	}
-	return e.set(ctx, tx, e.theirs)
+	return e.set(ctx, tx, e.home)
+}
+
+// isDenied tells that the role may not do something.
+func isDenied(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "42501"
 }

@@ -51,18 +51,19 @@ type stream struct {
 func replicationConfig(base *pgconn.Config) *pgconn.Config {
 	config := base.Copy()
 	for name, value := range map[string]string{
-		"replication":        "database",
-		"application_name":   "audit capture",
-		"client_encoding":    "UTF8",
-		"datestyle":          "ISO",
-		"intervalstyle":      "postgres",
-		"timezone":           "UTC",
-		"search_path":        "pg_catalog", // names in regclass and the like get their schema
-		"extra_float_digits": "3",
-		"bytea_output":       "hex",
-		"statement_timeout":  "0",
-		"lock_timeout":       "0",
-		"wal_sender_timeout": fmt.Sprintf("%dms", senderTimeout.Milliseconds()),
+		"replication":           "database",
+		"application_name":      "audit capture",
+		"client_encoding":       "UTF8",
+		"datestyle":             "ISO",
+		"intervalstyle":         "postgres",
+		"timezone":              "UTC",
+		"search_path":           "pg_catalog", // names in regclass and the like get their schema
+		"extra_float_digits":    "3",
+		"bytea_output":          "hex",
+		"quote_all_identifiers": "off",
+		"statement_timeout":     "0",
+		"lock_timeout":          "0",
+		"wal_sender_timeout":    fmt.Sprintf("%dms", senderTimeout.Milliseconds()),
 	} {
 		config.RuntimeParams[name] = value
 	}
