@@ -288,27 +288,36 @@ func (r *netRow) parkAt(column int, value datum) {
 }
 
 // place chooses the column that is given another value, and the value: NULL, if it
-// may be that.
+// may be that. A row that leaves a partial index by what its predicate says is given
+// what it is to have in the end.
 func (k parking) place(n int) (at int, value datum, ok bool) {
 	t := k.row.table
-	if k.index.predicate == "" || len(k.index.columns) > 0 {
-		for _, name := range k.index.columns {
-			at, ok := t.columns.index[name]
-			if ok && !t.columns.list[at].notNull && !slices.Contains(t.key, name) && !t.columns.list[at].derived && k.row.changes([]string{name}) {
-				return at, datum{known: true}, true
-			}
+	for _, name := range k.index.columns {
+		at, ok := t.columns.index[name]
+		if ok && !k.index.nulls && !t.columns.list[at].notNull && k.parks(name) && k.row.changes([]string{name}) && !slices.Contains(t.key, name) {
+			return at, datum{known: true}, true
 		}
 	}
 	for _, name := range k.index.columns {
 		at, ok := t.columns.index[name]
-		if !ok || t.columns.list[at].derived || t.columns.list[at].identity == "a" || !k.row.changes([]string{name}) && k.row.action == Update {
+		if !ok || !k.parks(name) || t.columns.list[at].identity == "a" || !k.row.changes([]string{name}) && k.row.action == Update {
 			continue
 		}
 		if text, ok := parkingText(&t.columns.list[at], n); ok {
 			return at, datum{text: []byte(text), known: true}, true
 		}
 	}
+	for _, name := range k.index.conditions {
+		if at, ok := t.columns.index[name]; ok && k.row.action == Update && k.row.changes([]string{name}) {
+			return at, k.row.cell(at).restore, true
+		}
+	}
 	return 0, datum{}, false
+}
+
+// parks tells that a value of the column's own would take the row out of the way.
+func (k parking) parks(name string) bool {
+	return !k.row.table.columns.list[k.row.table.columns.index[name]].derived && !slices.Contains(k.index.conditions, name)
 }
 
 // parkingText is a value of the column's type that nobody uses.

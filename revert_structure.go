@@ -304,22 +304,29 @@ func (p *planner) uniqueTaken(ctx context.Context, g *group) ([]Conflict, error)
 // holdersSQL finds the live rows that have what rows of the group are to have.
 func (g *group) holdersSQL(u *uniqueIndex) string {
 	s := g.stageArrays()
-	theirs, ours, match := make([]string, len(u.expressions)), make([]string, len(u.expressions)), make([]string, len(u.expressions))
+	values, match := make([]string, len(u.expressions)), make([]string, len(u.expressions))
+	null, matchNull := make([]string, len(u.expressions)), make([]string, len(u.expressions))
 	for i, e := range u.expressions {
-		ours[i] = fmt.Sprintf(`%s AS "~%d"`, e, i)
-		theirs[i] = ours[i]
+		values[i] = fmt.Sprintf(`%s AS "~%d"`, e, i)
 		match[i] = fmt.Sprintf(`w."~%d" %s h."~%d"`, i, u.ops[i], i)
+		null[i] = fmt.Sprintf(`w."~%d" IS NULL`, i)
+		matchNull[i] = fmt.Sprintf(`(%s OR w."~%d" IS NULL AND h."~%d" IS NULL)`, match[i], i, i)
 	}
 	where := ""
 	if u.predicate != "" {
 		where = " WHERE " + u.predicate
 	}
-	return fmt.Sprintf(`
+	from := fmt.Sprintf(`
 		SELECT w."~n", h."~key"
-		FROM (SELECT "~n", %s FROM %s AS new%s) w
-		JOIN (SELECT %s AS "~key", %s FROM %s AS h%s) h ON %s`,
-		strings.Join(ours, ", "), g.future(s, u.columns), where,
-		keyArray("h", g.table.key), strings.Join(theirs, ", "), g.table.from(), where, strings.Join(match, " AND "))
+		FROM (SELECT "~n", %[1]s FROM %[2]s AS new%[3]s) w
+		JOIN (SELECT %[4]s AS "~key", %[1]s FROM %[5]s AS h%[3]s) h ON `,
+		strings.Join(values, ", "), g.future(s, u.columns), where, keyArray("h", g.table.key), g.table.from())
+	sql := from + strings.Join(match, " AND ")
+	if u.nulls {
+		// Apart from the others, for which there are better joins.
+		sql += " UNION ALL " + from + "(" + strings.Join(null, " OR ") + ") AND " + strings.Join(matchNull, " AND ")
+	}
+	return sql
 }
 
 // taken judges a live row that has the value which r is to have.
@@ -331,6 +338,8 @@ func (p *planner) taken(g *group, u *uniqueIndex, r *netRow, holder []string) *C
 	switch {
 	case other != nil && other.action == Delete, other != nil && other.changes(u.columns):
 		if u.deferrable {
+			// Two rows may have one key then, but a statement finds them by it.
+			p.updatesFirst = p.updatesFirst || u.primary && g.action == Create && other.action == Update
 			return nil
 		}
 		if g.action == Create && other.action == Update {

@@ -84,10 +84,14 @@ type uniqueIndex struct {
 	expressions []string
 	ops         []string
 	predicate   string
-	columns     []string // those that it is about; more are unknown if opaque
-	primary     bool
-	deferrable  bool
-	deferred    bool
+	columns     []string // those that it is about
+	// conditions are those of them that only the predicate of a partial index names.
+	conditions []string
+	// nulls tells that NULL counts as a value (NULLS NOT DISTINCT).
+	nulls      bool
+	primary    bool
+	deferrable bool
+	deferred   bool
 }
 
 // describeTargets reads from the catalog all that a revert has to know of the
@@ -210,7 +214,13 @@ func readUniqueIndexes(ctx context.Context, db capture.Querier, oids []uint32, t
 						OR d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid IN (
 							SELECT g.oid FROM pg_catalog.pg_attrdef g JOIN pg_catalog.pg_attribute ga ON ga.attrelid = g.adrelid AND ga.attnum = g.adnum
 							WHERE g.adrelid = i.indrelid AND g.adnum = ANY(i.indkey::int2[]) AND ga.attgenerated <> ''))))
-				ORDER BY a.attnum)
+				ORDER BY a.attnum),
+			CASE WHEN i.indexprs IS NULL THEN array(SELECT DISTINCT a.attname::text
+				FROM pg_catalog.pg_depend d
+				JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+				WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = i.indexrelid AND d.refclassid = 'pg_catalog.pg_class'::regclass
+				  AND d.refobjid = i.indrelid AND a.attnum <> ALL(i.indkey::int2[])) ELSE '{}' END,
+			coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::bool, false)
 		FROM pg_catalog.pg_index i
 		JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -233,7 +243,7 @@ func readUniqueIndexes(ctx context.Context, db capture.Querier, oids []uint32, t
 	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (struct{}, error) {
 		u := &uniqueIndex{}
 		var oid uint32
-		err := row.Scan(&oid, &u.name, &u.primary, &u.constraint, &u.deferrable, &u.deferred, &u.predicate, &u.expressions, &u.ops, &u.columns)
+		err := row.Scan(&oid, &u.name, &u.primary, &u.constraint, &u.deferrable, &u.deferred, &u.predicate, &u.expressions, &u.ops, &u.columns, &u.conditions, &u.nulls)
 		if err == nil {
 			targets[oid].unique = append(targets[oid].unique, u)
 		}
