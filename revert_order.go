@@ -43,11 +43,17 @@ func (p *planner) order() ([]step, error) {
 	if err != nil {
 		return nil, err
 	}
+	bare := slices.DeleteFunc(slices.Clone(broken), func(f *foreignKey) bool { return f.from == f.to })
+	updatesFirst := (p.updatesFirst || len(p.coming) > 0) && !p.insertsFirst
+	if !updatesFirst {
+		bare = append(bare, p.comingLater()...)
+	}
+	loosened, childrenFirst := p.loosen()
 	var inserts, updates, deletes, unlinks, relinks []step
 	for _, g := range groupRows(rows) {
 		switch g.action {
 		case Create:
-			insert, relink := g.withoutReferences(broken)
+			insert, relink := g.withoutReferences(bare)
 			inserts = append(inserts, step{group: insert})
 			if relink != nil {
 				relinks = append(relinks, step{group: relink, side: true})
@@ -64,9 +70,11 @@ func (p *planner) order() ([]step, error) {
 	byRank := func(a, b step) int { return a.group.table.rank - b.group.table.rank }
 	slices.SortStableFunc(inserts, byRank)
 	slices.SortStableFunc(updates, byRank)
+	if childrenFirst {
+		slices.SortStableFunc(updates, func(a, b step) int { return byRank(b, a) })
+	}
 	slices.SortStableFunc(deletes, func(a, b step) int { return byRank(b, a) })
 	deletes = append(unlinks, deletes...)
-	updatesFirst := p.updatesFirst && !p.insertsFirst
 	parks, err := p.parkingSteps(updatesFirst)
 	if err != nil {
 		return nil, err
@@ -76,9 +84,9 @@ func (p *planner) order() ([]step, error) {
 		puts = slices.Concat(parks, updates, inserts, relinks)
 	}
 	if p.deletesLast {
-		return append(puts, deletes...), nil
+		return slices.Concat(loosened, puts, deletes), nil
 	}
-	return append(deletes, puts...), nil
+	return slices.Concat(loosened, deletes, puts), nil
 }
 
 // rank orders the tables, parents before children, and returns the foreign keys
@@ -171,7 +179,7 @@ func (g *group) referencing(broken []*foreignKey) []int {
 // withoutReferences splits an INSERT into one without the references of broken
 // foreign keys, and an UPDATE that sets them.
 func (g *group) withoutReferences(broken []*foreignKey) (insert, relink *group) {
-	at := g.referencing(slices.DeleteFunc(slices.Clone(broken), func(f *foreignKey) bool { return f.from == f.to }))
+	at := g.referencing(broken)
 	if len(at) == 0 {
 		return g, nil
 	}

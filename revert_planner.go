@@ -41,8 +41,10 @@ type planner struct {
 	known                       map[string]int // conflicts of this round, by what they are about
 
 	live         map[*target]map[string]*netRow
-	restored     map[*foreignKey]map[string]bool
+	restored     map[*foreignKey]map[string]Operation
 	parked       []parking
+	leaving      []link // references to keys that change
+	coming       []link // references of rows to be inserted, to keys that change
 	deletesLast  bool
 	updatesFirst bool
 	insertsFirst bool

@@ -15,6 +15,7 @@ import (
 // them.
 func (p *planner) structure(ctx context.Context) ([]Conflict, error) {
 	p.parked, p.deletesLast, p.updatesFirst, p.insertsFirst = nil, false, false, false
+	p.leaving, p.coming = nil, nil
 	p.live = make(map[*target]map[string]*netRow)
 	for _, r := range p.rows {
 		if r.active() && r.action != Create {
@@ -107,9 +108,8 @@ func (p *planner) referenced(ctx context.Context, g *group) ([]Conflict, error) 
 			child := p.inPlan(f.from, key)
 			switch {
 			case g.action == Update && !r.changes(f.refs):
-			case child != nil && child.action == Delete:
-			case child != nil && child.changes(f.columns):
-				p.deletesLast = p.deletesLast || g.action == Delete
+			case child != nil && (child.action == Delete || child.changes(f.columns)):
+				p.leave(g.action, child, f)
 			default:
 				found = append(found, Conflict{
 					Kind: Referenced, RowRef: r.ref(), Constraint: f.name, Other: &RowRef{Table: f.child(), Key: slices.Clone(key)},
@@ -197,8 +197,8 @@ func (p *planner) parentMissing(ctx context.Context, g *group) ([]Conflict, erro
 			r := g.rows[n]
 			switch {
 			case g.action == Update && !r.changes(f.columns):
-			case p.restores(f, values):
-				p.insertsFirst = p.insertsFirst || g.action == Update
+			case p.restores(f, values) != "":
+				p.come(g.action, r, f, p.restores(f, values))
 			default:
 				found = append(found, Conflict{
 					Kind: ParentMissing, RowRef: r.ref(), Constraint: f.name, Other: &RowRef{Table: f.parent(), Key: slices.Clone(values)},
@@ -234,18 +234,18 @@ func (f *foreignKey) parentKey(values []string) []string {
 	return slices.Clone(key)
 }
 
-// restores tells that the revert itself brings the referenced row back.
-func (p *planner) restores(f *foreignKey, values []string) bool {
+// restores tells how the revert itself brings the referenced row back, if it does.
+func (p *planner) restores(f *foreignKey, values []string) Operation {
 	if p.restored == nil {
-		p.restored = make(map[*foreignKey]map[string]bool)
+		p.restored = make(map[*foreignKey]map[string]Operation)
 	}
 	index, ok := p.restored[f]
 	if !ok {
-		index = make(map[string]bool)
+		index = make(map[string]Operation)
 		for _, r := range p.rows {
 			if r.table.oid == f.to && r.active() && (r.action == Create || r.action == Update && !r.missing) {
 				if key, ok := r.restoredValues(f.refs); ok {
-					index[joinKey(key)] = true
+					index[joinKey(key)] = r.action
 				}
 			}
 		}

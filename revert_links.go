@@ -1,0 +1,97 @@
+package audit
+
+import "slices"
+
+// link is the reference of a row through a foreign key that has to go before
+// something else is done, or that can only come after it.
+type link struct {
+	row *netRow
+	key *foreignKey
+}
+
+// leave notes that a live row in the plan references one that is to be removed, or
+// to be given another key, and does no longer when all is done.
+func (p *planner) leave(action Operation, child *netRow, f *foreignKey) {
+	switch {
+	case action == Delete:
+		p.deletesLast = p.deletesLast || child.action == Update
+	case f.deferrable || f.onUpdate == "n":
+	case f.from == f.to && child.action == Update: // both in one statement
+	default:
+		p.leaving = append(p.leaving, link{child, f})
+	}
+}
+
+// come notes that a row is to reference one that the revert brings back, which has
+// to be there first.
+func (p *planner) come(action Operation, child *netRow, f *foreignKey, how Operation) {
+	switch {
+	case f.deferrable || action == how:
+	case how == Create:
+		p.insertsFirst = true
+	default:
+		p.coming = append(p.coming, link{child, f})
+	}
+}
+
+// comingLater lists the foreign keys that rows are inserted without, to be set
+// when the keys that they reference are there.
+func (p *planner) comingLater() []*foreignKey {
+	var keys []*foreignKey
+	for _, l := range p.coming {
+		if l.key.nullable && !slices.Contains(keys, l.key) {
+			keys = append(keys, l.key)
+		}
+	}
+	return keys
+}
+
+// loosen returns UPDATEs that empty references to keys that change, before
+// anything else is done. Where such a reference cannot be NULL, the rows that have
+// it are to be updated before those that they reference.
+func (p *planner) loosen() (steps []step, childrenFirst bool) {
+	groups := make(map[*target]*group)
+	empty := make(map[*netRow]*netRow)
+	for _, l := range p.leaving {
+		if l.row.action == Delete && !p.deletesLast {
+			continue
+		}
+		at := l.loose()
+		if at < 0 {
+			childrenFirst = childrenFirst || l.row.action == Update
+			continue
+		}
+		g := groups[l.row.table]
+		if g == nil {
+			g = &group{table: l.row.table, action: Update}
+			groups[l.row.table] = g
+			steps = append(steps, step{group: g, side: true})
+		}
+		r := empty[l.row]
+		if r == nil {
+			r = &netRow{table: l.row.table, key: l.row.key, action: Update, positions: l.row.positions}
+			g.rows, empty[l.row] = append(g.rows, r), r
+		}
+		if r.cell(at) == nil {
+			r.cells = append(r.cells, cell{column: at, restore: datum{known: true}})
+		}
+	}
+	for _, s := range steps {
+		s.group.settle()
+	}
+	return steps, childrenFirst
+}
+
+// loose chooses the column that is emptied, which for a row that stays has to be
+// one that is set again; -1 if there is none.
+func (l link) loose() int {
+	t := l.row.table
+	for _, name := range l.key.columns {
+		at := t.columns.index[name]
+		c := &t.columns.list[at]
+		if !c.notNull && !c.derived && (l.row.action == Delete || l.row.changes([]string{name})) {
+			return at
+		}
+	}
+	return -1
+}
