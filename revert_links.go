@@ -15,7 +15,7 @@ func (p *planner) leave(action Operation, child *netRow, f *foreignKey) {
 	switch {
 	case action == Delete:
 		p.deletesLast = p.deletesLast || child.action == Update
-	case f.deferrable || f.onUpdate == "n":
+	case f.deferrable && f.onUpdate != "r", f.onUpdate == "n": // RESTRICT is never deferred
 	case f.from == f.to && child.action == Update: // both in one statement
 	default:
 		p.leaving = append(p.leaving, link{child, f})
@@ -26,24 +26,54 @@ func (p *planner) leave(action Operation, child *netRow, f *foreignKey) {
 // to be there first.
 func (p *planner) come(action Operation, child *netRow, f *foreignKey, how Operation) {
 	switch {
-	case f.deferrable || action == how:
-	case how == Create:
-		p.insertsFirst = true
+	case f.deferrable || action == how && (action == Create || f.from == f.to):
+	case action == Create:
+		p.updatesFirst = true
 	default:
+		p.insertsFirst = p.insertsFirst || how == Create
 		p.coming = append(p.coming, link{child, f})
 	}
 }
 
-// comingLater lists the foreign keys that rows are inserted without, to be set
-// when the keys that they reference are there.
-func (p *planner) comingLater() []*foreignKey {
-	var keys []*foreignKey
-	for _, l := range p.coming {
-		if l.key.nullable && !slices.Contains(keys, l.key) {
-			keys = append(keys, l.key)
+// postpone splits an UPDATE into one without the references that can only be set
+// when everything else is done, and one that sets them. Either may be nil.
+func (g *group) postpone(coming []link) (update, relink *group) {
+	late := make(map[*netRow][]int)
+	for _, l := range coming {
+		for _, name := range l.key.columns {
+			if !slices.Contains(g.table.key, name) {
+				late[l.row] = append(late[l.row], g.table.columns.index[name])
+			}
 		}
 	}
-	return keys
+	update, relink = &group{table: g.table, action: Update}, &group{table: g.table, action: Update}
+	for _, r := range g.rows {
+		first := *r
+		first.cells = nil
+		then := &netRow{table: r.table, key: r.restoredKey(), action: Update, positions: r.positions}
+		for _, c := range r.cells {
+			if slices.Contains(late[r], c.column) {
+				then.cells = append(then.cells, cell{column: c.column, restore: c.restore})
+			} else {
+				first.cells = append(first.cells, c)
+			}
+		}
+		if len(first.cells) > 0 {
+			update.rows = append(update.rows, &first)
+		}
+		if len(then.cells) > 0 {
+			relink.rows = append(relink.rows, then)
+		}
+	}
+	return update.unlessEmpty(), relink.unlessEmpty()
+}
+
+func (g *group) unlessEmpty() *group {
+	if len(g.rows) == 0 {
+		return nil
+	}
+	g.settle()
+	return g
 }
 
 // loosen returns UPDATEs that empty references to keys that change, before

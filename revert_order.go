@@ -43,17 +43,18 @@ func (p *planner) order() ([]step, error) {
 	if err != nil {
 		return nil, err
 	}
-	bare := slices.DeleteFunc(slices.Clone(broken), func(f *foreignKey) bool { return f.from == f.to })
-	updatesFirst := (p.updatesFirst || len(p.coming) > 0) && !p.insertsFirst
-	if !updatesFirst {
-		bare = append(bare, p.comingLater()...)
+	parks, err := p.parkingSteps(p.updatesFirst)
+	if err != nil {
+		return nil, err
 	}
 	loosened, childrenFirst := p.loosen()
+	// References of rows to be updated wait if the order cannot be one that suits them.
+	detour := childrenFirst || len(broken) > 0 || p.updatesFirst && p.insertsFirst
 	var inserts, updates, deletes, unlinks, relinks []step
 	for _, g := range groupRows(rows) {
 		switch g.action {
 		case Create:
-			insert, relink := g.withoutReferences(bare)
+			insert, relink := g.withoutReferences(broken)
 			inserts = append(inserts, step{group: insert})
 			if relink != nil {
 				relinks = append(relinks, step{group: relink, side: true})
@@ -64,7 +65,16 @@ func (p *planner) order() ([]step, error) {
 				unlinks = append(unlinks, step{group: unlink, side: true})
 			}
 		default:
-			updates = append(updates, step{group: g})
+			var relink *group
+			if detour && len(p.coming) > 0 {
+				g, relink = g.postpone(p.coming)
+			}
+			if g != nil {
+				updates = append(updates, step{group: g})
+			}
+			if relink != nil {
+				relinks = append(relinks, step{group: relink, side: true})
+			}
 		}
 	}
 	byRank := func(a, b step) int { return a.group.table.rank - b.group.table.rank }
@@ -75,12 +85,8 @@ func (p *planner) order() ([]step, error) {
 	}
 	slices.SortStableFunc(deletes, func(a, b step) int { return byRank(b, a) })
 	deletes = append(unlinks, deletes...)
-	parks, err := p.parkingSteps(updatesFirst)
-	if err != nil {
-		return nil, err
-	}
 	puts := slices.Concat(parks, inserts, updates, relinks)
-	if updatesFirst {
+	if p.updatesFirst {
 		puts = slices.Concat(parks, updates, inserts, relinks)
 	}
 	if p.deletesLast {
@@ -101,7 +107,7 @@ func (p *planner) rank(rows []*netRow) ([]*foreignKey, error) {
 	for _, t := range involved {
 		for _, f := range t.parents {
 			switch {
-			case f.deferrable || involved[f.to] == nil:
+			case f.deferrable && f.onDelete != "r" || involved[f.to] == nil: // RESTRICT is never deferred
 			case f.from == f.to:
 				// Within one statement only RESTRICT minds the order.
 				if f.onDelete == "r" && f.nullable {
@@ -179,7 +185,7 @@ func (g *group) referencing(broken []*foreignKey) []int {
 // withoutReferences splits an INSERT into one without the references of broken
 // foreign keys, and an UPDATE that sets them.
 func (g *group) withoutReferences(broken []*foreignKey) (insert, relink *group) {
-	at := g.referencing(broken)
+	at := g.referencing(slices.DeleteFunc(slices.Clone(broken), func(f *foreignKey) bool { return f.from == f.to }))
 	if len(at) == 0 {
 		return g, nil
 	}

@@ -32,6 +32,14 @@ var orders = map[string]struct {
 		"CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a); INSERT INTO a VALUES (1), (2); INSERT INTO b VALUES (1, 1), (2, 2)",
 		[]string{"DELETE FROM b WHERE id = 1", "UPDATE a SET id = 10 WHERE id = 1", "UPDATE b SET a = NULL", "DELETE FROM a WHERE id = 2"},
 	},
+	"ChildComesToANewKeyThatIsRestricted": {
+		"CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a ON UPDATE RESTRICT DEFERRABLE INITIALLY DEFERRED); INSERT INTO a VALUES (1), (2); INSERT INTO b VALUES (1, NULL), (2, 2)",
+		[]string{"UPDATE a SET id = 10 WHERE id = 1", "UPDATE b SET a = 10"},
+	},
+	"KeysInACircle": {
+		"CREATE TABLE a (id int PRIMARY KEY, b int); CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a ON UPDATE CASCADE); ALTER TABLE a ADD FOREIGN KEY (b) REFERENCES b ON UPDATE CASCADE; INSERT INTO a VALUES (1, NULL), (2, NULL); INSERT INTO b VALUES (1, 1), (2, 2); UPDATE a SET b = id",
+		[]string{"UPDATE b SET id = 10 WHERE id = 1", "UPDATE a SET id = 20 WHERE id = 2", "UPDATE a SET b = 2", "UPDATE b SET a = 1"},
+	},
 	"NewChildOfANewKeyAndAnotherOfANewParent": {
 		"CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a); INSERT INTO a VALUES (1), (2); INSERT INTO b VALUES (2, 2)",
 		[]string{"UPDATE a SET id = 10 WHERE id = 1", "INSERT INTO b VALUES (1, 10)", "INSERT INTO a VALUES (3)", "UPDATE b SET a = 3 WHERE id = 2"},

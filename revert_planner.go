@@ -44,7 +44,7 @@ type planner struct {
 	restored     map[*foreignKey]map[string]Operation
 	parked       []parking
 	leaving      []link // references to keys that change
-	coming       []link // references of rows to be inserted, to keys that change
+	coming       []link // references of rows to be updated, to rows that come back
 	deletesLast  bool
 	updatesFirst bool
 	insertsFirst bool
