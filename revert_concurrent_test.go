@@ -34,7 +34,9 @@ type committed struct {
 	before, after []string
 }
 
-func (c committed) revert(w *realm) audit.Reversal { return w.Client.RevertRequest(c.Context.RequestID) }
+func (c committed) revert(w *realm) audit.Reversal {
+	return w.Client.RevertRequest(c.Context.RequestID)
+}
 
 // history lists what was committed since a moment, in commit order.
 func (w *realm) history(t *testing.T, since audit.Position) []committed {
@@ -66,11 +68,15 @@ type redone struct {
 	of committed
 }
 
-// undo reverts one transaction, or redoes it, and looks whether the live rows and
+// undoOne reverts one transaction, or redoes it, and looks whether the live rows and
 // history are as they should be then.
-func (w *realm) undo1(t *testing.T, what string, r audit.Reversal, want []string) *audit.Result {
+func (w *realm) undoOne(t *testing.T, what string, r audit.Reversal, want []string) *audit.Result {
 	t.Helper()
-	result := apply(t, r)
+	result, err := r.Apply(t.Context())
+	if err != nil {
+		plan, _ := r.Plan(t.Context()) // for people; the error is the other one
+		t.Fatalf("%s: %v\n%s", what, errors.Join(err, errors.Unwrap(err)), plan)
+	}
 	if result.Already != nil {
 		t.Fatalf("%s: taken for reverted already by %s", what, result.Already.ID)
 	}
@@ -122,7 +128,7 @@ func TestRevertOfConcurrentRequests(t *testing.T) {
 			t.Fatalf("after the revert of everything:\n%s", diff)
 		}
 		for i, r := range slices.Backward(undone) {
-			w.undo1(t, fmt.Sprintf("redo %d of %s", i, r.of.Context.RequestID), w.Client.Redo(r.id), r.of.after)
+			w.undoOne(t, fmt.Sprintf("redo %d of %s", i, r.of.Context.RequestID), w.Client.Redo(r.id), r.of.after)
 		}
 		w.revertInAnyOrder(t, all)
 		if diff := cmp.Diff(baseline, w.live(t)); diff != "" {
@@ -139,9 +145,9 @@ func (w *realm) revertTables(t *testing.T, to audit.Position, want []string) {
 		names[i] = table.name
 	}
 	now := w.live(t)
-	result := w.undo1(t, "all tables to "+to.String(), w.Client.RevertTables(w.Client.AtPosition(to), names...), want)
+	result := w.undoOne(t, "all tables to "+to.String(), w.Client.RevertTables(w.Client.AtPosition(to), names...), want)
 	if result.ID != "" {
-		w.undo1(t, "all tables from "+to.String(), w.Client.Redo(result.ID), now)
+		w.undoOne(t, "all tables from "+to.String(), w.Client.Redo(result.ID), now)
 	}
 }
 
@@ -152,13 +158,13 @@ func (w *realm) revertDown(t *testing.T, all []committed) []redone {
 	var undone []redone
 	for i, c := range slices.Backward(all) {
 		what := fmt.Sprintf("transaction %d, %s", i, c.Context.RequestID)
-		result := w.undo1(t, "revert of "+what, c.revert(w), c.before)
+		result := w.undoOne(t, "revert of "+what, c.revert(w), c.before)
 		if result.ID == "" { // a request that changed nothing in the end
 			continue
 		}
 		if i%3 == len(all)%3 || i == len(all)-1 {
-			redo := w.undo1(t, "redo of "+what, w.Client.Redo(result.ID), c.after)
-			result = w.undo1(t, "revert of the redo of "+what, w.Client.Redo(redo.ID), c.before)
+			redo := w.undoOne(t, "redo of "+what, w.Client.Redo(result.ID), c.after)
+			result = w.undoOne(t, "revert of the redo of "+what, w.Client.Redo(redo.ID), c.before)
 			// Its redo is one of a revert of a redo now.
 		}
 		undone = append(undone, redone{result.ID, c})

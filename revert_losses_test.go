@@ -28,12 +28,10 @@ type written struct {
 type ledger struct {
 	w       *realm
 	reverts map[string]*applied
-	// cells are all values that the columns of a row have had, by row and column;
-	// those of rows and columns that nobody has written to are not in it.
+	// cells are all values that the columns under a key have had, by row and column;
+	// those of rows and columns that nobody has written to are not in it. A key is
+	// the row, for reverts as well: one that is made anew goes on with it.
 	cells map[string]map[string][]written
-	// was is the same of rows that are gone: a revert that puts a row back puts back
-	// what others wrote to it.
-	was map[string]map[string][]written
 	// past is what has happened to a row, for people.
 	past map[string][]string
 	// gone are the changes that took rows away from their keys.
@@ -50,7 +48,7 @@ func (w *realm) checkLosses(t *testing.T, reverts []*applied) {
 	t.Helper()
 	w.Sync(t)
 	l := &ledger{
-		w: w, reverts: make(map[string]*applied), cells: make(map[string]map[string][]written), was: make(map[string]map[string][]written),
+		w: w, reverts: make(map[string]*applied), cells: make(map[string]map[string][]written),
 		gone: make(map[string][]audit.Position), past: make(map[string][]string),
 	}
 	for _, r := range reverts {
@@ -94,21 +92,12 @@ func (l *ledger) take(t *testing.T, c audit.Change) {
 	if c.KeyChanged {
 		old := rowName(table, c.PreviousKeyParts())
 		l.past[row] = append(l.past[old], l.past[row]...)
-		l.cells[row], l.was[old] = l.cells[old], l.cells[old]
-		delete(l.cells, old)
+		l.join(row, old)
 		l.gone[old] = append(l.gone[old], c.Position)
 	}
 	if c.Operation == audit.Delete {
-		l.was[row] = l.cells[row]
-		delete(l.cells, row)
 		l.gone[row] = append(l.gone[row], c.Position)
 		return
-	}
-	if c.Operation == audit.Create {
-		l.cells[row] = nil
-		if _, ok := c.Revert(); ok {
-			l.cells[row] = l.was[row]
-		}
 	}
 	if l.cells[row] == nil {
 		l.cells[row] = make(map[string][]written)
@@ -123,6 +112,16 @@ func (l *ledger) take(t *testing.T, c audit.Change) {
 	}
 	for _, column := range columns {
 		l.cells[row][column] = append(l.cells[row][column], written{c.Position, after[column]})
+	}
+}
+
+// join has a row that got another key take what was written to it along.
+func (l *ledger) join(row, old string) {
+	if l.cells[row] == nil {
+		l.cells[row] = make(map[string][]written)
+	}
+	for column, values := range l.cells[old] {
+		l.cells[row][column] = append(slices.Clone(l.cells[row][column]), values...)
 	}
 }
 
