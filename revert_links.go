@@ -11,15 +11,43 @@ type link struct {
 
 // leave notes that a live row in the plan references one that is to be removed, or
 // to be given another key, and does no longer when all is done.
-func (p *planner) leave(action Operation, child *netRow, f *foreignKey) {
-	switch {
-	case action == Delete:
+func (p *planner) leave(parent, child *netRow, f *foreignKey) {
+	if parent.action == Delete {
 		p.deletesLast = p.deletesLast || child.action == Update
-	case f.deferrable && f.onUpdate != "r", f.onUpdate == "n": // RESTRICT is never deferred
+		return
+	}
+	switch {
 	case f.from == f.to && child.action == Update: // both in one statement
+	case f.onUpdate == "c" && f.goesAlong(parent, child):
+	case f.onUpdate == "c", f.onUpdate == "n":
+		// The server writes to all columns of the reference, the revert may restore
+		// some of them.
+		if child.action == Update && slices.ContainsFunc(f.columns, func(name string) bool { return !child.changes([]string{name}) }) {
+			p.leaving = append(p.leaving, link{child, f})
+		}
+	case f.onUpdate == "a" && f.deferrable: // RESTRICT is never deferred
 	default:
 		p.leaving = append(p.leaving, link{child, f})
 	}
+}
+
+// goesAlong tells that a row is to reference another one by the key that this is to
+// have, as it does by the key that this has now.
+func (f *foreignKey) goesAlong(parent, child *netRow) bool {
+	for i, name := range f.columns {
+		ref := f.refs[i]
+		if child.changes([]string{name}) != parent.changes([]string{ref}) {
+			return false
+		}
+		if !child.changes([]string{name}) {
+			continue
+		}
+		c, p := child.cell(child.table.columns.index[name]), parent.cell(parent.table.columns.index[ref])
+		if !c.restore.equal(p.restore) {
+			return false
+		}
+	}
+	return true
 }
 
 // come notes that a row is to reference one that the revert brings back, which has

@@ -36,6 +36,14 @@ var orders = map[string]struct {
 		"CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a ON UPDATE RESTRICT DEFERRABLE INITIALLY DEFERRED); INSERT INTO a VALUES (1), (2); INSERT INTO b VALUES (1, NULL), (2, 2)",
 		[]string{"UPDATE a SET id = 10 WHERE id = 1", "UPDATE b SET a = 10"},
 	},
+	"ChildOfTwoColumnsLeavesAKeyThatSetsItNull": {
+		"CREATE TABLE a (x int, y int, PRIMARY KEY (x, y)); CREATE TABLE b (id int PRIMARY KEY, x int, y int, FOREIGN KEY (x, y) REFERENCES a ON UPDATE SET NULL); INSERT INTO a VALUES (1, 1), (2, 1); INSERT INTO b VALUES (1, 2, 1)",
+		[]string{"UPDATE a SET x = 10 WHERE x = 1", "UPDATE b SET x = 10"},
+	},
+	"ChildOfTwoColumnsLeavesAKeyThatTakesItAlong": {
+		"CREATE TABLE a (x int, y int, PRIMARY KEY (x, y)); CREATE TABLE b (id int PRIMARY KEY, x int, y int, FOREIGN KEY (x, y) REFERENCES a ON UPDATE CASCADE); INSERT INTO a VALUES (1, 1), (2, 7), (3, 7); INSERT INTO b VALUES (1, 2, 7), (2, 1, 1)",
+		[]string{"UPDATE a SET y = 7 WHERE x = 1", "UPDATE b SET x = 1 WHERE id = 1"},
+	},
 	"KeysInACircle": {
 		"CREATE TABLE a (id int PRIMARY KEY, b int); CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a ON UPDATE CASCADE); ALTER TABLE a ADD FOREIGN KEY (b) REFERENCES b ON UPDATE CASCADE; INSERT INTO a VALUES (1, NULL), (2, NULL); INSERT INTO b VALUES (1, 1), (2, 2); UPDATE a SET b = id",
 		[]string{"UPDATE b SET id = 10 WHERE id = 1", "UPDATE a SET id = 20 WHERE id = 2", "UPDATE a SET b = 2", "UPDATE b SET a = 1"},

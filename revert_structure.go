@@ -84,7 +84,7 @@ func (g *group) touches(columns []string) bool {
 func (p *planner) referenced(ctx context.Context, g *group) ([]Conflict, error) {
 	var found []Conflict
 	for _, f := range g.table.children {
-		if g.action == Create || g.action == Update && (f.onUpdate == "c" || !g.touches(f.refs)) {
+		if g.action == Create || g.action == Update && !g.touches(f.refs) {
 			continue
 		}
 		s := g.stageArrays()
@@ -109,7 +109,8 @@ func (p *planner) referenced(ctx context.Context, g *group) ([]Conflict, error) 
 			switch {
 			case g.action == Update && !r.changes(f.refs):
 			case child != nil && (child.action == Delete || child.changes(f.columns)):
-				p.leave(g.action, child, f)
+				p.leave(r, child, f)
+			case g.action == Update && f.onUpdate == "c": // goes along
 			default:
 				found = append(found, Conflict{
 					Kind: Referenced, RowRef: r.ref(), Constraint: f.name, Other: &RowRef{Table: f.child(), Key: slices.Clone(key)},
