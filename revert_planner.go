@@ -233,6 +233,9 @@ func (p *planner) collapse(ctx context.Context) error {
 	p.r.report(Progress{Step: "select", Done: c.changes, Total: c.changes})
 	p.rows = c.finish()
 	for _, r := range p.rows {
+		if r.action == Create { // it comes back under the key that it had at first
+			r.key = r.restoredKey()
+		}
 		if err := p.checkRow(r); err != nil {
 			return err
 		}
