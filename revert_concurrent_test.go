@@ -86,6 +86,13 @@ func (w *realm) undoOne(t *testing.T, what string, r audit.Reversal, want []stri
 	if result.ID == "" {
 		return result
 	}
+	w.checkToken(t, result)
+	return result
+}
+
+// checkToken makes sure that the past as of a revert's token is the live rows.
+func (w *realm) checkToken(t *testing.T, result *audit.Result) {
+	t.Helper()
 	if err := w.Client.WaitFor(t.Context(), result.Token); err != nil {
 		t.Fatal(err)
 	}
@@ -93,10 +100,9 @@ func (w *realm) undoOne(t *testing.T, what string, r audit.Reversal, want []stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(want, w.past(t, w.Client.AtPosition(at))); diff != "" {
-		t.Fatalf("%s: the past as of its token is not the live rows:\n%s", what, diff)
+	if diff := cmp.Diff(w.live(t), w.past(t, w.Client.AtPosition(at))); diff != "" {
+		t.Fatalf("the past as of the token of revert %s is not the live rows (-live +past):\n%s", result.ID, diff)
 	}
-	return result
 }
 
 // Of requests that ran at the same time, reverting the last to be committed gives

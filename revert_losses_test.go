@@ -10,11 +10,13 @@ import (
 
 // applied is a revert that was committed.
 type applied struct {
-	request string
-	policy  audit.Resolution
-	result  *audit.Result
-	// selected are the changes that it was to revert.
-	selected map[audit.Position]bool
+	what   string
+	policy audit.Resolution
+	result *audit.Result
+	// selection finds the changes that it was to revert; selected are these, and
+	// those that a cascade has added.
+	selection audit.Query
+	selected  map[audit.Position]bool
 }
 
 // written is a value that a change has given to a column.
@@ -54,7 +56,7 @@ func (w *realm) checkLosses(t *testing.T, reverts []*applied) {
 	for _, r := range reverts {
 		l.reverts[r.result.ID] = r
 		r.selected = make(map[audit.Position]bool)
-		for change, err := range w.Client.Changes().InRequest(r.request).All(t.Context()) {
+		for change, err := range r.selection.All(t.Context()) {
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -149,7 +151,7 @@ func (l *ledger) check(t *testing.T, r *applied, c audit.Change) {
 	switch c.Operation {
 	case audit.Create:
 		if !slices.ContainsFunc(l.gone[row], func(p audit.Position) bool { return r.selected[p] }) && r.policy != audit.Overwrite {
-			t.Errorf("%v of %s puts %s back, which somebody else removed: %s\n%s", r.policy, r.request, row, c, strings.Join(l.past[row], "\n"))
+			t.Errorf("%v of %s puts %s back, which somebody else removed: %s\n%s", r.policy, r.what, row, c, strings.Join(l.past[row], "\n"))
 		}
 		return
 	case audit.Delete:
@@ -167,7 +169,7 @@ func (l *ledger) check(t *testing.T, r *applied, c audit.Change) {
 	}
 	for _, column := range columns {
 		if !l.mayWrite(r, row, column, before[column]) && !l.followed(r, table, column, before, after) {
-			t.Errorf("%v of %s overwrites %s of %s, which somebody else wrote: %s\n%s", r.policy, r.request, column, row, c, strings.Join(l.past[row], "\n"))
+			t.Errorf("%v of %s overwrites %s of %s, which somebody else wrote: %s\n%s", r.policy, r.what, column, row, c, strings.Join(l.past[row], "\n"))
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 
@@ -22,29 +23,65 @@ type reverter struct {
 	reverts []*applied
 }
 
-// revertAll reverts each of the requests by some policy.
+// revertAll reverts each of the requests by some policy, and redoes some of them.
 func (v *reverter) revertAll(ctx context.Context, requests []string, random *rand.Rand) error {
+	changes := v.w.Client.Changes()
 	for _, request := range requests {
-		policy := audit.Abort + audit.Resolution(random.IntN(4))
-		r := v.w.Client.RevertRequest(request).OnConflict(policy)
-		if v.asStored {
-			r = r.AsStored()
+		done, err := v.revert(ctx, random, request, v.w.Client.RevertRequest(request), changes.InRequest(request))
+		if err == nil && done != nil && random.IntN(3) == 0 && !v.asStored {
+			_, err = v.revert(ctx, random, "revert of "+request, v.w.Client.Redo(done.ID), changes.InRevert(done.ID))
 		}
-		result, err := v.revert(ctx, r, random.IntN(2) == 0)
-		v.w.note("%v of %s: %v", policy, request, err)
-		if err != nil && !mayFail(err) {
-			return errors.Join(err, errors.Unwrap(err))
-		}
-		if err == nil && result.ID != "" {
-			v.mu.Lock()
-			v.reverts = append(v.reverts, &applied{request: request, policy: policy, result: result})
-			v.mu.Unlock()
+		if err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func (v *reverter) revert(ctx context.Context, r audit.Reversal, planned bool) (*audit.Result, error) {
+// revert reverts something by some policy, and keeps in mind what it did. The
+// result is nil if that was nothing.
+func (v *reverter) revert(ctx context.Context, random *rand.Rand, what string, r audit.Reversal, selection audit.Query) (*audit.Result, error) {
+	policy := audit.Abort + audit.Resolution(random.IntN(4))
+	if r = r.OnConflict(policy); v.asStored {
+		r = r.AsStored()
+	}
+	result, err := applyPatiently(ctx, r, random.IntN(2) == 0)
+	v.w.note("%v of %s: %v", policy, what, err)
+	if err != nil && !mayFail(err) {
+		return nil, errors.Join(err, errors.Unwrap(err))
+	}
+	if err != nil || result.ID == "" {
+		return nil, nil //nolint:nilnil // Nothing was done, and nothing is wrong.
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.reverts = append(v.reverts, &applied{what: what, policy: policy, result: result, selection: selection})
+	return result, nil
+}
+
+// settle reverts something once more, when nobody else works, and looks whether
+// history has the live rows as of then.
+func (v *reverter) settle(t *testing.T) {
+	t.Helper()
+	if len(v.reverts) == 0 {
+		t.Fatal("nothing was reverted")
+	}
+	for _, r := range slices.Backward(v.reverts) {
+		redo, err := v.w.Client.Redo(r.result.ID).OnConflict(audit.Skip).Apply(t.Context())
+		if err != nil {
+			t.Fatal(errors.Join(err, errors.Unwrap(err)))
+		}
+		if redo.ID != "" {
+			v.reverts = append(v.reverts, &applied{what: "revert of " + r.what, policy: audit.Skip, result: redo, selection: v.w.Client.Changes().InRevert(r.result.ID)})
+			v.w.checkToken(t, redo)
+			return
+		}
+	}
+}
+
+// applyPatiently applies a revert, perhaps by a plan that it makes before, and again
+// if it falls victim to a deadlock.
+func applyPatiently(ctx context.Context, r audit.Reversal, planned bool) (*audit.Result, error) {
 	for {
 		var result *audit.Result
 		var err error
@@ -58,7 +95,7 @@ func (v *reverter) revert(ctx context.Context, r audit.Reversal, planned bool) (
 		}
 		var pg *pgconn.PgError
 		if errors.As(err, &pg) && (pg.Code == "40P01" || pg.Code == "40001") {
-			continue // the victim of a deadlock
+			continue
 		}
 		return result, err
 	}
@@ -105,18 +142,16 @@ func TestRevertsWhileOthersWork(t *testing.T) {
 		for n := range 2 {
 			random := rand.New(rand.NewPCG(w.seed, uint64(n))) //nolint:gosec // It is to be repeatable.
 			random.Shuffle(len(requests), func(i, j int) { requests[i], requests[j] = requests[j], requests[i] })
-			half := append([]string(nil), requests...)
+			mine := slices.Clone(requests)
 			all.Go(func() {
-				if err := v.revertAll(context.WithoutCancel(t.Context()), half, random); err != nil {
+				if err := v.revertAll(t.Context(), mine, random); err != nil {
 					t.Error(err)
 				}
 			})
 		}
 		w.work(t, 3, 12)
 		all.Wait()
-		if len(v.reverts) == 0 {
-			t.Error("nothing was reverted")
-		}
+		v.settle(t)
 		w.checkLosses(t, v.reverts)
 	})
 }
@@ -140,6 +175,7 @@ func TestRevertsOfRandomRequestsBehindCapture(t *testing.T) {
 		if err := w.Client.Start(context.WithoutCancel(t.Context())); err != nil {
 			t.Fatal(err)
 		}
+		v.settle(t)
 		w.checkLosses(t, v.reverts)
 	})
 }
