@@ -3,6 +3,7 @@ package audit_test
 import (
 	"context"
 	"errors"
+	"iter"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -23,10 +24,10 @@ type reverter struct {
 	reverts []*applied
 }
 
-// revertAll reverts each of the requests by some policy, and redoes some of them.
-func (v *reverter) revertAll(ctx context.Context, requests []string, random *rand.Rand) error {
+// revertAll reverts some requests, each by some policy, and redoes some of them.
+func (v *reverter) revertAll(ctx context.Context, random *rand.Rand, requests iter.Seq[string]) error {
 	changes := v.w.Client.Changes()
-	for _, request := range requests {
+	for request := range requests {
 		done, err := v.revert(ctx, random, request, v.w.Client.RevertRequest(request), changes.InRequest(request))
 		if err == nil && done != nil && random.IntN(3) == 0 && !v.asStored {
 			_, err = v.revert(ctx, random, "revert of "+request, v.w.Client.Redo(done.ID), changes.InRevert(done.ID))
@@ -128,32 +129,44 @@ func (w *realm) requests(t *testing.T, since audit.Position) []string {
 	return all
 }
 
-// While two sessions revert what was done before, by all policies, others go on
+// While two sessions revert what was done just before, by all policies, others go on
 // working on the same rows. Whatever those have written stays, but for what a
 // cascade lists, and what Overwrite is there for.
 func TestRevertsWhileOthersWork(t *testing.T) {
 	t.Parallel()
 	inRealms(t, 2, func(t *testing.T, w *realm) {
-		since := w.position(t)
 		w.work(t, 4, 3)
-		requests := w.requests(t, since)
 		v := &reverter{w: w}
 		var all sync.WaitGroup
 		for n := range 2 {
 			random := rand.New(rand.NewPCG(w.seed, uint64(n))) //nolint:gosec // It is to be repeatable.
-			random.Shuffle(len(requests), func(i, j int) { requests[i], requests[j] = requests[j], requests[i] })
-			mine := slices.Clone(requests)
 			all.Go(func() {
-				if err := v.revertAll(t.Context(), mine, random); err != nil {
+				if err := v.revertAll(t.Context(), random, w.recently(random, 15)); err != nil {
 					t.Error(err)
 				}
 			})
 		}
-		w.work(t, 3, 12)
+		stop := make(chan struct{})
+		go func() {
+			all.Wait()
+			close(stop)
+		}()
+		w.workUntil(t, stop, 3, 1000)
 		all.Wait()
 		v.settle(t)
 		w.checkLosses(t, v.reverts)
 	})
+}
+
+// recently gives some requests, each one of those that were committed last by then.
+func (w *realm) recently(random *rand.Rand, n int) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for range n {
+			if !yield(w.latest(random)) {
+				return
+			}
+		}
+	}
 }
 
 // What is committed and not captured yet is not overwritten either: the live rows
@@ -169,7 +182,7 @@ func TestRevertsOfRandomRequestsBehindCapture(t *testing.T) {
 		v := &reverter{w: w, asStored: true}
 		random := rand.New(rand.NewPCG(w.seed, 17)) //nolint:gosec // It is to be repeatable.
 		random.Shuffle(len(requests), func(i, j int) { requests[i], requests[j] = requests[j], requests[i] })
-		if err := v.revertAll(t.Context(), requests, random); err != nil {
+		if err := v.revertAll(t.Context(), random, slices.Values(requests)); err != nil {
 			t.Error(err)
 		}
 		if err := w.Client.Start(context.WithoutCancel(t.Context())); err != nil {

@@ -26,8 +26,9 @@ type realm struct {
 	next   atomic.Int64 // the next key or word, the same for all tables
 	rounds int
 
-	mu  sync.Mutex // guards log
-	log []string
+	mu   sync.Mutex // guards log and done
+	log  []string
+	done []string // the requests that were committed
 }
 
 // realmTable is a table with the key id, or id and k.
@@ -204,12 +205,23 @@ func (w *realm) statement(random *rand.Rand) string {
 // that wait for each other's locks, and returns when all are done.
 func (w *realm) work(t *testing.T, sessions, transactions int) {
 	t.Helper()
+	w.workUntil(t, nil, sessions, transactions)
+}
+
+// workUntil is work that ends early when stop is closed.
+func (w *realm) workUntil(t *testing.T, stop <-chan struct{}, sessions, transactions int) {
+	t.Helper()
 	w.rounds++
 	var all sync.WaitGroup
 	for n := range sessions {
 		conn, random := w.worker(t, n)
 		all.Go(func() {
 			for i := range transactions {
+				select {
+				case <-stop:
+					return
+				default:
+				}
 				if err := w.transaction(t.Context(), conn, random, fmt.Sprintf("r%d.%d.%d", w.rounds, n, i)); err != nil {
 					t.Error(err)
 					return
@@ -264,10 +276,22 @@ func (w *realm) transaction(ctx context.Context, conn *pgx.Conn, random *rand.Ra
 		return nil
 	})
 	w.note("%s ends: %v", request, err)
+	if err == nil {
+		w.mu.Lock()
+		w.done = append(w.done, request)
+		w.mu.Unlock()
+	}
 	if conn.IsClosed() {
 		return fmt.Errorf("%s: %w", request, err)
 	}
 	return nil // a deferred constraint may well say no
+}
+
+// latest returns one of the requests that were committed last.
+func (w *realm) latest(random *rand.Rand) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.done[max(0, len(w.done)-1-random.IntN(10))]
 }
 
 func (w *realm) note(format string, args ...any) {
