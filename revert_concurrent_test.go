@@ -16,15 +16,10 @@ import (
 // realmRoundsEnv makes the tests of undo in random schemas look at more of them.
 const realmRoundsEnv = "AUDIT_TEST_UNDO_ROUNDS"
 
-// inRealms runs a test in some random schemas.
-func inRealms(t *testing.T, n uint64, test func(t *testing.T, w *realm)) {
+// realmSeeds are the seeds of some random schemas.
+func realmSeeds(t *testing.T, n uint64) []uint64 {
 	t.Helper()
-	for i, seed := range seeds(t, int(environmentNumber(t, realmRoundsEnv, n))) {
-		t.Run(fmt.Sprint(i), func(t *testing.T) {
-			t.Parallel()
-			test(t, newRealm(t, seed))
-		})
-	}
+	return seeds(t, int(environmentNumber(t, realmRoundsEnv, n)))
 }
 
 // committed is one transaction of a realm's history, with the states around it.
@@ -111,36 +106,40 @@ func (w *realm) checkToken(t *testing.T, result *audit.Result) {
 // reverted before what builds on it. In none of them is anything in conflict.
 func TestRevertOfConcurrentRequests(t *testing.T) {
 	t.Parallel()
-	inRealms(t, 3, func(t *testing.T, w *realm) {
-		baseline, since := w.live(t), w.position(t)
-		var quiet []audit.Position
-		var states [][]string
-		for range 3 {
-			w.work(t, 4, 2)
-			quiet, states = append(quiet, w.position(t)), append(states, w.live(t))
-		}
-		all := w.history(t, since)
-		t.Logf("%d transactions", len(all))
-		// What is known of the moments when nobody worked is known from the tables.
-		for i, at := range quiet {
-			if diff := cmp.Diff(states[i], w.past(t, w.Client.AtPosition(at))); diff != "" {
-				t.Fatalf("the past of a quiet moment:\n%s", diff)
+	for i, seed := range realmSeeds(t, 3) {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			t.Parallel()
+			w := newRealm(t, seed)
+			baseline, since := w.live(t), w.position(t)
+			var quiet []audit.Position
+			var states [][]string
+			for range 3 {
+				w.work(t, 4, 2)
+				quiet, states = append(quiet, w.position(t)), append(states, w.live(t))
 			}
-		}
-		w.revertTables(t, since, baseline)
-		w.revertTables(t, quiet[0], states[0])
-		undone := w.revertDown(t, all)
-		if diff := cmp.Diff(baseline, w.live(t)); diff != "" {
-			t.Fatalf("after the revert of everything:\n%s", diff)
-		}
-		for i, r := range slices.Backward(undone) {
-			w.undoOne(t, fmt.Sprintf("redo %d of %s", i, r.of.Context.RequestID), w.Client.Redo(r.id), r.of.after)
-		}
-		w.revertInAnyOrder(t, all)
-		if diff := cmp.Diff(baseline, w.live(t)); diff != "" {
-			t.Fatalf("after the revert of everything in another order:\n%s", diff)
-		}
-	})
+			all := w.history(t, since)
+			t.Logf("%d transactions", len(all))
+			// What is known of the moments when nobody worked is known from the tables.
+			for i, at := range quiet {
+				if diff := cmp.Diff(states[i], w.past(t, w.Client.AtPosition(at))); diff != "" {
+					t.Fatalf("the past of a quiet moment:\n%s", diff)
+				}
+			}
+			w.revertTables(t, since, baseline)
+			w.revertTables(t, quiet[0], states[0])
+			undone := w.revertDown(t, all)
+			if diff := cmp.Diff(baseline, w.live(t)); diff != "" {
+				t.Fatalf("after the revert of everything:\n%s", diff)
+			}
+			for i, r := range slices.Backward(undone) {
+				w.undoOne(t, fmt.Sprintf("redo %d of %s", i, r.of.Context.RequestID), w.Client.Redo(r.id), r.of.after)
+			}
+			w.revertInAnyOrder(t, all)
+			if diff := cmp.Diff(baseline, w.live(t)); diff != "" {
+				t.Fatalf("after the revert of everything in another order:\n%s", diff)
+			}
+		})
+	}
 }
 
 // revertTables puts all tables back to a moment, looks, and takes that back.

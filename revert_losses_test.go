@@ -72,8 +72,8 @@ func (w *realm) checkLosses(t *testing.T, reverts []*applied) {
 			t.Fatal(err)
 		}
 		if past, ok := change.Revert(); ok {
-			r := l.reverts[past.ID]
-			if r == nil {
+			r, ok := l.reverts[past.ID]
+			if !ok {
 				t.Fatalf("nobody knows of the revert %s", past.ID)
 			}
 			seen++

@@ -2,6 +2,7 @@ package audit_test
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -60,22 +61,26 @@ func (w *realm) attempt(t *testing.T, r audit.Reversal) (realmState, *audit.Resu
 // rest, and Overwrite changes no column that the request had not changed.
 func TestPoliciesAgainstAModel(t *testing.T) {
 	t.Parallel()
-	inRealms(t, 4, func(t *testing.T, w *realm) {
-		since := w.position(t)
-		w.work(t, 4, 4)
-		requests := w.requests(t, since)
-		live := w.state(t, w.conn)
-		inConflict := 0
-		for _, request := range requests {
-			if w.checkPolicies(t, request, live) {
-				inConflict++
+	for i, seed := range realmSeeds(t, 4) {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			t.Parallel()
+			w := newRealm(t, seed)
+			since := w.position(t)
+			w.work(t, 4, 4)
+			requests := w.requests(t, since)
+			live := w.state(t, w.conn)
+			inConflict := 0
+			for _, request := range requests {
+				if w.checkPolicies(t, request, live) {
+					inConflict++
+				}
+				if t.Failed() {
+					return
+				}
 			}
-			if t.Failed() {
-				return
-			}
-		}
-		t.Logf("%d of %d requests are in conflict", inConflict, len(requests))
-	})
+			t.Logf("%d of %d requests are in conflict", inConflict, len(requests))
+		})
+	}
 }
 
 func (w *realm) checkPolicies(t *testing.T, request string, live realmState) (inConflict bool) {

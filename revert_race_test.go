@@ -3,6 +3,7 @@ package audit_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"math/rand/v2"
 	"slices"
@@ -134,28 +135,32 @@ func (w *realm) requests(t *testing.T, since audit.Position) []string {
 // cascade lists, and what Overwrite is there for.
 func TestRevertsWhileOthersWork(t *testing.T) {
 	t.Parallel()
-	inRealms(t, 2, func(t *testing.T, w *realm) {
-		w.work(t, 4, 3)
-		v := &reverter{w: w}
-		var all sync.WaitGroup
-		for n := range 2 {
-			random := rand.New(rand.NewPCG(w.seed, uint64(n))) //nolint:gosec // It is to be repeatable.
-			all.Go(func() {
-				if err := v.revertAll(t.Context(), random, w.recently(random, 15)); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-		stop := make(chan struct{})
-		go func() {
+	for i, seed := range realmSeeds(t, 2) {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			t.Parallel()
+			w := newRealm(t, seed)
+			w.work(t, 4, 3)
+			v := &reverter{w: w}
+			var all sync.WaitGroup
+			for n := range 2 {
+				random := rand.New(rand.NewPCG(w.seed, uint64(n))) //nolint:gosec // It is to be repeatable.
+				all.Go(func() {
+					if err := v.revertAll(t.Context(), random, w.recently(random, 15)); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			stop := make(chan struct{})
+			go func() {
+				all.Wait()
+				close(stop)
+			}()
+			w.workUntil(t, stop, 3, 1000)
 			all.Wait()
-			close(stop)
-		}()
-		w.workUntil(t, stop, 3, 1000)
-		all.Wait()
-		v.settle(t)
-		w.checkLosses(t, v.reverts)
-	})
+			v.settle(t)
+			w.checkLosses(t, v.reverts)
+		})
+	}
 }
 
 // recently gives some requests, each one of those that were committed last by then.
@@ -173,22 +178,26 @@ func (w *realm) recently(random *rand.Rand, n int) iter.Seq[string] {
 // decide.
 func TestRevertsOfRandomRequestsBehindCapture(t *testing.T) {
 	t.Parallel()
-	inRealms(t, 2, func(t *testing.T, w *realm) {
-		since := w.position(t)
-		w.work(t, 4, 3)
-		requests := w.requests(t, since)
-		w.Stop(t)
-		w.work(t, 4, 1)
-		v := &reverter{w: w, asStored: true}
-		random := rand.New(rand.NewPCG(w.seed, 17)) //nolint:gosec // It is to be repeatable.
-		random.Shuffle(len(requests), func(i, j int) { requests[i], requests[j] = requests[j], requests[i] })
-		if err := v.revertAll(t.Context(), random, slices.Values(requests)); err != nil {
-			t.Error(err)
-		}
-		if err := w.Client.Start(context.WithoutCancel(t.Context())); err != nil {
-			t.Fatal(err)
-		}
-		v.settle(t)
-		w.checkLosses(t, v.reverts)
-	})
+	for i, seed := range realmSeeds(t, 2) {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			t.Parallel()
+			w := newRealm(t, seed)
+			since := w.position(t)
+			w.work(t, 4, 3)
+			requests := w.requests(t, since)
+			w.Stop(t)
+			w.work(t, 4, 1)
+			v := &reverter{w: w, asStored: true}
+			random := rand.New(rand.NewPCG(w.seed, 17)) //nolint:gosec // It is to be repeatable.
+			random.Shuffle(len(requests), func(i, j int) { requests[i], requests[j] = requests[j], requests[i] })
+			if err := v.revertAll(t.Context(), random, slices.Values(requests)); err != nil {
+				t.Error(err)
+			}
+			if err := w.Client.Start(context.WithoutCancel(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			v.settle(t)
+			w.checkLosses(t, v.reverts)
+		})
+	}
 }
