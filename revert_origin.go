@@ -19,6 +19,8 @@ type conflictOrigin struct {
 	columns []string
 	// gone asks for what took the row away, made for what put it there.
 	gone, made bool
+	// moved asks for what gave the row another key.
+	moved bool
 	// after is the selection's first change of the row; zero: any time.
 	after Position
 
@@ -112,7 +114,7 @@ func (c *Conflict) consider(change *Change, left bool) {
 	takesAway := change.Operation == Delete || left
 	puts := change.Operation == Create || change.KeyChanged && !left
 	switch {
-	case o.gone && !takesAway, o.made && !puts:
+	case o.gone && !takesAway, o.made && !puts, o.moved && !left:
 	case len(o.columns) > 0 && !puts && !takesAway && !change.Changed(o.columns...):
 	default:
 		if c.Kind != ColumnChanged && c.Kind != ColumnInterleaved || c.Change == nil {

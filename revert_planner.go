@@ -357,7 +357,10 @@ func (r *netRow) conflicts(leaving bool) []Conflict {
 	case Delete:
 		if r.missing || r.displaced {
 			r.done = true
-			return nil
+			if r.missing {
+				add(RowGone, func(c *Conflict) { c.origin.moved = true })
+			}
+			return found
 		}
 	case Update:
 		if r.missing || r.displaced {
@@ -428,6 +431,12 @@ func (p *planner) settle(ctx context.Context, found []Conflict) (more, fresh boo
 	}
 	if err := p.findOrigins(ctx, found); err != nil {
 		return false, false, err
+	}
+	// A row that was to be removed and is gone is done with, unless it was only given
+	// another key.
+	found = slices.DeleteFunc(found, func(c Conflict) bool { return c.origin.moved && c.Change == nil })
+	for i := range found {
+		found[i].row.done = found[i].row.done && !found[i].origin.moved
 	}
 	var extra []Position
 	byRow := make(map[*netRow]Resolution)

@@ -69,6 +69,24 @@ func (w *realm) nets(t *testing.T, request string) []*netChange {
 	return slices.DeleteFunc(all, func(n *netChange) bool { return maps.Equal(n.before, n.after) })
 }
 
+// movedSince are the keys that rows had until somebody gave them another one, after
+// a request.
+func (w *realm) movedSince(t *testing.T, request string) map[string]bool {
+	t.Helper()
+	moved, seen := make(map[string]bool), false
+	for c, err := range w.Client.Changes().OldestFirst().All(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Context.RequestID == request {
+			seen = true
+		} else if seen && c.KeyChanged {
+			moved[rowName(w.table(t, c.TableName()), c.PreviousKeyParts())] = true
+		}
+	}
+	return moved
+}
+
 // changed tells that the request changed a column.
 func (n *netChange) changed(column string) bool {
 	return n.before == nil || n.after == nil || n.before[column] != n.after[column]
@@ -110,6 +128,8 @@ type prophecy struct {
 	w    *realm
 	nets []*netChange
 	live realmState
+	// moved are the rows that somebody gave another key later.
+	moved map[string]bool
 	// found are the conflicts, as "kind row column".
 	found []string
 }
@@ -138,7 +158,7 @@ func (p *prophecy) rows() {
 			}
 		case live == nil:
 			n.idle = true
-			if n.before != nil {
+			if n.before != nil || p.moved[n.to] {
 				p.conflict(audit.RowGone, n, "")
 			}
 		default:
