@@ -43,3 +43,34 @@ func TestRowThatWasRenamedAndRemoved(t *testing.T) {
 		})
 	}
 }
+
+// What is in the way was done to a row before somebody gave it another key: who did
+// it is found, and a cascade takes both.
+func TestLaterWorkOnARowThatWasRenamedSince(t *testing.T) {
+	t.Parallel()
+	for name, h := range map[string]struct {
+		request   []string
+		conflicts []string
+	}{
+		"Referenced":    {[]string{"INSERT INTO a VALUES (9, 9)"}, []string{"row referenced public.a[9]"}},
+		"UniqueTaken":   {[]string{"UPDATE b SET u = NULL WHERE id = 1"}, []string{"unique value taken public.b[1]"}},
+		"ColumnChanged": {[]string{"INSERT INTO b VALUES (4, NULL, NULL)"}, []string{"row gone public.b[4]"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			u := newUndo(t, `CREATE TABLE a (id int PRIMARY KEY, n int); INSERT INTO a VALUES (1, 1);
+				CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a ON UPDATE CASCADE, u int UNIQUE);
+				INSERT INTO b VALUES (1, NULL, 7), (3, NULL, NULL)`)
+			before := u.state(t)
+			u.request(t, "first", h.request...)
+			u.as(t, audit.Context{UserID: "bob", RequestID: "second"}, `UPDATE b SET a = (SELECT max(id) FROM a), u = CASE WHEN EXISTS (SELECT FROM b WHERE u = 7) THEN 8 ELSE 7 END
+				WHERE id = (SELECT max(id) FROM b)`)
+			u.as(t, audit.Context{UserID: "cyd", RequestID: "third"}, "UPDATE b SET id = id + 10 WHERE id = (SELECT max(id) FROM b)")
+			u.as(t, audit.Context{UserID: "cyd", RequestID: "fourth"}, "UPDATE b SET id = id + 10 WHERE id = (SELECT max(id) FROM b)")
+			revert := u.Client.RevertRequest("first")
+			wantConflicts(t, revert, h.conflicts...)
+			apply(t, revert.OnConflict(audit.Cascade))
+			u.want(t, "after the cascade", before)
+		})
+	}
+}

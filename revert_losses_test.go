@@ -49,22 +49,10 @@ type ledger struct {
 func (w *realm) checkLosses(t *testing.T, reverts []*applied) {
 	t.Helper()
 	w.Sync(t)
-	l := &ledger{
-		w: w, reverts: make(map[string]*applied), cells: make(map[string]map[string][]written),
-		gone: make(map[string][]audit.Position), past: make(map[string][]string),
-	}
+	l := newLedger(w)
 	for _, r := range reverts {
 		l.reverts[r.result.ID] = r
-		r.selected = make(map[audit.Position]bool)
-		for change, err := range r.selection.All(t.Context()) {
-			if err != nil {
-				t.Fatal(err)
-			}
-			r.selected[change.Position] = true
-		}
-		for _, change := range r.result.Plan.Cascaded {
-			r.selected[change.Position] = true
-		}
+		r.find(t)
 	}
 	seen := 0
 	for change, err := range w.Client.Changes().OldestFirst().All(t.Context()) {
@@ -83,6 +71,28 @@ func (w *realm) checkLosses(t *testing.T, reverts []*applied) {
 		l.take(t, change)
 	}
 	t.Logf("%d changes of %d reverts looked at", seen, len(reverts))
+}
+
+func newLedger(w *realm) *ledger {
+	return &ledger{
+		w: w, reverts: make(map[string]*applied), cells: make(map[string]map[string][]written),
+		gone: make(map[string][]audit.Position), past: make(map[string][]string),
+	}
+}
+
+// find finds what is selected.
+func (r *applied) find(t *testing.T) {
+	t.Helper()
+	r.selected = make(map[audit.Position]bool)
+	for change, err := range r.selection.All(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.selected[change.Position] = true
+	}
+	for _, change := range r.result.Plan.Cascaded {
+		r.selected[change.Position] = true
+	}
 }
 
 // take notes what a change has written.

@@ -117,6 +117,7 @@ func (w *realm) checkPolicies(t *testing.T, request string, live realmState) (in
 	if len(want) > 0 {
 		w.checkSkip(t, p, revert, fail)
 		w.checkOverwrite(t, p, revert, fail)
+		w.checkCascade(t, p, request, revert, fail)
 	}
 	return len(want) > 0
 }
