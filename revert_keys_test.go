@@ -74,3 +74,18 @@ func TestLaterWorkOnARowThatWasRenamedSince(t *testing.T) {
 		})
 	}
 }
+
+// A cascade takes what made a row reference the one that the selection had made, also
+// where somebody gave that other keys twice.
+func TestCascadeOverKeysThatChangedTwice(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, `CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a VALUES (1);
+		CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a ON UPDATE CASCADE); INSERT INTO b VALUES (1, 1)`)
+	u.request(t, "first", "INSERT INTO a VALUES (9)")
+	u.request(t, "second", "UPDATE b SET a = 9")
+	u.request(t, "third", "UPDATE a SET id = 10 WHERE id = 9")
+	u.request(t, "fourth", "UPDATE b SET id = 2")
+	u.request(t, "fifth", "UPDATE a SET id = 11 WHERE id = 10")
+	apply(t, u.Client.RevertRequest("first").OnConflict(audit.Cascade))
+	u.holds(t, "(SELECT array_agg(id) = '{1}' FROM a) AND (SELECT a = 1 FROM b)")
+}

@@ -28,6 +28,9 @@ type conflictOrigin struct {
 	// gave it another one.
 	previous []string
 	renamed  Position
+	// instead is where to look if a cascade reverts what this finds already: what a
+	// row is to reference again may have been made by the selection.
+	instead *conflictOrigin
 
 	// later are the changes that have to be reverted for the conflict to go away.
 	later []Position
@@ -39,6 +42,22 @@ const originChunk = 500
 // findOrigins looks up the changes behind conflicts. Where there is none under the
 // key that a row has, it looks under the one that the row had before.
 func (p *planner) findOrigins(ctx context.Context, conflicts []Conflict) error {
+	if err := p.findOriginsNow(ctx, conflicts); err != nil || len(p.sel.extra) == 0 {
+		return err
+	}
+	again := false
+	for i := range conflicts {
+		if c := &conflicts[i]; c.Change == nil && c.origin.instead != nil {
+			c.origin, again = *c.origin.instead, true
+		}
+	}
+	if !again {
+		return nil
+	}
+	return p.findOriginsNow(ctx, conflicts)
+}
+
+func (p *planner) findOriginsNow(ctx context.Context, conflicts []Conflict) error {
 	for range maxCascades {
 		if err := p.findOriginsByKey(ctx, conflicts); err != nil {
 			return err

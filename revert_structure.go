@@ -204,7 +204,10 @@ func (p *planner) parentMissing(ctx context.Context, g *group) ([]Conflict, erro
 				found = append(found, Conflict{
 					Kind: ParentMissing, RowRef: r.ref(), Constraint: f.name, Other: &RowRef{Table: f.parent(), Key: slices.Clone(values)},
 					row: r, stays: true,
-					origin: conflictOrigin{oid: f.to, schema: f.toSchema, table: f.toName, key: f.parentKey(values), gone: true},
+					origin: conflictOrigin{
+						oid: f.to, schema: f.toSchema, table: f.toName, key: f.parentKey(values), gone: true,
+						instead: &conflictOrigin{oid: g.table.oid, schema: g.table.schema, table: g.table.name, key: r.key, columns: f.columns},
+					},
 				})
 			}
 			values = nil
