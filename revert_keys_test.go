@@ -89,3 +89,15 @@ func TestCascadeOverKeysThatChangedTwice(t *testing.T) {
 	apply(t, u.Client.RevertRequest("first").OnConflict(audit.Cascade))
 	u.holds(t, "(SELECT array_agg(id) = '{1}' FROM a) AND (SELECT a = 1 FROM b)")
 }
+
+// The same, of a row that references itself and was removed in the end.
+func TestCascadeOverARowThatReferencedItself(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, "CREATE TABLE a (id int PRIMARY KEY, a int REFERENCES a DEFERRABLE); INSERT INTO a VALUES (1, NULL), (2, 1)")
+	before := u.state(t)
+	u.request(t, "first", "UPDATE a SET id = 10 WHERE id = 2")
+	u.request(t, "second", "UPDATE a SET id = 20 WHERE id = 10")
+	u.request(t, "third", "UPDATE a SET a = 20 WHERE id = 20", "DELETE FROM a WHERE id = 20")
+	apply(t, u.Client.RevertRequest("first").OnConflict(audit.Cascade))
+	u.want(t, "after the cascade", before)
+}

@@ -35,6 +35,7 @@ type planner struct {
 	firstSelected, lastSelected Position
 	changes                     int
 	rows                        []*netRow
+	lastKeys                    map[*netRow][]string // of rows to be put back, those that they had last
 	groups                      []*group
 	conflicts                   []Conflict
 	cascaded                    []Conflict
@@ -231,9 +232,10 @@ func (p *planner) collapse(ctx context.Context) error {
 	}
 	p.changes = c.changes
 	p.r.report(Progress{Step: "select", Done: c.changes, Total: c.changes})
-	p.rows = c.finish()
+	p.rows, p.lastKeys = c.finish(), make(map[*netRow][]string)
 	for _, r := range p.rows {
 		if r.action == Create { // it comes back under the key that it had at first
+			p.lastKeys[r] = r.key
 			r.key = r.restoredKey()
 		}
 		if err := p.checkRow(r); err != nil {

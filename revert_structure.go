@@ -206,7 +206,7 @@ func (p *planner) parentMissing(ctx context.Context, g *group) ([]Conflict, erro
 					row: r, stays: true,
 					origin: conflictOrigin{
 						oid: f.to, schema: f.toSchema, table: f.toName, key: f.parentKey(values), gone: true,
-						instead: &conflictOrigin{oid: g.table.oid, schema: g.table.schema, table: g.table.name, key: r.key, columns: f.columns},
+						instead: &conflictOrigin{oid: g.table.oid, schema: g.table.schema, table: g.table.name, key: p.lastKey(r), columns: f.columns},
 					},
 				})
 			}
@@ -218,6 +218,14 @@ func (p *planner) parentMissing(ctx context.Context, g *group) ([]Conflict, erro
 		}
 	}
 	return found, nil
+}
+
+// lastKey is the key under which history has the last of the row.
+func (p *planner) lastKey(r *netRow) []string {
+	if key, ok := p.lastKeys[r]; ok {
+		return key
+	}
+	return r.key
 }
 
 // derivedAmong tells that the server computes one of the columns.
