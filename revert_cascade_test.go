@@ -19,7 +19,8 @@ func (w *realm) checkCascade(t *testing.T, p *prophecy, request string, revert a
 			fail(audit.Cascade, "%v\n%s\n%s", err, lines(blocked.Conflicts), w.pastOf(t, blocked.Conflicts))
 			return
 		}
-		fail(audit.Cascade, "%v", errors.Join(err, errors.Unwrap(err)))
+		plan, _ := revert.OnConflict(audit.Cascade).Plan(t.Context()) // for people; the error is the other one
+		fail(audit.Cascade, "%v\n%s", errors.Join(err, errors.Unwrap(err)), plan)
 		return
 	}
 	l, r := w.ledgerOf(t, request, result)

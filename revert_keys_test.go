@@ -101,3 +101,23 @@ func TestCascadeOverARowThatReferencedItself(t *testing.T) {
 	apply(t, u.Client.RevertRequest("first").OnConflict(audit.Cascade))
 	u.want(t, "after the cascade", before)
 }
+
+// A row that would come back references one that is there, and that the same revert
+// takes away from there.
+func TestParentThatTheRevertTakesAway(t *testing.T) {
+	t.Parallel()
+	for name, request := range map[string]string{"Renamed": "UPDATE a SET id = 2", "Removed": "INSERT INTO a VALUES (2)"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			u := newUndo(t, "CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a VALUES (1); CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a); INSERT INTO b VALUES (1, NULL)")
+			before := u.state(t)
+			u.as(t, audit.Context{UserID: "ann", RequestID: "first"}, request)
+			u.as(t, audit.Context{UserID: "bob", RequestID: "second"}, "UPDATE b SET a = 2")
+			u.as(t, audit.Context{UserID: "ann", RequestID: "third"}, "DELETE FROM b")
+			revert := u.Client.Revert(u.Client.Changes().ByUser("ann"))
+			wantConflicts(t, revert, "parent missing public.b[1]")
+			apply(t, revert.OnConflict(audit.Cascade))
+			u.want(t, "after the cascade", before)
+		})
+	}
+}

@@ -153,3 +153,37 @@ func (l link) loose() int {
 	}
 	return -1
 }
+
+// leavingParents are the values by which rows are referenced now that the revert
+// removes, or gives other values.
+func (p *planner) leavingParents(f *foreignKey) map[string]bool {
+	leaving := make(map[string]bool)
+	for _, r := range p.live[p.atlas.targets[f.to]] {
+		if r.missing || r.action != Delete && !r.changes(f.refs) {
+			continue
+		}
+		if values, ok := r.liveValues(f.refs); ok {
+			leaving[joinKey(values)] = true
+		}
+	}
+	return leaving
+}
+
+// liveValues returns what some columns have now, as far as the selection changed
+// them or they are the key.
+func (r *netRow) liveValues(columns []string) ([]string, bool) {
+	values := make([]string, len(columns))
+	for i, name := range columns {
+		k := slices.Index(r.table.key, name)
+		c := r.cell(r.table.columns.index[name])
+		switch {
+		case k >= 0 && k < len(r.key):
+			values[i] = r.key[k]
+		case c != nil && c.seen().text != nil:
+			values[i] = string(c.seen().text)
+		default:
+			return nil, false
+		}
+	}
+	return values, true
+}

@@ -232,7 +232,11 @@ func (p *prophecy) parents(n *netChange) {
 		if n.after != nil && !n.alters(p.live, l.columns()) {
 			continue
 		}
-		if parent := l.target(n.undone(p.live)); parent != "" && p.live[parent] == nil && !p.comesBack(parent) {
+		parent := l.target(n.undone(p.live))
+		if parent == "" || p.comesBack(parent) {
+			continue
+		}
+		if leaves := p.at(parent); p.live[parent] == nil || leaves != nil && leaves.renames() {
 			p.conflict(audit.ParentMissing, n, "")
 		}
 	}

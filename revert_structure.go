@@ -183,32 +183,37 @@ func (p *planner) parentMissing(ctx context.Context, g *group) ([]Conflict, erro
 			match[i] = fmt.Sprintf("%s %s %s", columnIdent("p", f.refs[i]), f.ops[i], columnIdent("x", name))
 			given[i] = columnIdent("x", name) + " IS NOT NULL"
 		}
+		leaving := p.leavingParents(f)
+		there := fmt.Sprintf("EXISTS (SELECT FROM %s AS p WHERE %s)", f.toIdent(), strings.Join(match, " AND "))
+		if len(leaving) == 0 {
+			given = append(given, "NOT "+there)
+		}
 		rows, err := p.tx.Query(ctx, fmt.Sprintf(`
-			SELECT x."~n", ARRAY[%s]::text[]
+			SELECT x."~n", ARRAY[%s]::text[], %s
 			FROM %s AS x
-			WHERE %s
-			  AND NOT EXISTS (SELECT FROM %s AS p WHERE %s)`,
-			strings.Join(texts, ", "), g.future(s, f.columns), strings.Join(given, " AND "), f.toIdent(), strings.Join(match, " AND ")), s.args...)
+			WHERE %s`,
+			strings.Join(texts, ", "), there, g.future(s, f.columns), strings.Join(given, " AND ")), s.args...)
 		if err != nil {
 			return nil, g.inspectError(err, true)
 		}
 		var n int32
 		var values []string
-		_, err = pgx.ForEachRow(rows, []any{&n, &values}, func() error {
+		var live bool
+		_, err = pgx.ForEachRow(rows, []any{&n, &values, &live}, func() error {
 			r := g.rows[n]
 			switch {
-			case g.action == Update && !r.changes(f.columns):
+			case g.action == Update && !r.changes(f.columns), live && !leaving[joinKey(values)]:
 			case p.restores(f, values) != "":
 				p.come(g.action, r, f, p.restores(f, values))
 			default:
-				found = append(found, Conflict{
+				c := Conflict{
 					Kind: ParentMissing, RowRef: r.ref(), Constraint: f.name, Other: &RowRef{Table: f.parent(), Key: slices.Clone(values)},
-					row: r, stays: true,
-					origin: conflictOrigin{
-						oid: f.to, schema: f.toSchema, table: f.toName, key: f.parentKey(values), gone: true,
-						instead: &conflictOrigin{oid: g.table.oid, schema: g.table.schema, table: g.table.name, key: p.lastKey(r), columns: f.columns},
-					},
-				})
+					row: r, stays: true, origin: p.parentOrigin(g, r, f, values),
+				}
+				if live { // it is the revert that takes it away
+					c.origin = *c.origin.instead
+				}
+				found = append(found, c)
 			}
 			values = nil
 			return nil
@@ -226,6 +231,15 @@ func (p *planner) lastKey(r *netRow) []string {
 		return key
 	}
 	return r.key
+}
+
+// parentOrigin says where to look for what took a parent away, or else for what had
+// the row reference it.
+func (p *planner) parentOrigin(g *group, r *netRow, f *foreignKey, values []string) conflictOrigin {
+	return conflictOrigin{
+		oid: f.to, schema: f.toSchema, table: f.toName, key: f.parentKey(values), gone: true,
+		instead: &conflictOrigin{oid: g.table.oid, schema: g.table.schema, table: g.table.name, key: p.lastKey(r), columns: f.columns},
+	}
 }
 
 // derivedAmong tells that the server computes one of the columns.
