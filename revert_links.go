@@ -7,6 +7,8 @@ import "slices"
 type link struct {
 	row *netRow
 	key *foreignKey
+	// together tells that the key changes in the same statement.
+	together bool
 }
 
 // leave notes that a live row in the plan references one that is to be removed, or
@@ -17,17 +19,18 @@ func (p *planner) leave(parent, child *netRow, f *foreignKey) {
 		return
 	}
 	switch {
-	case f.from == f.to && child.action == Update: // both in one statement
+	case f.from == f.to && child.action == Update:
+		p.leaving = append(p.leaving, link{child, f, true})
 	case f.onUpdate == "c" && f.goesAlong(parent, child):
 	case f.onUpdate == "c", f.onUpdate == "n":
 		// The server writes to all columns of the reference, the revert may restore
 		// some of them.
 		if child.action == Update && slices.ContainsFunc(f.columns, func(name string) bool { return !child.changes([]string{name}) }) {
-			p.leaving = append(p.leaving, link{child, f})
+			p.leaving = append(p.leaving, link{child, f, false})
 		}
 	case f.onUpdate == "a" && f.deferrable: // RESTRICT is never deferred
 	default:
-		p.leaving = append(p.leaving, link{child, f})
+		p.leaving = append(p.leaving, link{child, f, false})
 	}
 }
 
@@ -59,7 +62,7 @@ func (p *planner) come(action Operation, child *netRow, f *foreignKey, how Opera
 		p.updatesFirst = true
 	default:
 		p.insertsFirst = p.insertsFirst || how == Create
-		p.coming = append(p.coming, link{child, f})
+		p.coming = append(p.coming, link{child, f, false})
 	}
 }
 
@@ -107,11 +110,11 @@ func (g *group) unlessEmpty() *group {
 // loosen returns UPDATEs that empty references to keys that change, before
 // anything else is done. Where such a reference cannot be NULL, the rows that have
 // it are to be updated before those that they reference.
-func (p *planner) loosen() (steps []step, childrenFirst bool) {
+func (p *planner) loosen(postponed bool) (steps []step, childrenFirst bool) {
 	groups := make(map[*target]*group)
 	empty := make(map[*netRow]*netRow)
 	for _, l := range p.leaving {
-		if l.row.action == Delete && !p.deletesLast {
+		if l.row.action == Delete && !p.deletesLast || l.together && !(postponed && p.comes(l)) {
 			continue
 		}
 		at := l.loose()
@@ -138,6 +141,12 @@ func (p *planner) loosen() (steps []step, childrenFirst bool) {
 		s.group.settle()
 	}
 	return steps, childrenFirst
+}
+
+// comes tells that the reference may be set later than in the statement that
+// updates its row.
+func (p *planner) comes(l link) bool {
+	return slices.ContainsFunc(p.coming, func(c link) bool { return c.row == l.row && c.key == l.key })
 }
 
 // loose chooses the column that is emptied, which for a row that stays has to be

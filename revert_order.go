@@ -47,9 +47,12 @@ func (p *planner) order() ([]step, error) {
 	if err != nil {
 		return nil, err
 	}
-	loosened, childrenFirst := p.loosen()
+	loosened, childrenFirst := p.loosen(false)
 	// References of rows to be updated wait if the order cannot be one that suits them.
 	detour := childrenFirst || len(broken) > 0 || p.updatesFirst && p.insertsFirst
+	if detour {
+		loosened, childrenFirst = p.loosen(true)
+	}
 	var inserts, updates, deletes, unlinks, relinks []step
 	for _, g := range groupRows(rows) {
 		switch g.action {

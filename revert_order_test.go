@@ -44,6 +44,10 @@ var orders = map[string]struct {
 		"CREATE TABLE a (x int, y int, PRIMARY KEY (x, y)); CREATE TABLE b (id int PRIMARY KEY, x int, y int, FOREIGN KEY (x, y) REFERENCES a ON UPDATE CASCADE); INSERT INTO a VALUES (1, 1), (2, 7), (3, 7); INSERT INTO b VALUES (1, 2, 7), (2, 1, 1)",
 		[]string{"UPDATE a SET y = 7 WHERE x = 1", "UPDATE b SET x = 1 WHERE id = 1"},
 	},
+	"OwnParentUnderANewKey": {
+		"CREATE TABLE a (id int PRIMARY KEY, a int REFERENCES a ON UPDATE RESTRICT); CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a); INSERT INTO a VALUES (7, NULL), (13, 7); INSERT INTO b VALUES (1, 13)",
+		[]string{"DELETE FROM b", "UPDATE a SET id = 41 WHERE id = 13", "UPDATE a SET a = 41 WHERE id = 41", "DELETE FROM a WHERE id = 7"},
+	},
 	"KeysInACircle": {
 		"CREATE TABLE a (id int PRIMARY KEY, b int); CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a ON UPDATE CASCADE); ALTER TABLE a ADD FOREIGN KEY (b) REFERENCES b ON UPDATE CASCADE; INSERT INTO a VALUES (1, NULL), (2, NULL); INSERT INTO b VALUES (1, 1), (2, 2); UPDATE a SET b = id",
 		[]string{"UPDATE b SET id = 10 WHERE id = 1", "UPDATE a SET id = 20 WHERE id = 2", "UPDATE a SET b = 2", "UPDATE b SET a = 1"},
