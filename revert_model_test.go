@@ -130,6 +130,9 @@ func familyConflicts(before, after, live familyState) []string {
 	}
 	future := familyState{} // of the rows that the revert does something to
 	active := map[string]bool{}
+	// A row that somebody made anew under the key of one that the request deleted is
+	// theirs: it stays where it is, with what it references and what it holds.
+	theirs := map[string]bool{}
 	for name := range names {
 		b, a, l := before[name], after[name], live[name]
 		row, changed := undone(b, a, l)
@@ -139,6 +142,7 @@ func familyConflicts(before, after, live familyState) []string {
 			continue
 		case b != nil && a == nil && l != nil && changed:
 			add("row created again", name, "")
+			theirs[name] = true
 		case a != nil && l != nil:
 			for column, value := range l {
 				if value != a[column] && (b == nil || a[column] != b[column] && value != b[column]) {
@@ -158,7 +162,7 @@ func familyConflicts(before, after, live familyState) []string {
 				continue
 			}
 			for other, child := range live {
-				if child["parent"] == number && (!active[other] || future[other] != nil && future[other]["parent"] == number) {
+				if child["parent"] == number && (!active[other] || theirs[other] || future[other] != nil && future[other]["parent"] == number) {
 					add("row referenced", name, "")
 				}
 			}
@@ -176,7 +180,7 @@ func familyConflicts(before, after, live familyState) []string {
 			if other == name || row["code"] == "NULL" || holder["code"] != row["code"] || live[name] != nil && live[name]["code"] == row["code"] && after[name] != nil {
 				continue
 			}
-			if !active[other] || future[other] != nil && future[other]["code"] == row["code"] {
+			if !active[other] || theirs[other] || future[other] != nil && future[other]["code"] == row["code"] {
 				add("unique value taken", name, "")
 			}
 		}

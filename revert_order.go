@@ -43,6 +43,16 @@ func (p *planner) order() ([]step, error) {
 	if err != nil {
 		return nil, err
 	}
+	parks, err := p.parkingSteps(p.updatesFirst)
+	if err != nil {
+		return nil, err
+	}
+	loosened, childrenFirst := p.loosen(false)
+	// References of rows to be updated wait if the order cannot be one that suits them.
+	detour := childrenFirst || len(broken) > 0 || p.updatesFirst && p.insertsFirst
+	if detour {
+		loosened, childrenFirst = p.loosen(true)
+	}
 	var inserts, updates, deletes, unlinks, relinks []step
 	for _, g := range groupRows(rows) {
 		switch g.action {
@@ -58,27 +68,34 @@ func (p *planner) order() ([]step, error) {
 				unlinks = append(unlinks, step{group: unlink, side: true})
 			}
 		default:
-			updates = append(updates, step{group: g})
+			var relink *group
+			if detour && len(p.coming) > 0 {
+				g, relink = g.postpone(p.coming)
+			}
+			if g != nil {
+				updates = append(updates, step{group: g})
+			}
+			if relink != nil {
+				relinks = append(relinks, step{group: relink, side: true})
+			}
 		}
 	}
 	byRank := func(a, b step) int { return a.group.table.rank - b.group.table.rank }
 	slices.SortStableFunc(inserts, byRank)
 	slices.SortStableFunc(updates, byRank)
+	if childrenFirst {
+		slices.SortStableFunc(updates, func(a, b step) int { return byRank(b, a) })
+	}
 	slices.SortStableFunc(deletes, func(a, b step) int { return byRank(b, a) })
 	deletes = append(unlinks, deletes...)
-	updatesFirst := p.updatesFirst && !p.insertsFirst
-	parks, err := p.parkingSteps(updatesFirst)
-	if err != nil {
-		return nil, err
-	}
 	puts := slices.Concat(parks, inserts, updates, relinks)
-	if updatesFirst {
+	if p.updatesFirst {
 		puts = slices.Concat(parks, updates, inserts, relinks)
 	}
 	if p.deletesLast {
-		return append(puts, deletes...), nil
+		return slices.Concat(loosened, puts, deletes), nil
 	}
-	return append(deletes, puts...), nil
+	return slices.Concat(loosened, deletes, puts), nil
 }
 
 // rank orders the tables, parents before children, and returns the foreign keys
@@ -93,7 +110,7 @@ func (p *planner) rank(rows []*netRow) ([]*foreignKey, error) {
 	for _, t := range involved {
 		for _, f := range t.parents {
 			switch {
-			case f.deferrable || involved[f.to] == nil:
+			case f.deferrable && f.onDelete != "r" || involved[f.to] == nil: // RESTRICT is never deferred
 			case f.from == f.to:
 				// Within one statement only RESTRICT minds the order.
 				if f.onDelete == "r" && f.nullable {

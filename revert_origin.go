@@ -21,8 +21,16 @@ type conflictOrigin struct {
 	gone, made bool
 	// moved asks for what gave the row another key.
 	moved bool
-	// after is the selection's first change of the row; zero: any time.
-	after Position
+	// after is the selection's first change of the row, before the one that gave it
+	// the key; zero: any time.
+	after, before Position
+	// previous is the key that the row had before that, and renamed the change that
+	// gave it another one.
+	previous []string
+	renamed  Position
+	// instead is where to look if a cascade reverts what this finds already: what a
+	// row is to reference again may have been made by the selection.
+	instead *conflictOrigin
 
 	// later are the changes that have to be reverted for the conflict to go away.
 	later []Position
@@ -31,8 +39,52 @@ type conflictOrigin struct {
 // originChunk is how many rows one query asks for.
 const originChunk = 500
 
-// findOrigins looks up the changes behind conflicts.
+// findOrigins looks up the changes behind conflicts. Where there is none under the
+// key that a row has, it looks under the one that the row had before.
 func (p *planner) findOrigins(ctx context.Context, conflicts []Conflict) error {
+	if err := p.findOriginsNow(ctx, conflicts); err != nil || len(p.sel.extra) == 0 {
+		return err
+	}
+	again := false
+	for i := range conflicts {
+		if c := &conflicts[i]; c.Change == nil && c.origin.instead != nil {
+			c.origin, again = *c.origin.instead, true
+		}
+	}
+	if !again {
+		return nil
+	}
+	return p.findOriginsNow(ctx, conflicts)
+}
+
+func (p *planner) findOriginsNow(ctx context.Context, conflicts []Conflict) error {
+	for range maxCascades {
+		if err := p.findOriginsByKey(ctx, conflicts); err != nil {
+			return err
+		}
+		again := false
+		for i := range conflicts {
+			again = conflicts[i].follow() || again
+		}
+		if !again {
+			return nil
+		}
+	}
+	return nil
+}
+
+// follow goes on to the key that the row had before; it tells whether there is
+// something to look for.
+func (c *Conflict) follow() bool {
+	o := &c.origin
+	o.key, o.before, o.previous = o.previous, o.renamed, nil
+	if c.Change != nil || o.gone || o.made || o.moved {
+		o.key = nil
+	}
+	return len(o.key) > 0
+}
+
+func (p *planner) findOriginsByKey(ctx context.Context, conflicts []Conflict) error {
 	byTable := make(map[tableName][]int)
 	var order []tableName
 	for i := range conflicts {
@@ -89,6 +141,11 @@ func (p *planner) findOriginsIn(ctx context.Context, schema, table string, confl
 	}
 	for i := range changes {
 		change := &changes[i]
+		if change.KeyChanged {
+			for _, at := range byKey[change.PrimaryKey] {
+				conflicts[at].origin.renamedBy(change)
+			}
+		}
 		if p.isSelected(change.Position) {
 			continue
 		}
@@ -104,11 +161,24 @@ func (p *planner) findOriginsIn(ctx context.Context, schema, table string, confl
 	return nil
 }
 
+// covers tells that a change was made while the row had the key, and since the
+// selection's first change of it.
+func (o *conflictOrigin) covers(position Position) bool {
+	return position.Compare(o.after) >= 0 && (o.before.IsZero() || position.Compare(o.before) < 0)
+}
+
+// renamedBy notes the change that gave the row its key.
+func (o *conflictOrigin) renamedBy(change *Change) {
+	if o.covers(change.Position) {
+		o.previous, o.renamed = change.PreviousKeyParts(), change.Position
+	}
+}
+
 // consider takes a change of the row in question, oldest first, for the one
 // behind the conflict. left tells that the change gave the row another key.
 func (c *Conflict) consider(change *Change, left bool) {
 	o := &c.origin
-	if change.Position.Compare(o.after) < 0 {
+	if !o.covers(change.Position) {
 		return
 	}
 	takesAway := change.Operation == Delete || left

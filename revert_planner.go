@@ -35,14 +35,17 @@ type planner struct {
 	firstSelected, lastSelected Position
 	changes                     int
 	rows                        []*netRow
+	lastKeys                    map[*netRow][]string // of rows to be put back, those that they had last
 	groups                      []*group
 	conflicts                   []Conflict
 	cascaded                    []Conflict
 	known                       map[string]int // conflicts of this round, by what they are about
 
 	live         map[*target]map[string]*netRow
-	restored     map[*foreignKey]map[string]bool
+	restored     map[*foreignKey]map[string]Operation
 	parked       []parking
+	leaving      []link // references to keys that change
+	coming       []link // references of rows to be updated, to rows that come back
 	deletesLast  bool
 	updatesFirst bool
 	insertsFirst bool
@@ -235,8 +238,12 @@ func (p *planner) collapse(ctx context.Context) error {
 	}
 	p.changes = c.changes
 	p.r.report(Progress{Step: "select", Done: c.changes, Total: c.changes})
-	p.rows = c.finish()
+	p.rows, p.lastKeys = c.finish(), make(map[*netRow][]string)
 	for _, r := range p.rows {
+		if r.action == Create { // it comes back under the key that it had at first
+			p.lastKeys[r] = r.key
+			r.key = r.restoredKey()
+		}
 		if err := p.checkRow(r); err != nil {
 			return err
 		}

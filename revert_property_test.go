@@ -54,6 +54,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 			setup = append(setup, fmt.Sprintf("INSERT INTO t%d (id, a, b, c) VALUES (%d, %d, 'b%d', %d.50)", i, w.next, w.IntN(5), w.IntN(5), w.IntN(5)))
 		}
 	}
+	t.Log(strings.Join(setup, "\n"))
 	w.undo = newUndo(t, setup...)
 	return w
 }
@@ -110,10 +111,13 @@ func (w *world) work(t *testing.T, request string, n int) {
 		}
 		for range n {
 			sql := w.statement()
-			_ = pgx.BeginFunc(ctx, tx, func(nested pgx.Tx) error {
+			err := pgx.BeginFunc(ctx, tx, func(nested pgx.Tx) error {
 				_, err := nested.Exec(ctx, sql)
 				return err
 			})
+			if err == nil {
+				t.Logf("%s: %s", request, sql)
+			}
 		}
 		_, err := tx.Exec(ctx, "SET CONSTRAINTS ALL IMMEDIATE")
 		return err

@@ -15,6 +15,7 @@ import (
 // them.
 func (p *planner) structure(ctx context.Context) ([]Conflict, error) {
 	p.parked, p.deletesLast, p.updatesFirst, p.insertsFirst = nil, false, false, false
+	p.leaving, p.coming = nil, nil
 	p.live = make(map[*target]map[string]*netRow)
 	for _, r := range p.rows {
 		if r.active() && r.action != Create {
@@ -83,7 +84,7 @@ func (g *group) touches(columns []string) bool {
 func (p *planner) referenced(ctx context.Context, g *group) ([]Conflict, error) {
 	var found []Conflict
 	for _, f := range g.table.children {
-		if g.action == Create || g.action == Update && (f.onUpdate == "c" || !g.touches(f.refs)) {
+		if g.action == Create || g.action == Update && !g.touches(f.refs) {
 			continue
 		}
 		s := g.stageArrays()
@@ -107,9 +108,9 @@ func (p *planner) referenced(ctx context.Context, g *group) ([]Conflict, error) 
 			child := p.inPlan(f.from, key)
 			switch {
 			case g.action == Update && !r.changes(f.refs):
-			case child != nil && child.action == Delete:
-			case child != nil && child.changes(f.columns):
-				p.deletesLast = p.deletesLast || g.action == Delete
+			case child != nil && (child.action == Delete || child.changes(f.columns)):
+				p.leave(r, child, f)
+			case g.action == Update && f.onUpdate == "c": // goes along
 			default:
 				found = append(found, Conflict{
 					Kind: Referenced, RowRef: r.ref(), Constraint: f.name, Other: &RowRef{Table: f.child(), Key: slices.Clone(key)},
@@ -182,29 +183,37 @@ func (p *planner) parentMissing(ctx context.Context, g *group) ([]Conflict, erro
 			match[i] = fmt.Sprintf("%s %s %s", columnIdent("p", f.refs[i]), f.ops[i], columnIdent("x", name))
 			given[i] = columnIdent("x", name) + " IS NOT NULL"
 		}
+		leaving := p.leavingParents(f)
+		there := fmt.Sprintf("EXISTS (SELECT FROM %s AS p WHERE %s)", f.toIdent(), strings.Join(match, " AND "))
+		if len(leaving) == 0 {
+			given = append(given, "NOT "+there)
+		}
 		rows, err := p.tx.Query(ctx, fmt.Sprintf(`
-			SELECT x."~n", ARRAY[%s]::text[]
+			SELECT x."~n", ARRAY[%s]::text[], %s
 			FROM %s AS x
-			WHERE %s
-			  AND NOT EXISTS (SELECT FROM %s AS p WHERE %s)`,
-			strings.Join(texts, ", "), g.future(s, f.columns), strings.Join(given, " AND "), f.toIdent(), strings.Join(match, " AND ")), s.args...)
+			WHERE %s`,
+			strings.Join(texts, ", "), there, g.future(s, f.columns), strings.Join(given, " AND ")), s.args...)
 		if err != nil {
 			return nil, g.inspectError(err, true)
 		}
 		var n int32
 		var values []string
-		_, err = pgx.ForEachRow(rows, []any{&n, &values}, func() error {
+		var live bool
+		_, err = pgx.ForEachRow(rows, []any{&n, &values, &live}, func() error {
 			r := g.rows[n]
 			switch {
-			case g.action == Update && !r.changes(f.columns):
-			case p.restores(f, values):
-				p.insertsFirst = p.insertsFirst || g.action == Update
+			case g.action == Update && !r.changes(f.columns), live && !leaving[joinKey(values)]:
+			case p.restores(f, values) != "":
+				p.come(g.action, r, f, p.restores(f, values))
 			default:
-				found = append(found, Conflict{
+				c := Conflict{
 					Kind: ParentMissing, RowRef: r.ref(), Constraint: f.name, Other: &RowRef{Table: f.parent(), Key: slices.Clone(values)},
-					row: r, stays: true,
-					origin: conflictOrigin{oid: f.to, schema: f.toSchema, table: f.toName, key: f.parentKey(values), gone: true},
-				})
+					row: r, stays: true, origin: p.parentOrigin(g, r, f, values),
+				}
+				if live { // it is the revert that takes it away
+					c.origin = *c.origin.instead
+				}
+				found = append(found, c)
 			}
 			values = nil
 			return nil
@@ -214,6 +223,23 @@ func (p *planner) parentMissing(ctx context.Context, g *group) ([]Conflict, erro
 		}
 	}
 	return found, nil
+}
+
+// lastKey is the key under which history has the last of the row.
+func (p *planner) lastKey(r *netRow) []string {
+	if key, ok := p.lastKeys[r]; ok {
+		return key
+	}
+	return r.key
+}
+
+// parentOrigin says where to look for what took a parent away, or else for what had
+// the row reference it.
+func (p *planner) parentOrigin(g *group, r *netRow, f *foreignKey, values []string) conflictOrigin {
+	return conflictOrigin{
+		oid: f.to, schema: f.toSchema, table: f.toName, key: f.parentKey(values), gone: true,
+		instead: &conflictOrigin{oid: g.table.oid, schema: g.table.schema, table: g.table.name, key: p.lastKey(r), columns: f.columns},
+	}
 }
 
 // derivedAmong tells that the server computes one of the columns.
@@ -234,18 +260,18 @@ func (f *foreignKey) parentKey(values []string) []string {
 	return slices.Clone(key)
 }
 
-// restores tells that the revert itself brings the referenced row back.
-func (p *planner) restores(f *foreignKey, values []string) bool {
+// restores tells how the revert itself brings the referenced row back, if it does.
+func (p *planner) restores(f *foreignKey, values []string) Operation {
 	if p.restored == nil {
-		p.restored = make(map[*foreignKey]map[string]bool)
+		p.restored = make(map[*foreignKey]map[string]Operation)
 	}
 	index, ok := p.restored[f]
 	if !ok {
-		index = make(map[string]bool)
+		index = make(map[string]Operation)
 		for _, r := range p.rows {
 			if r.table.oid == f.to && r.active() && (r.action == Create || r.action == Update && !r.missing) {
 				if key, ok := r.restoredValues(f.refs); ok {
-					index[joinKey(key)] = true
+					index[joinKey(key)] = r.action
 				}
 			}
 		}

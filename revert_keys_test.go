@@ -1,0 +1,123 @@
+package audit_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/hindsight-go/audit"
+)
+
+// A request gave a row another key and removed it: it comes back under its first
+// key, which somebody else may have by then, and whoever has the other is left
+// alone.
+func TestRowThatWasRenamedAndRemoved(t *testing.T) {
+	t.Parallel()
+	const schema = "CREATE TABLE a (id int PRIMARY KEY, n int); INSERT INTO a VALUES (1, 1), (2, 2)"
+	for name, later := range map[string]struct {
+		statement string
+		conflicts []string
+	}{
+		"FirstKeyTaken": {"INSERT INTO a VALUES (1, 7)", []string{"row created again public.a[1]"}},
+		"OtherKeyTaken": {"INSERT INTO a VALUES (10, 7)", nil},
+		"RestoredSince": {"INSERT INTO a VALUES (1, 1)", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			u := newUndo(t, schema)
+			u.request(t, "first", "UPDATE a SET id = 10 WHERE id = 1", "DELETE FROM a WHERE id = 10")
+			u.as(t, audit.Context{UserID: "bob", RequestID: "second"}, later.statement)
+			revert := u.Client.RevertRequest("first")
+			wantConflicts(t, revert, later.conflicts...)
+			_, err := revert.Apply(t.Context())
+			var blocked *audit.ConflictError
+			switch {
+			case later.conflicts == nil && err != nil:
+				t.Error(err)
+			case later.conflicts == nil:
+				u.holds(t, "EXISTS (SELECT FROM a WHERE id = 1 AND n = 1)")
+			case !errors.As(err, &blocked):
+				t.Errorf("the revert gives %v", err)
+			case blocked.Conflicts[0].Change == nil || blocked.Conflicts[0].Change.Context.RequestID != "second":
+				t.Errorf("%s: is not told to be of the second request", blocked.Conflicts[0])
+			}
+		})
+	}
+}
+
+// What is in the way was done to a row before somebody gave it another key: who did
+// it is found, and a cascade takes both.
+func TestLaterWorkOnARowThatWasRenamedSince(t *testing.T) {
+	t.Parallel()
+	for name, h := range map[string]struct {
+		request   []string
+		conflicts []string
+	}{
+		"Referenced":    {[]string{"INSERT INTO a VALUES (9, 9)"}, []string{"row referenced public.a[9]"}},
+		"UniqueTaken":   {[]string{"UPDATE b SET u = NULL WHERE id = 1"}, []string{"unique value taken public.b[1]"}},
+		"ColumnChanged": {[]string{"INSERT INTO b VALUES (4, NULL, NULL)"}, []string{"row gone public.b[4]"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			u := newUndo(t, `CREATE TABLE a (id int PRIMARY KEY, n int); INSERT INTO a VALUES (1, 1);
+				CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a ON UPDATE CASCADE, u int UNIQUE);
+				INSERT INTO b VALUES (1, NULL, 7), (3, NULL, NULL)`)
+			before := u.state(t)
+			u.request(t, "first", h.request...)
+			u.as(t, audit.Context{UserID: "bob", RequestID: "second"}, `UPDATE b SET a = (SELECT max(id) FROM a), u = CASE WHEN EXISTS (SELECT FROM b WHERE u = 7) THEN 8 ELSE 7 END
+				WHERE id = (SELECT max(id) FROM b)`)
+			u.as(t, audit.Context{UserID: "cyd", RequestID: "third"}, "UPDATE b SET id = id + 10 WHERE id = (SELECT max(id) FROM b)")
+			u.as(t, audit.Context{UserID: "cyd", RequestID: "fourth"}, "UPDATE b SET id = id + 10 WHERE id = (SELECT max(id) FROM b)")
+			revert := u.Client.RevertRequest("first")
+			wantConflicts(t, revert, h.conflicts...)
+			apply(t, revert.OnConflict(audit.Cascade))
+			u.want(t, "after the cascade", before)
+		})
+	}
+}
+
+// A cascade takes what made a row reference the one that the selection had made, also
+// where somebody gave that other keys twice.
+func TestCascadeOverKeysThatChangedTwice(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, `CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a VALUES (1);
+		CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a ON UPDATE CASCADE); INSERT INTO b VALUES (1, 1)`)
+	u.request(t, "first", "INSERT INTO a VALUES (9)")
+	u.request(t, "second", "UPDATE b SET a = 9")
+	u.request(t, "third", "UPDATE a SET id = 10 WHERE id = 9")
+	u.request(t, "fourth", "UPDATE b SET id = 2")
+	u.request(t, "fifth", "UPDATE a SET id = 11 WHERE id = 10")
+	apply(t, u.Client.RevertRequest("first").OnConflict(audit.Cascade))
+	u.holds(t, "(SELECT array_agg(id) = '{1}' FROM a) AND (SELECT a = 1 FROM b)")
+}
+
+// The same, of a row that references itself and was removed in the end.
+func TestCascadeOverARowThatReferencedItself(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, "CREATE TABLE a (id int PRIMARY KEY, a int REFERENCES a DEFERRABLE); INSERT INTO a VALUES (1, NULL), (2, 1)")
+	before := u.state(t)
+	u.request(t, "first", "UPDATE a SET id = 10 WHERE id = 2")
+	u.request(t, "second", "UPDATE a SET id = 20 WHERE id = 10")
+	u.request(t, "third", "UPDATE a SET a = 20 WHERE id = 20", "DELETE FROM a WHERE id = 20")
+	apply(t, u.Client.RevertRequest("first").OnConflict(audit.Cascade))
+	u.want(t, "after the cascade", before)
+}
+
+// A row that would come back references one that is there, and that the same revert
+// takes away from there.
+func TestParentThatTheRevertTakesAway(t *testing.T) {
+	t.Parallel()
+	for name, request := range map[string]string{"Renamed": "UPDATE a SET id = 2", "Removed": "INSERT INTO a VALUES (2)"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			u := newUndo(t, "CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a VALUES (1); CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a); INSERT INTO b VALUES (1, NULL)")
+			before := u.state(t)
+			u.as(t, audit.Context{UserID: "ann", RequestID: "first"}, request)
+			u.as(t, audit.Context{UserID: "bob", RequestID: "second"}, "UPDATE b SET a = 2")
+			u.as(t, audit.Context{UserID: "ann", RequestID: "third"}, "DELETE FROM b")
+			revert := u.Client.Revert(u.Client.Changes().ByUser("ann"))
+			wantConflicts(t, revert, "parent missing public.b[1]")
+			apply(t, revert.OnConflict(audit.Cascade))
+			u.want(t, "after the cascade", before)
+		})
+	}
+}

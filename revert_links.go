@@ -1,0 +1,198 @@
+package audit
+
+import "slices"
+
+// link is the reference of a row through a foreign key that has to go before
+// something else is done, or that can only come after it.
+type link struct {
+	row *netRow
+	key *foreignKey
+	// together tells that the key changes in the same statement.
+	together bool
+}
+
+// leave notes that a live row in the plan references one that is to be removed, or
+// to be given another key, and does no longer when all is done.
+func (p *planner) leave(parent, child *netRow, f *foreignKey) {
+	if parent.action == Delete {
+		p.deletesLast = p.deletesLast || child.action == Update
+		return
+	}
+	switch {
+	case f.from == f.to && child.action == Update:
+		p.leaving = append(p.leaving, link{child, f, true})
+	case f.onUpdate == "c" && f.goesAlong(parent, child):
+	case f.onUpdate == "c", f.onUpdate == "n":
+		// The server writes to all columns of the reference, the revert may restore
+		// some of them.
+		if child.action == Update && slices.ContainsFunc(f.columns, func(name string) bool { return !child.changes([]string{name}) }) {
+			p.leaving = append(p.leaving, link{child, f, false})
+		}
+	case f.onUpdate == "a" && f.deferrable: // RESTRICT is never deferred
+	default:
+		p.leaving = append(p.leaving, link{child, f, false})
+	}
+}
+
+// goesAlong tells that a row is to reference another one by the key that this is to
+// have, as it does by the key that this has now.
+func (f *foreignKey) goesAlong(parent, child *netRow) bool {
+	for i, name := range f.columns {
+		ref := f.refs[i]
+		if child.changes([]string{name}) != parent.changes([]string{ref}) {
+			return false
+		}
+		if !child.changes([]string{name}) {
+			continue
+		}
+		c, p := child.cell(child.table.columns.index[name]), parent.cell(parent.table.columns.index[ref])
+		if !c.restore.equal(p.restore) {
+			return false
+		}
+	}
+	return true
+}
+
+// come notes that a row is to reference one that the revert brings back, which has
+// to be there first.
+func (p *planner) come(action Operation, child *netRow, f *foreignKey, how Operation) {
+	switch {
+	case f.deferrable || action == how && (action == Create || f.from == f.to):
+	case action == Create:
+		p.updatesFirst = true
+	default:
+		p.insertsFirst = p.insertsFirst || how == Create
+		p.coming = append(p.coming, link{child, f, false})
+	}
+}
+
+// postpone splits an UPDATE into one without the references that can only be set
+// when everything else is done, and one that sets them. Either may be nil.
+func (g *group) postpone(coming []link) (update, relink *group) {
+	late := make(map[*netRow][]int)
+	for _, l := range coming {
+		for _, name := range l.key.columns {
+			if !slices.Contains(g.table.key, name) {
+				late[l.row] = append(late[l.row], g.table.columns.index[name])
+			}
+		}
+	}
+	update, relink = &group{table: g.table, action: Update}, &group{table: g.table, action: Update}
+	for _, r := range g.rows {
+		first := *r
+		first.cells = nil
+		then := &netRow{table: r.table, key: r.restoredKey(), action: Update, positions: r.positions}
+		for _, c := range r.cells {
+			if slices.Contains(late[r], c.column) {
+				then.cells = append(then.cells, cell{column: c.column, restore: c.restore})
+			} else {
+				first.cells = append(first.cells, c)
+			}
+		}
+		if len(first.cells) > 0 {
+			update.rows = append(update.rows, &first)
+		}
+		if len(then.cells) > 0 {
+			relink.rows = append(relink.rows, then)
+		}
+	}
+	return update.unlessEmpty(), relink.unlessEmpty()
+}
+
+func (g *group) unlessEmpty() *group {
+	if len(g.rows) == 0 {
+		return nil
+	}
+	g.settle()
+	return g
+}
+
+// loosen returns UPDATEs that empty references to keys that change, before
+// anything else is done. Where such a reference cannot be NULL, the rows that have
+// it are to be updated before those that they reference.
+func (p *planner) loosen(postponed bool) (steps []step, childrenFirst bool) {
+	groups := make(map[*target]*group)
+	empty := make(map[*netRow]*netRow)
+	for _, l := range p.leaving {
+		if l.row.action == Delete && !p.deletesLast || l.together && !(postponed && p.comes(l)) {
+			continue
+		}
+		at := l.loose()
+		if at < 0 {
+			childrenFirst = childrenFirst || l.row.action == Update
+			continue
+		}
+		g := groups[l.row.table]
+		if g == nil {
+			g = &group{table: l.row.table, action: Update}
+			groups[l.row.table] = g
+			steps = append(steps, step{group: g, side: true})
+		}
+		r := empty[l.row]
+		if r == nil {
+			r = &netRow{table: l.row.table, key: l.row.key, action: Update, positions: l.row.positions}
+			g.rows, empty[l.row] = append(g.rows, r), r
+		}
+		if r.cell(at) == nil {
+			r.cells = append(r.cells, cell{column: at, restore: datum{known: true}})
+		}
+	}
+	for _, s := range steps {
+		s.group.settle()
+	}
+	return steps, childrenFirst
+}
+
+// comes tells that the reference may be set later than in the statement that
+// updates its row.
+func (p *planner) comes(l link) bool {
+	return slices.ContainsFunc(p.coming, func(c link) bool { return c.row == l.row && c.key == l.key })
+}
+
+// loose chooses the column that is emptied, which for a row that stays has to be
+// one that is set again; -1 if there is none.
+func (l link) loose() int {
+	t := l.row.table
+	for _, name := range l.key.columns {
+		at := t.columns.index[name]
+		c := &t.columns.list[at]
+		if !c.notNull && !c.derived && (l.row.action == Delete || l.row.changes([]string{name})) {
+			return at
+		}
+	}
+	return -1
+}
+
+// leavingParents are the values by which rows are referenced now that the revert
+// removes, or gives other values.
+func (p *planner) leavingParents(f *foreignKey) map[string]bool {
+	leaving := make(map[string]bool)
+	for _, r := range p.live[p.atlas.targets[f.to]] {
+		if r.missing || r.action != Delete && !r.changes(f.refs) {
+			continue
+		}
+		if values, ok := r.liveValues(f.refs); ok {
+			leaving[joinKey(values)] = true
+		}
+	}
+	return leaving
+}
+
+// liveValues returns what some columns have now, as far as the selection changed
+// them or they are the key.
+func (r *netRow) liveValues(columns []string) ([]string, bool) {
+	values := make([]string, len(columns))
+	for i, name := range columns {
+		k := slices.Index(r.table.key, name)
+		c := r.cell(r.table.columns.index[name])
+		switch {
+		case k >= 0 && k < len(r.key):
+			values[i] = r.key[k]
+		case c != nil && c.seen().text != nil:
+			values[i] = string(c.seen().text)
+		default:
+			return nil, false
+		}
+	}
+	return values, true
+}
