@@ -129,6 +129,8 @@ type collapse struct {
 	atlas   *atlas
 	limit   int
 	columns []string // if not nil, the only ones that count
+	// row is the key of the only row whose truncation counts, if not nil.
+	row     []any
 	rows    []*netRow
 	index   map[*target]map[string]*netRow // by the key that the row has at this point
 	changes int
@@ -160,6 +162,9 @@ func (c *collapse) datum(raw json.RawMessage, column imageColumn) datum {
 	if isNull(raw) {
 		return datum{known: true}
 	}
+	if bytes.Equal(raw, jsonNull) {
+		return datum{text: []byte("null"), known: true}
+	}
 	if cap(c.arena)-len(c.arena) < len(raw)+16 {
 		c.arena = make([]byte, 0, max(64<<10, 2*len(raw)+16))
 	}
@@ -179,11 +184,16 @@ func (c *collapse) add(ctx context.Context, ch *selectedChange) error {
 		return err
 	}
 	c.changes++
+	if ch.operation == Truncate {
+		return c.truncated(ctx, ch)
+	}
+	return c.take(m, ch)
+}
+
+// take adds a change of a row.
+func (c *collapse) take(m *imageMap, ch *selectedChange) (err error) {
 	refuse := func(reason string) error {
 		return &UnrevertableError{Table: qualifiedName(ch.schema, ch.table), Position: ch.position, Reason: reason}
-	}
-	if ch.operation == Truncate {
-		return refuse("a TRUNCATE leaves no trace of the rows that it removed: restore them from the state before it (AsOf), or leave it out of the selection with Operations")
 	}
 	if len(m.target.key) == 0 {
 		return refuse("the table has no primary key, so its rows cannot be told apart")
@@ -253,6 +263,28 @@ func (c *collapse) read(m *imageMap, ch *selectedChange) {
 	}
 	fill(ch.before, c.before, 0)
 	fill(ch.after, c.after, 1)
+	if ch.defect != "" {
+		c.mend(m, readDefects(&ch.defect, "before"), c.before)
+		c.mend(m, readDefects(&ch.defect, "after"), c.after)
+	}
+}
+
+// jsonNull stands for the null of JSON, which an image has as NULL.
+var jsonNull = json.RawMessage("\x00null")
+
+// mend puts in what an image does not say as it is, and takes out what nobody
+// knows.
+func (c *collapse) mend(m *imageMap, defects []defect, values []json.RawMessage) {
+	for _, d := range defects {
+		column, ok := m.columns[d.column]
+		switch {
+		case !ok || column.at < 0:
+		case d.value != nil:
+			values[column.at] = jsonNull
+		default:
+			values[column.at] = nil
+		}
+	}
 }
 
 // keyOf makes the text of the key of now out of an image.

@@ -52,7 +52,7 @@ func (p *planner) findOrigins(ctx context.Context, conflicts []Conflict) error {
 			}
 		}
 	}
-	return nil
+	return p.truncationsBehind(ctx, conflicts)
 }
 
 // namesOf lists the names under which the changes of a table stand.

@@ -79,6 +79,9 @@ func (c *Client) newPlanner(ctx context.Context, r Reversal) (*planner, error) {
 		}
 		p.through = &t.through
 		p.sel.after = &t.through
+		if r.row != nil {
+			p.sel.truncated = r.tables[0]
+		}
 	}
 	return p, nil
 }
@@ -199,6 +202,7 @@ func (p *planner) round(ctx context.Context) (again bool, err error) {
 func (p *planner) collapse(ctx context.Context) error {
 	p.atlas = newAtlas(p.client, p.tx, p.facts)
 	c := newCollapse(p.atlas, p.r.limit(), p.r.columns)
+	c.row = p.r.row
 	p.selected = make(map[Position]bool)
 	p.firstSelected, p.lastSelected = Position{}, Position{}
 	err := p.sel.each(ctx, p.client, func(change *selectedChange) error {
@@ -532,7 +536,9 @@ func (c *Client) planRevert(ctx context.Context, r Reversal) (*Plan, error) {
 		return nil, err
 	}
 	var plan *Plan
-	err = pgx.BeginTxFunc(ctx, c.source, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+	// The connection is held while others are used: one of c.source, of which there
+	// are few, could wait for good for another of them.
+	err = pgx.BeginTxFunc(ctx, c.snapshots, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		p.tx = tx
 		plan, err = p.build(ctx)
 		return err
