@@ -19,6 +19,8 @@ type conflictOrigin struct {
 	columns []string
 	// gone asks for what took the row away, made for what put it there.
 	gone, made bool
+	// ownRow tells that it is the row to be reverted.
+	ownRow bool
 	// after is the selection's first change of the row; zero: any time.
 	after Position
 
@@ -51,6 +53,9 @@ func (p *planner) findOrigins(ctx context.Context, conflicts []Conflict) error {
 				return err
 			}
 		}
+	}
+	if err := p.keylessOrigins(ctx, conflicts); err != nil {
+		return err
 	}
 	return p.truncationsBehind(ctx, conflicts)
 }

@@ -35,6 +35,7 @@ type planner struct {
 	firstSelected, lastSelected Position
 	changes                     int
 	rows                        []*netRow
+	dropped                     []Position // selected changes that came to nothing
 	groups                      []*group
 	conflicts                   []Conflict
 	cascaded                    []Conflict
@@ -234,6 +235,7 @@ func (p *planner) collapse(ctx context.Context) error {
 	p.changes = c.changes
 	p.r.report(Progress{Step: "select", Done: c.changes, Total: c.changes})
 	p.rows = c.finish()
+	p.dropped = c.dropped
 	for _, r := range p.rows {
 		if err := p.checkRow(r); err != nil {
 			return err
@@ -281,12 +283,18 @@ func (p *planner) isSelected(position Position) bool {
 				p.selected[at] = true
 			}
 		}
+		for _, at := range p.dropped {
+			p.selected[at] = true
+		}
 	}
 	return p.selected[position]
 }
 
 // inspectAll compares all rows with the live ones.
 func (p *planner) inspectAll(ctx context.Context) error {
+	if err := p.places(ctx); err != nil {
+		return err
+	}
 	done := 0
 	p.groups = groupRows(p.rows)
 	for _, g := range p.groups {
@@ -333,8 +341,11 @@ func (r *netRow) conflicts(leaving bool) []Conflict {
 	var found []Conflict
 	add := func(kind ConflictKind, change func(*Conflict)) {
 		c := Conflict{Kind: kind, RowRef: r.ref(), row: r, origin: conflictOrigin{
-			oid: r.table.oid, schema: r.table.schema, table: r.table.name, key: r.key, after: r.first(),
+			oid: r.table.oid, schema: r.table.schema, table: r.table.name, key: r.key, after: r.first(), ownRow: true,
 		}}
+		if r.table.keyless {
+			c.origin.key = nil
+		}
 		change(&c)
 		found = append(found, c)
 	}
@@ -350,10 +361,14 @@ func (r *netRow) conflicts(leaving bool) []Conflict {
 			add(RowRecreated, func(c *Conflict) { c.origin.made = true })
 			return found
 		}
-		if r.recreated {
+		if r.recreated || r.again {
 			add(RowRecreated, func(c *Conflict) { c.origin.made = true })
 		}
 	case Delete:
+		if r.table.keyless && r.missing && !r.gone {
+			add(RowGone, func(c *Conflict) { c.origin.gone, c.stays = true, true })
+			return found
+		}
 		if r.missing || r.displaced {
 			r.done = true
 			return nil
@@ -362,7 +377,7 @@ func (r *netRow) conflicts(leaving bool) []Conflict {
 		if r.missing || r.displaced {
 			r.missing = true
 			r.forgetLive()
-			add(RowGone, func(c *Conflict) { c.origin.gone = true })
+			add(RowGone, func(c *Conflict) { c.origin.gone, c.stays = true, r.table.keyless && !r.gone })
 			return found
 		}
 		if r.done && !r.recreated {
@@ -488,6 +503,8 @@ func (p *planner) overwrite(ctx context.Context) error {
 		switch {
 		case c.Kind == RowRecreated && c.row.action == Create && !c.row.missing:
 			c.row.action = Update
+		case c.Kind == RowGone && c.row.table.keyless:
+			c.row.rebuildContents()
 		case c.Kind == RowGone:
 			if err := p.rebuild(ctx, c); err != nil {
 				return err

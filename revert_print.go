@@ -116,7 +116,13 @@ func (p *Plan) WriteSQL(w io.Writer) error {
 func (r *netRow) sql() string {
 	t := r.table
 	var where, names, values, set []string
+	if t.keyless && r.action != Create {
+		where = append(where, r.placeCondition())
+	}
 	for i, at := range t.keyAt {
+		if t.keyless {
+			break
+		}
 		where = append(where, columnIdent("", t.columns.list[at].name)+" = "+sqlLiteral(datum{text: []byte(r.liveKey()[i]), known: true}))
 	}
 	for _, c := range r.cells {

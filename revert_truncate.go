@@ -26,11 +26,14 @@ type truncated struct {
 	// own holds what the transaction has left, by key, where that is not what was
 	// there before it; nil values for a row that it took away.
 	own map[string][][]byte
+	// bag is the same of a table without a key: how many more rows of each content
+	// there are.
+	bag map[string]*bagged
 }
 
 // truncated adds the rows that a TRUNCATE took away.
 func (c *collapse) truncated(ctx context.Context, ch *selectedChange) error {
-	t := &truncated{change: ch, own: make(map[string][][]byte)}
+	t := &truncated{change: ch, own: make(map[string][][]byte), bag: make(map[string]*bagged)}
 	if strings.Contains(ch.defect, "only the partition ") {
 		return t.refuse("only one partition was truncated, and history does not say which of the table's rows were in it", nil)
 	}
@@ -164,7 +167,11 @@ func (t *truncated) note(o ownChange) error {
 		}
 		t.emptied = true
 		clear(t.own)
+		clear(t.bag)
 		return nil
+	}
+	if len(t.past.key) == 0 {
+		return t.noteContents(o)
 	}
 	if o.previous != nil {
 		if err := t.leave(o); err != nil {
@@ -178,6 +185,59 @@ func (t *truncated) note(o ownChange) error {
 	values, err := o.image(t.past, "after", o.after)
 	t.own[text(o.key)] = values
 	return err
+}
+
+// noteContents takes the next change of a table without a key.
+func (t *truncated) noteContents(o ownChange) error {
+	for label, n := range map[string]int{"before": -1, "after": 1} {
+		image := o.after
+		if label == "before" {
+			image = o.before
+		}
+		if Image(image).IsEmpty() {
+			continue
+		}
+		values, err := o.image(t.past, label, image)
+		if err != nil {
+			return err
+		}
+		key := t.past.rowText(values)
+		if t.bag[key] == nil {
+			t.bag[key] = &bagged{values: values}
+		}
+		t.bag[key].more += n
+	}
+	return nil
+}
+
+// eachMore calls yield for the rows that the transaction itself has put into a
+// table without a key.
+func (t *truncated) eachMore(yield func(key string, values [][]byte) error) error {
+	for _, n := range t.bag {
+		if n.more < 0 {
+			return t.past.refuse(ErrIncomplete, "its transaction takes rows away that the table does not hold", 0)
+		}
+		for range n.more {
+			if err := yield("", n.values); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// taken tells that the transaction itself took a row away, or changed it.
+func (t *truncated) taken(key string, values [][]byte) bool {
+	if len(t.past.key) > 0 {
+		_, changed := t.own[key]
+		return changed
+	}
+	n := t.bag[t.past.rowText(values)]
+	if n == nil || n.more >= 0 {
+		return false
+	}
+	n.more++
+	return true
 }
 
 // leave takes note that a row has left its key, unless another one has come to
@@ -210,7 +270,7 @@ func (t *truncated) each(ctx context.Context, yield func(key string, values [][]
 		}
 	}
 	if t.emptied {
-		return nil
+		return t.eachMore(yield)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -223,7 +283,7 @@ func (t *truncated) each(ctx context.Context, yield func(key string, values [][]
 		return t.past.refuse(ErrIncomplete, "it had another name in the transaction of its truncation", 0)
 	}
 	err = t.past.rowsFrom(ctx, b, func(key string, values [][]byte) error {
-		if _, changed := t.own[key]; changed {
+		if t.taken(key, values) {
 			return nil
 		}
 		if stopped = yield(key, values); stopped != nil {
@@ -231,10 +291,13 @@ func (t *truncated) each(ctx context.Context, yield func(key string, values [][]
 		}
 		return stopped
 	})
-	if stopped != nil {
+	switch {
+	case stopped != nil:
 		return stopped
+	case err != nil:
+		return err
 	}
-	return err
+	return t.eachMore(yield)
 }
 
 // eachOf calls yield for those of some rows that were truncated. Rows are looked
@@ -288,7 +351,7 @@ func (p *planner) truncationsBehind(ctx context.Context, conflicts []Conflict) e
 	found := make(map[tableName][]Change)
 	for i := range conflicts {
 		c := &conflicts[i]
-		if !c.origin.gone || c.Change != nil {
+		if !c.origin.gone || c.Change != nil || c.row.table.keyless && c.origin.ownRow {
 			continue
 		}
 		for _, name := range p.namesOf(&c.origin) {
