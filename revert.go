@@ -44,6 +44,7 @@ type Reversal struct {
 	// selected; nil for the other units.
 	to     *Point
 	tables []string
+	row    []any // the key of the row that goes back to it
 
 	policy     Policy
 	columns    []string
@@ -132,7 +133,7 @@ func Revert(q Query) Reversal {
 // moment's client is used.
 func RevertRow(to Point, table string, key ...any) Reversal {
 	q := Query{client: to.client}.ForTable(table).ForRow(key...)
-	r := Reversal{client: to.client, query: q, to: &to, tables: []string{table}, err: q.err}
+	r := Reversal{client: to.client, query: q, to: &to, tables: []string{table}, row: slices.Clone(key), err: q.err}
 	r.unit = Unit{Kind: "row", ID: fmt.Sprintf("%s to %s", clip(table, 130), to)}
 	return r
 }

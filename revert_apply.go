@@ -239,6 +239,9 @@ func (a *applier) prepare(ctx context.Context, plan *Plan) error {
 // what it saw. Others can have come to depend on them since without changing them.
 func (a *applier) recheck(ctx context.Context) error {
 	rows := cloneRows(a.p.activeRows())
+	if err := findAgain(ctx, a.tx, rows); err != nil {
+		return err
+	}
 	for _, g := range groupRows(rows) {
 		for _, part := range g.chunks() {
 			if err := part.inspect(ctx, a.tx, part.stageArrays(), true); err != nil {
@@ -249,7 +252,7 @@ func (a *applier) recheck(ctx context.Context) error {
 	leaving := leavingKeys(rows)
 	for _, r := range rows {
 		if reason := r.staleness(leaving[r.table][joinKey(r.key)]); reason != "" {
-			return &StaleError{Table: r.table.label(), Key: r.key, Reason: reason}
+			return &StaleError{Table: r.table.label(), Key: r.ref().Key, Reason: reason}
 		}
 		r.done = false
 	}
@@ -268,7 +271,12 @@ func (a *applier) recheck(ctx context.Context) error {
 			return &StaleError{Table: c.Table, Key: c.Key, Reason: "has a new conflict: " + c.Kind.String()}
 		}
 	}
-	return nil
+	if len(keylessRows(rows)) > 0 {
+		// They are elsewhere now.
+		a.p = &now
+		now.steps, err = now.order()
+	}
+	return err
 }
 
 // cloneRows copies rows so that they expect what the plan saw.

@@ -56,11 +56,22 @@ type netRow struct {
 	// displaced tells that the row was deleted by somebody else in between, and
 	// recreated that it was made anew by somebody else.
 	displaced, recreated bool
+	// beneath is the row that had the key before, and may have it still where keys
+	// are DEFERRABLE.
+	beneath *netRow
 	// lost are the changed columns that are not there any more.
 	lost []lostColumn
 	// retyped tells that one of the values is of a type that the column no longer
 	// has.
 	retyped bool
+
+	// whole is what the selection left of the row, of a table without a key or with
+	// one that is DEFERRABLE.
+	whole []datum
+	// Of a table without a key: whole is also what others have made of it, trail what they did to it later. gone tells that
+	// they deleted it, again that a revert has put an equal row back.
+	trail       []Position
+	gone, again bool
 
 	// What became of it against the live rows.
 	action  Operation // empty: nothing to do
@@ -70,6 +81,8 @@ type netRow struct {
 	// parkedKey is the key that the row has for a moment while the revert is
 	// applied; nil for nearly all.
 	parkedKey []string
+	// parkedWhole is what a row without a key holds for that moment.
+	parkedWhole []datum
 }
 
 type lostColumn struct {
@@ -80,7 +93,12 @@ type lostColumn struct {
 func (r *netRow) first() Position { return r.positions[0] }
 func (r *netRow) last() Position  { return r.positions[len(r.positions)-1] }
 
-func (r *netRow) ref() RowRef { return RowRef{Table: r.table.label(), Key: r.key} }
+func (r *netRow) ref() RowRef {
+	if r.table.keyless {
+		return RowRef{Table: r.table.label(), Key: r.description()}
+	}
+	return RowRef{Table: r.table.label(), Key: r.key}
+}
 
 // cell returns the cell of a column, or nil.
 func (r *netRow) cell(column int) *cell {
@@ -129,17 +147,22 @@ type collapse struct {
 	atlas   *atlas
 	limit   int
 	columns []string // if not nil, the only ones that count
+	// row is the key of the only row whose truncation counts, if not nil.
+	row     []any
 	rows    []*netRow
 	index   map[*target]map[string]*netRow // by the key that the row has at this point
+	bags    map[*target]*contents          // of the tables without a key
 	changes int
+	// dropped are the selected changes that came to nothing.
+	dropped []Position
 
 	before, after []json.RawMessage // scratch, by column
 	lost          map[string][2]json.RawMessage
-	arena         []byte
+	arena, spare  []byte
 }
 
 func newCollapse(a *atlas, limit int, columns []string) *collapse {
-	return &collapse{atlas: a, limit: limit, columns: columns, index: make(map[*target]map[string]*netRow), lost: make(map[string][2]json.RawMessage)}
+	return &collapse{atlas: a, limit: limit, columns: columns, index: make(map[*target]map[string]*netRow), bags: make(map[*target]*contents), lost: make(map[string][2]json.RawMessage)}
 }
 
 // keep copies what has to outlive the change.
@@ -160,6 +183,9 @@ func (c *collapse) datum(raw json.RawMessage, column imageColumn) datum {
 	if isNull(raw) {
 		return datum{known: true}
 	}
+	if bytes.Equal(raw, jsonNull) {
+		return datum{text: []byte("null"), known: true}
+	}
 	if cap(c.arena)-len(c.arena) < len(raw)+16 {
 		c.arena = make([]byte, 0, max(64<<10, 2*len(raw)+16))
 	}
@@ -179,16 +205,24 @@ func (c *collapse) add(ctx context.Context, ch *selectedChange) error {
 		return err
 	}
 	c.changes++
+	if ch.operation == Truncate {
+		return c.truncated(ctx, ch)
+	}
+	return c.take(m, ch)
+}
+
+// take adds a change of a row.
+func (c *collapse) take(m *imageMap, ch *selectedChange) (err error) {
 	refuse := func(reason string) error {
 		return &UnrevertableError{Table: qualifiedName(ch.schema, ch.table), Position: ch.position, Reason: reason}
 	}
-	if ch.operation == Truncate {
-		return refuse("a TRUNCATE leaves no trace of the rows that it removed: restore them from the state before it (AsOf), or leave it out of the selection with Operations")
-	}
-	if len(m.target.key) == 0 {
-		return refuse("the table has no primary key, so its rows cannot be told apart")
-	}
 	c.read(m, ch)
+	if m.target.keyless {
+		if ch.operation != Create && !c.knows(m, c.before) {
+			return refuse("history does not know the whole row before the change, which tells it apart in a table without a primary key (REPLICA IDENTITY)")
+		}
+		return c.takeContents(m, ch)
+	}
 	keyText, previous := string(ch.key), string(ch.previous)
 	if !m.keyed || ch.key == nil {
 		row, old := c.after, c.before
@@ -253,6 +287,37 @@ func (c *collapse) read(m *imageMap, ch *selectedChange) {
 	}
 	fill(ch.before, c.before, 0)
 	fill(ch.after, c.after, 1)
+	if ch.defect != "" {
+		c.mend(m, readDefects(&ch.defect, "before"), c.before)
+		c.mend(m, readDefects(&ch.defect, "after"), c.after)
+	}
+}
+
+// jsonNull stands for the null of JSON, which an image has as NULL.
+var jsonNull = json.RawMessage("\x00null")
+
+// complete fills in toasted values that stayed as they were.
+func (c *collapse) complete() {
+	for at := range c.after {
+		if c.after[at] == nil {
+			c.after[at] = c.before[at]
+		}
+	}
+}
+
+// mend puts in what an image does not say as it is, and takes out what nobody
+// knows.
+func (c *collapse) mend(m *imageMap, defects []defect, values []json.RawMessage) {
+	for _, d := range defects {
+		column, ok := m.columns[d.column]
+		switch {
+		case !ok || column.at < 0:
+		case d.value != nil:
+			values[column.at] = jsonNull
+		default:
+			values[column.at] = nil
+		}
+	}
 }
 
 // keyOf makes the text of the key of now out of an image.
@@ -321,6 +386,9 @@ func (c *collapse) created(m *imageMap, index map[string]*netRow, key string, ch
 	r.exists = true
 	r.positions = append(r.positions, ch.position)
 	c.expectAll(m, r, c.after)
+	if m.target.deferrable {
+		c.keepWhole(m, r, c.after)
+	}
 	return nil
 }
 
@@ -348,7 +416,7 @@ func (c *collapse) updated(m *imageMap, index map[string]*netRow, key, previous 
 	if ch.previous != nil || previous != "" {
 		from = previous
 	}
-	r := index[from]
+	r := c.under(m, index, from, ch)
 	if r == nil {
 		var err error
 		if r, err = c.enter(m, from, ch); err != nil {
@@ -364,13 +432,51 @@ func (c *collapse) updated(m *imageMap, index map[string]*netRow, key, previous 
 	r.exists = true
 	r.positions = append(r.positions, ch.position)
 	if from != key {
-		delete(index, from)
+		if index[from] == r {
+			delete(index, from)
+		}
 		if other := index[key]; other != nil && other.exists {
 			other.displaced = true
+			r.beneath = other
 		}
 		c.place(r, m, key)
 	}
 	index[key] = r
+	c.alter(m, r)
+	if m.target.deferrable {
+		c.keepWhole(m, r, c.after)
+	}
+	return nil
+}
+
+// under returns the row that a change is of, by its key. Where that is DEFERRABLE,
+// two rows can have one key in the midst of a transaction: what they hold tells
+// which of them it is.
+func (c *collapse) under(m *imageMap, index map[string]*netRow, key string, ch *selectedChange) *netRow {
+	r := index[key]
+	if r == nil || !m.target.deferrable || r.last().LSN != ch.position.LSN || c.holds(m, r) {
+		return r
+	}
+	if r = r.beneath; r != nil {
+		r.displaced = false
+	}
+	return r
+}
+
+// holds tells that the selection left a row as the change found it.
+func (c *collapse) holds(m *imageMap, r *netRow) bool {
+	used := c.arena
+	defer func() { c.arena = used }() // nobody keeps what is added
+	for at, d := range r.whole {
+		if raw := c.before[at]; raw != nil && d.known && !d.equal(c.datum(raw, m.at[at])) {
+			return false
+		}
+	}
+	return true
+}
+
+// alter notes what an UPDATE did to the columns of a row.
+func (c *collapse) alter(m *imageMap, r *netRow) {
 	for at := range c.before {
 		b, a := c.before[at], c.after[at]
 		if a == nil || b != nil && bytes.Equal(a, b) {
@@ -383,7 +489,6 @@ func (c *collapse) updated(m *imageMap, index map[string]*netRow, key, previous 
 			c.lose(r, name, sides[0])
 		}
 	}
-	return nil
 }
 
 // change notes that a column went from one value to another.
@@ -422,7 +527,7 @@ func (c *collapse) lose(r *netRow, name string, before json.RawMessage) {
 }
 
 func (c *collapse) deleted(m *imageMap, index map[string]*netRow, key string, ch *selectedChange) error {
-	r := index[key]
+	r := c.under(m, index, key, ch)
 	if r == nil {
 		var err error
 		if r, err = c.enter(m, key, ch); err != nil {
@@ -433,9 +538,17 @@ func (c *collapse) deleted(m *imageMap, index map[string]*netRow, key string, ch
 	} else if !r.exists {
 		r.recreated = true
 	}
-	index[key] = r
+	if now := index[key]; now == nil || now == r || !m.target.deferrable {
+		index[key] = r
+	}
 	r.exists = false
 	r.positions = append(r.positions, ch.position)
+	c.vacate(m, r)
+	return nil
+}
+
+// vacate notes what a DELETE took away with a row.
+func (c *collapse) vacate(m *imageMap, r *netRow) {
 	for at, raw := range c.before {
 		if raw == nil || m.target.columns.list[at].derived {
 			continue
@@ -459,28 +572,36 @@ func (c *collapse) deleted(m *imageMap, index map[string]*netRow, key string, ch
 			c.lose(r, name, sides[0])
 		}
 	}
-	return nil
 }
 
 // finish drops what came to nothing.
 func (c *collapse) finish() []*netRow {
 	return slices.DeleteFunc(c.rows, func(r *netRow) bool {
-		switch {
-		case !r.existed && !r.exists: // made and removed by the selection itself
-			return !r.displaced
-		case c.columns != nil && r.existed != r.exists:
-			return true // more than columns: see Reversal.Columns
-		case r.existed && r.exists:
-			r.cells = slices.DeleteFunc(r.cells, func(k cell) bool {
-				return !c.wanted(r.table, k.column) || !k.interleaved && (!k.restore.known || k.restore.equal(k.expect))
-			})
-			r.action = Update
-			return len(r.cells) == 0 && len(r.lost) == 0 && !r.recreated && !r.displaced
-		case r.existed:
-			r.action = Create
-		default:
-			r.action = Delete
+		dropped := c.settle(r)
+		if dropped {
+			c.dropped = append(c.dropped, r.positions...)
 		}
-		return false
+		return dropped
 	})
+}
+
+// settle says what is to be done to a row, or that nothing is.
+func (c *collapse) settle(r *netRow) (dropped bool) {
+	switch {
+	case !r.existed && !r.exists: // made and removed by the selection itself
+		return !r.displaced
+	case c.columns != nil && r.existed != r.exists:
+		return true // more than columns: see Reversal.Columns
+	case r.existed && r.exists:
+		r.cells = slices.DeleteFunc(r.cells, func(k cell) bool {
+			return !c.wanted(r.table, k.column) || !k.interleaved && (!k.restore.known || k.restore.equal(k.expect))
+		})
+		r.action = Update
+		return len(r.cells) == 0 && len(r.lost) == 0 && !r.recreated && !r.displaced
+	case r.existed:
+		r.action = Create
+	default:
+		r.action = Delete
+	}
+	return false
 }

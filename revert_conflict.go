@@ -73,10 +73,13 @@ const (
 	// ColumnGone is a column that the selection changed and that was dropped.
 	ColumnGone
 	// RowGone is a row that is to be put back to what it was, and that is not there
-	// any more under the key that the selection left it with.
+	// any more under the key that the selection left it with. In a table without a
+	// primary key it is also one that is to be removed and that nobody knows the
+	// whereabouts of.
 	RowGone
 	// RowRecreated is a row that is to be put back, and whose key was given to
-	// another row meanwhile.
+	// another row meanwhile; in a table without a primary key, one of which another
+	// revert has put an equal one back.
 	RowRecreated
 	// UniqueTaken is a unique value, or a range under an exclusion constraint, that
 	// is to be restored and that another row has now.
@@ -108,7 +111,9 @@ func (k ConflictKind) MarshalText() ([]byte, error) { return []byte(k.String()),
 // RowRef names a row.
 type RowRef struct {
 	// Table is in the form that [Query.ForTable] reads, Key holds the texts of the
-	// key's columns.
+	// key's columns. In a table without a primary key it says, for people, what the
+	// row holds: the texts of all columns, cut short, with NULL as such; it is empty
+	// for rows that the revert does nothing to.
 	Table string   `json:"table"`
 	Key   []string `json:"key"`
 }

@@ -61,11 +61,17 @@ func (g *group) inspectSQL(s *stage, lock bool, retyped bool) string {
 // put through the type first.
 func sameSQL(column *column, live, staged string, retyped bool) string {
 	text := staged
-	if retyped || column.kind.Base == wal.Array || column.typeOID == 700 || column.typeOID == 701 ||
-		column.kind.Base == wal.Number && column.typeOID >= 16384 { // a domain, perhaps over a float
+	if column.hasSeveralTexts(retyped) {
 		text = fmt.Sprintf("pg_catalog.concat(%s::%s)", staged, column.typeName)
 	}
 	return fmt.Sprintf("((%s IS NOT DISTINCT FROM NULL) = (%s IS NULL) AND pg_catalog.concat(%s) = coalesce(%s, ''))", live, staged, live, text)
+}
+
+// hasSeveralTexts tells that a value may be written otherwise in an image than the
+// type prints it.
+func (c *column) hasSeveralTexts(retyped bool) bool {
+	return retyped || c.kind.Base == wal.Array || c.typeOID == 700 || c.typeOID == 701 ||
+		c.kind.Base == wal.Number && c.typeOID >= 16384 // a domain, perhaps over a float
 }
 
 // inspect looks at the live rows of a group and notes on each row what it finds.

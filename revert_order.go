@@ -37,7 +37,7 @@ func (p *planner) park(r *netRow, u *uniqueIndex, action Operation) {
 func (p *planner) order() ([]step, error) {
 	rows := p.activeRows()
 	for _, r := range rows {
-		r.parkedKey = nil
+		r.parkedKey, r.parkedWhole = nil, nil
 	}
 	broken, err := p.rank(rows)
 	if err != nil {
@@ -60,6 +60,9 @@ func (p *planner) order() ([]step, error) {
 			insert, relink := g.withoutReferences(broken)
 			inserts = append(inserts, step{group: insert})
 			if relink != nil {
+				if g.table.keyless {
+					return nil, &UnrevertableError{Table: g.table.label(), Reason: "its foreign keys go round in a circle, and without a primary key its rows cannot be found again: make one of them DEFERRABLE"}
+				}
 				relinks = append(relinks, step{group: relink, side: true})
 			}
 		case Delete:
@@ -224,10 +227,13 @@ func (g *group) unlink(broken []*foreignKey) *group {
 	u := &group{table: g.table, action: Update}
 	at := g.referencing(broken)
 	for _, r := range g.rows {
-		empty := &netRow{table: r.table, key: r.key, action: Update, positions: r.positions}
+		empty := &netRow{table: r.table, key: r.key, action: Update, positions: r.positions, whole: r.whole}
 		for _, column := range at {
 			if c := r.cell(column); c != nil && c.seen().text != nil {
 				empty.cells = append(empty.cells, cell{column: column, restore: datum{known: true}})
+				if r.table.keyless {
+					r.parkAt(column, datum{known: true})
+				}
 			}
 		}
 		if len(empty.cells) > 0 {
@@ -275,7 +281,7 @@ func (p *planner) parkingSteps(updatesFirst bool) ([]step, error) {
 		i := slices.IndexFunc(g.rows, func(r *netRow) bool { return slices.Equal(r.key, k.row.key) })
 		if i < 0 {
 			i = len(g.rows)
-			g.rows = append(g.rows, &netRow{table: k.row.table, key: k.row.key, action: Update, positions: k.row.positions})
+			g.rows = append(g.rows, &netRow{table: k.row.table, key: k.row.key, action: Update, positions: k.row.positions, whole: k.row.whole})
 		}
 		g.rows[i].cells = append(g.rows[i].cells, cell{column: at, restore: value})
 		k.row.parkAt(at, value)
@@ -296,8 +302,15 @@ func (r *netRow) liveKey() []string {
 	return r.key
 }
 
-// parkAt notes the key that the row has while it is parked.
+// parkAt notes the key that the row has while it is parked, or what it holds.
 func (r *netRow) parkAt(column int, value datum) {
+	if r.table.keyless {
+		if r.parkedWhole == nil {
+			r.parkedWhole = slices.Clone(r.whole)
+		}
+		r.parkedWhole[column] = value
+		return
+	}
 	if k := slices.Index(r.table.keyAt, column); k >= 0 {
 		r.parkedKey = slices.Clone(r.liveKey())
 		r.parkedKey[k] = string(value.text)

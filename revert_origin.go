@@ -21,6 +21,8 @@ type conflictOrigin struct {
 	gone, made bool
 	// moved asks for what gave the row another key.
 	moved bool
+	// ownRow tells that it is the row to be reverted.
+	ownRow bool
 	// after is the selection's first change of the row, before the one that gave it
 	// the key; zero: any time.
 	after, before Position
@@ -106,7 +108,10 @@ func (p *planner) findOriginsByKey(ctx context.Context, conflicts []Conflict) er
 			}
 		}
 	}
-	return nil
+	if err := p.keylessOrigins(ctx, conflicts); err != nil {
+		return err
+	}
+	return p.truncationsBehind(ctx, conflicts)
 }
 
 // namesOf lists the names under which the changes of a table stand.

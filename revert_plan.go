@@ -226,8 +226,12 @@ func (r *netRow) digest(h hash.Hash) {
 	}
 	write([]byte(r.table.ident()), false)
 	write([]byte(r.action), false)
-	for _, k := range r.key {
-		write([]byte(k), false)
+	if r.table.keyless {
+		write([]byte(textOfRow(r.table, r.whole)), false)
+	} else {
+		for _, k := range r.key {
+			write([]byte(k), false)
+		}
 	}
 	for i := range r.cells {
 		c := &r.cells[i]

@@ -36,6 +36,7 @@ type planner struct {
 	changes                     int
 	rows                        []*netRow
 	lastKeys                    map[*netRow][]string // of rows to be put back, those that they had last
+	dropped                     []Position           // selected changes that came to nothing
 	groups                      []*group
 	conflicts                   []Conflict
 	cascaded                    []Conflict
@@ -82,6 +83,9 @@ func (c *Client) newPlanner(ctx context.Context, r Reversal) (*planner, error) {
 		}
 		p.through = &t.through
 		p.sel.after = &t.through
+		if r.row != nil {
+			p.sel.truncated = r.tables[0]
+		}
 	}
 	return p, nil
 }
@@ -208,6 +212,7 @@ func (p *planner) round(ctx context.Context) (again bool, err error) {
 func (p *planner) collapse(ctx context.Context) error {
 	p.atlas = newAtlas(p.client, p.tx, p.facts)
 	c := newCollapse(p.atlas, p.r.limit(), p.r.columns)
+	c.row = p.r.row
 	p.selected = make(map[Position]bool)
 	p.firstSelected, p.lastSelected = Position{}, Position{}
 	err := p.sel.each(ctx, p.client, func(change *selectedChange) error {
@@ -239,6 +244,7 @@ func (p *planner) collapse(ctx context.Context) error {
 	p.changes = c.changes
 	p.r.report(Progress{Step: "select", Done: c.changes, Total: c.changes})
 	p.rows, p.lastKeys = c.finish(), make(map[*netRow][]string)
+	p.dropped = c.dropped
 	for _, r := range p.rows {
 		if r.action == Create { // it comes back under the key that it had at first
 			p.lastKeys[r] = r.key
@@ -290,12 +296,18 @@ func (p *planner) isSelected(position Position) bool {
 				p.selected[at] = true
 			}
 		}
+		for _, at := range p.dropped {
+			p.selected[at] = true
+		}
 	}
 	return p.selected[position]
 }
 
 // inspectAll compares all rows with the live ones.
 func (p *planner) inspectAll(ctx context.Context) error {
+	if err := p.places(ctx); err != nil {
+		return err
+	}
 	done := 0
 	p.groups = groupRows(p.rows)
 	for _, g := range p.groups {
@@ -342,8 +354,11 @@ func (r *netRow) conflicts(leaving bool) []Conflict {
 	var found []Conflict
 	add := func(kind ConflictKind, change func(*Conflict)) {
 		c := Conflict{Kind: kind, RowRef: r.ref(), row: r, origin: conflictOrigin{
-			oid: r.table.oid, schema: r.table.schema, table: r.table.name, key: r.key, after: r.first(),
+			oid: r.table.oid, schema: r.table.schema, table: r.table.name, key: r.key, after: r.first(), ownRow: true,
 		}}
+		if r.table.keyless {
+			c.origin.key = nil
+		}
 		change(&c)
 		found = append(found, c)
 	}
@@ -359,13 +374,17 @@ func (r *netRow) conflicts(leaving bool) []Conflict {
 			add(RowRecreated, func(c *Conflict) { c.origin.made = true })
 			return found
 		}
-		if r.recreated {
+		if r.recreated || r.again {
 			add(RowRecreated, func(c *Conflict) { c.origin.made = true })
 		}
 	case Delete:
+		if r.table.keyless && r.missing && !r.gone {
+			add(RowGone, func(c *Conflict) { c.origin.gone, c.stays = true, true })
+			return found
+		}
 		if r.missing || r.displaced {
 			r.done = true
-			if r.missing {
+			if r.missing && !r.table.keyless {
 				add(RowGone, func(c *Conflict) { c.origin.moved = true })
 			}
 			return found
@@ -374,7 +393,7 @@ func (r *netRow) conflicts(leaving bool) []Conflict {
 		if r.missing || r.displaced {
 			r.missing = true
 			r.forgetLive()
-			add(RowGone, func(c *Conflict) { c.origin.gone = true })
+			add(RowGone, func(c *Conflict) { c.origin.gone, c.stays = true, r.table.keyless && !r.gone })
 			return found
 		}
 		if r.done && !r.recreated {
@@ -506,6 +525,8 @@ func (p *planner) overwrite(ctx context.Context) error {
 		switch {
 		case c.Kind == RowRecreated && c.row.action == Create && !c.row.missing:
 			c.row.action = Update
+		case c.Kind == RowGone && c.row.table.keyless:
+			c.row.rebuildContents()
 		case c.Kind == RowGone:
 			if err := p.rebuild(ctx, c); err != nil {
 				return err
@@ -536,8 +557,18 @@ func (p *planner) rebuild(ctx context.Context, c *Conflict) error {
 		return err
 	}
 	keep := &collapse{}
+	nulls := make(map[string]bool)
+	for _, d := range readDefects(&last.Defect, map[bool]string{true: "before", false: "after"}[last.Operation == Delete]) {
+		if d.value == nil {
+			return &UnrevertableError{Table: r.table.label(), Position: last.Position, Reason: fmt.Sprintf("history does not hold the exact value of column %q, which is not valid UTF-8", d.column)}
+		}
+		nulls[d.column] = true
+	}
 	image.eachMember(func(name, value []byte) {
 		column, ok := m.columns[string(name)]
+		if nulls[string(name)] {
+			value = jsonNull
+		}
 		if ok && column.at >= 0 && !r.table.columns.list[column.at].derived && r.cell(column.at) == nil {
 			r.cells = append(r.cells, cell{column: column.at, restore: keep.datum(value, column)})
 		}
@@ -554,7 +585,9 @@ func (c *Client) planRevert(ctx context.Context, r Reversal) (*Plan, error) {
 		return nil, err
 	}
 	var plan *Plan
-	err = pgx.BeginTxFunc(ctx, c.source, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+	// The connection is held while others are used: one of c.source, of which there
+	// are few, could wait for good for another of them.
+	err = pgx.BeginTxFunc(ctx, c.snapshots, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		p.tx = tx
 		plan, err = p.build(ctx)
 		return err

@@ -146,7 +146,7 @@ func statementSQL(rows []*netRow) string {
 	case Delete:
 		var keys []string
 		for _, r := range rows {
-			keys = append(keys, t.keySQL(r.liveKey()))
+			keys = append(keys, r.whereSQL())
 		}
 		return fmt.Sprintf("DELETE FROM %s WHERE %s", t.from(), strings.Join(keys, " OR "))
 	default:
@@ -157,7 +157,7 @@ func statementSQL(rows []*netRow) string {
 		for _, c := range first.cells {
 			set = append(set, columnIdent("", t.columns.list[c.column].name)+" = "+sqlLiteral(c.restore))
 		}
-		where := t.keySQL(first.liveKey())
+		where := first.whereSQL()
 		if first.movesWithParent() {
 			where += " OR " + t.keySQL(first.restoredKey())
 		}
@@ -184,6 +184,14 @@ func shiftSQL(rows []*netRow) string {
 		}
 	}
 	return fmt.Sprintf("UPDATE %s SET %s WHERE %s", t.from(), strings.Join(set, ", "), strings.Join(keys, " OR "))
+}
+
+// whereSQL is the condition that finds the row.
+func (r *netRow) whereSQL() string {
+	if r.table.keyless {
+		return r.placeCondition()
+	}
+	return r.table.keySQL(r.liveKey())
 }
 
 // keySQL is the condition that a row has a key.

@@ -2,10 +2,13 @@ package audit
 
 import (
 	"context"
+	"errors"
 	"strconv"
 
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/capture"
 )
 
 // selectionColumns are those that readSelected reads, all as text, which is what
@@ -21,23 +24,28 @@ type selection struct {
 	database string
 	// after bounds a selection that goes back to a moment.
 	after *LSN
+	// truncated names the table whose TRUNCATEs belong to the selection as well,
+	// which is of one row then.
+	truncated string
 	// extra are the changes that a cascade has added.
 	extra []Position
 }
 
-// statement selects the changes oldest first. Where changes are few they are to be
+// statement selects the changes oldest first, from a position on. Where changes are few they are to be
 // found by their own index and sorted: OFFSET 0 keeps the planner from walking
 // all of history in order instead.
-func (s selection) statement(c *Client) (string, []any, error) {
-	inner := s.query.from(c, "c.*").Where(sq.Expr("c.database = ?", s.database))
-	if s.after != nil {
-		inner = inner.Where(sq.Expr("c.position > ?::pg_lsn", s.after.String()))
-	}
-	sql, args, err := inner.Suffix("OFFSET 0").PlaceholderFormat(sq.Question).ToSql()
+func (s selection) statement(c *Client, from Position) (string, []any, error) {
+	sql, args, err := s.part(c, s.query, from)
 	if err != nil {
 		return "", nil, err
 	}
-	sql = "(" + sql + ")"
+	if s.truncated != "" {
+		more, moreArgs, err := s.part(c, Query{}.ForTable(s.truncated).Operations(Truncate), from)
+		if err != nil {
+			return "", nil, err
+		}
+		sql, args = sql+" UNION ALL "+more, append(args, moreArgs...)
+	}
 	if len(s.extra) > 0 {
 		positions, sequences := make([]string, len(s.extra)), make([]int, len(s.extra))
 		for i, p := range s.extra {
@@ -45,8 +53,9 @@ func (s selection) statement(c *Client) (string, []any, error) {
 		}
 		sql += ` UNION ALL (SELECT c.*
 			FROM unnest(?::text[], ?::int[]) AS more (position, sequence)
-			JOIN ` + c.table("changes") + ` c ON c.position = more.position::pg_lsn AND c.sequence = more.sequence AND c.database = ?)`
-		args = append(args, positions, sequences, s.database)
+			JOIN ` + c.table("changes") + ` c ON c.position = more.position::pg_lsn AND c.sequence = more.sequence AND c.database = ?
+			WHERE (c.position, c.sequence) >= (?::pg_lsn, ?::int))`
+		args = append(args, positions, sequences, s.database, from.LSN.String(), from.Sequence)
 	}
 	b := sq.Select(selectionColumns...).From("("+sql+") AS c").OrderBy("c.position", "c.sequence")
 	sql, none, err := b.ToSql()
@@ -57,10 +66,51 @@ func (s selection) statement(c *Client) (string, []any, error) {
 	return sql, append(args, none...), err
 }
 
+// part selects the changes that a query matches.
+func (s selection) part(c *Client, q Query, from Position) (string, []any, error) {
+	b := q.from(c, "c.*").Where(sq.Expr("c.database = ?", s.database))
+	if s.after != nil {
+		b = b.Where(sq.Expr("c.position > ?::pg_lsn", s.after.String()))
+	}
+	if !from.IsZero() {
+		b = b.Where(sq.Expr("(c.position, c.sequence) >= (?::pg_lsn, ?::int)", from.LSN.String(), from.Sequence))
+	}
+	sql, args, err := b.Suffix("OFFSET 0").PlaceholderFormat(sq.Question).ToSql()
+	return "(" + sql + ")", args, err
+}
+
 // each calls yield with the selected changes, oldest first. Their bytes are valid
 // until yield returns.
+//
+// What a TRUNCATE took away is read from the store, too. If the connections of a
+// pool were held meanwhile, reverts could wait for each other for good: from the
+// first TRUNCATE on, the selection has a connection of its own.
 func (s selection) each(ctx context.Context, c *Client, yield func(*selectedChange) error) error {
-	sql, args, err := s.statement(c)
+	var from Position
+	err := s.read(ctx, c, c.store, from, func(change *selectedChange) error {
+		if change.operation == Truncate {
+			from = change.position
+			return errTruncated
+		}
+		return yield(change)
+	})
+	if err != errTruncated { //nolint:errorlint // it is ours, and never wrapped
+		return err
+	}
+	conn, err := pgx.ConnectConfig(ctx, c.cfg.store.ConnConfig.Copy())
+	if err != nil {
+		return wrap("connect to the store", err)
+	}
+	defer closeConn(ctx, conn)
+	return s.read(ctx, c, conn, from, yield)
+}
+
+// errTruncated ends a read at a TRUNCATE.
+var errTruncated = errors.New("audit: truncated")
+
+// read calls yield with the selected changes from a position on.
+func (s selection) read(ctx context.Context, c *Client, db capture.Querier, from Position, yield func(*selectedChange) error) error {
+	sql, args, err := s.statement(c, from)
 	if err != nil {
 		return wrap("read selection", err)
 	}
@@ -68,7 +118,7 @@ func (s selection) each(ctx context.Context, c *Client, yield func(*selectedChan
 	// does not.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	rows, err := c.store.Query(ctx, sql, args...)
+	rows, err := db.Query(ctx, sql, args...)
 	if err != nil {
 		return wrap("read selection", err)
 	}

@@ -112,9 +112,10 @@ func (p *planner) referenced(ctx context.Context, g *group) ([]Conflict, error) 
 				p.leave(r, child, f)
 			case g.action == Update && f.onUpdate == "c": // goes along
 			default:
+				other := p.otherKey(f.from, key)
 				found = append(found, Conflict{
-					Kind: Referenced, RowRef: r.ref(), Constraint: f.name, Other: &RowRef{Table: f.child(), Key: slices.Clone(key)},
-					row: r, origin: conflictOrigin{oid: f.from, schema: f.fromSchema, table: f.fromName, key: slices.Clone(key), columns: f.columns},
+					Kind: Referenced, RowRef: r.ref(), Constraint: f.name, Other: &RowRef{Table: f.child(), Key: other},
+					row: r, origin: conflictOrigin{oid: f.from, schema: f.fromSchema, table: f.fromName, key: other, columns: f.columns},
 					stays: g.action != Delete || f.onDelete == "a" || f.onDelete == "r",
 				})
 			}
@@ -376,6 +377,7 @@ func (p *planner) taken(g *group, u *uniqueIndex, r *netRow, holder []string) *C
 	case g.action == Create && slices.Equal(holder, r.restoredKey()):
 		return nil // the row itself, created again: a conflict of its own
 	}
+	holder = p.otherKey(g.table.oid, holder)
 	return &Conflict{
 		Kind: UniqueTaken, RowRef: r.ref(), Constraint: u.name, Other: &RowRef{Table: g.table.label(), Key: holder},
 		row: r, stays: true,

@@ -21,6 +21,8 @@ type target struct {
 	// operators: that of a type in another schema is not found by its bare name.
 	keyAt  []int
 	keyOps []string
+	// keyless tells that there is no primary key: rows are found by their place.
+	keyless bool
 	// triggers tells that the application has triggers on the table.
 	triggers bool
 	// parents are the foreign keys of this table, children those of others (or its
@@ -141,6 +143,9 @@ func readKeys(ctx context.Context, db capture.Querier, oids []uint32, targets ma
 	var ops []string
 	_, err = pgx.ForEachRow(rows, []any{&oid, &triggers, &ops}, func() error {
 		targets[oid].triggers, targets[oid].keyOps = triggers, ops
+		if targets[oid].keyless {
+			targets[oid].keyOps = placeOps
+		}
 		ops = nil
 		return nil
 	})
@@ -190,6 +195,9 @@ func readForeignKeys(ctx context.Context, db capture.Querier, oids []uint32, tar
 	})
 	for _, f := range keys {
 		if t := targets[f.from]; t != nil {
+			if t.keyless {
+				f.fromKey = t.key
+			}
 			t.parents = append(t.parents, f)
 		}
 		if t := targets[f.to]; t != nil {
@@ -440,6 +448,9 @@ func (a *atlas) target(ctx context.Context, name tableName, oid uint32) (*target
 		return nil, &UnrevertableError{Table: label, Reason: "it is not a table any more"}
 	}
 	t := &target{sourceTable: described}
+	if len(described.key) == 0 {
+		t.byPlace()
+	}
 	for _, name := range described.key {
 		t.keyAt = append(t.keyAt, described.columns.index[name])
 	}

@@ -71,12 +71,18 @@ func (a *applier) do(ctx context.Context, s *step) error {
 	if err := a.env.application(ctx, a.tx); err != nil {
 		return err
 	}
+	if g.table.keyless && g.action != Create {
+		return a.doPlaced(ctx, s, staged)
+	}
 	tag, err := a.tx.Exec(ctx, g.writeSQL(staged), staged.args...)
 	if err != nil {
 		return g.applyError(err)
 	}
 	if err := a.env.pinned(ctx, a.tx); err != nil {
 		return err
+	}
+	if g.table.keyless {
+		return a.finishInsert(ctx, g, int(tag.RowsAffected()))
 	}
 	if int(tag.RowsAffected()) != len(g.rows) {
 		// A foreign key's action may have done it already, or have moved the row.
@@ -247,7 +253,7 @@ func (a *applier) hasTriggers() bool {
 
 func (a *applier) correct(ctx context.Context) error {
 	for _, s := range a.p.steps {
-		if s.side || s.group.action == Delete && !s.group.table.triggers {
+		if s.side || s.group.table.keyless || s.group.action == Delete && !s.group.table.triggers {
 			continue
 		}
 		found, err := a.different(ctx, s.group)
