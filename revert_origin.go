@@ -21,6 +21,8 @@ type conflictOrigin struct {
 	gone, made bool
 	// moved asks for what gave the row another key.
 	moved bool
+	// unseen tells that the row may be there and the role not be allowed to see it.
+	unseen bool
 	// ownRow tells that it is the row to be reverted.
 	ownRow bool
 	// after is the selection's first change of the row, before the one that gave it

@@ -385,7 +385,11 @@ func (r *netRow) conflicts(leaving bool) []Conflict {
 		if r.missing || r.displaced {
 			r.done = true
 			if r.missing && !r.table.keyless {
-				add(RowGone, func(c *Conflict) { c.origin.moved = true })
+				// History tells a row that was removed from one that the role may not see.
+				add(RowGone, func(c *Conflict) {
+					c.origin.moved, c.origin.unseen = !r.table.hidden, r.table.hidden
+					c.origin.gone, c.stays = c.origin.unseen, c.origin.unseen
+				})
 			}
 			return found
 		}
@@ -460,10 +464,13 @@ func (p *planner) settle(ctx context.Context, found []Conflict) (more, fresh boo
 		return false, false, err
 	}
 	// A row that was to be removed and is gone is done with, unless it was only given
-	// another key.
-	found = slices.DeleteFunc(found, func(c Conflict) bool { return c.origin.moved && c.Change == nil })
+	// another key, or may not be seen.
+	found = slices.DeleteFunc(found, func(c Conflict) bool {
+		return c.origin.moved && c.Change == nil || c.origin.unseen && c.Change != nil && c.Change.Operation == Delete
+	})
 	for i := range found {
-		found[i].row.done = found[i].row.done && !found[i].origin.moved
+		o := &found[i].origin
+		found[i].row.done = found[i].row.done && !o.moved && !o.unseen
 	}
 	var extra []Position
 	byRow := make(map[*netRow]Resolution)

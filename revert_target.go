@@ -23,8 +23,9 @@ type target struct {
 	keyOps []string
 	// keyless tells that there is no primary key: rows are found by their place.
 	keyless bool
-	// triggers tells that the application has triggers on the table.
-	triggers bool
+	// triggers tells that the application has triggers on the table, hidden that
+	// row-level security may keep rows of it from the role.
+	triggers, hidden bool
 	// parents are the foreign keys of this table, children those of others (or its
 	// own) that reference it.
 	parents, children []*foreignKey
@@ -125,6 +126,7 @@ func readKeys(ctx context.Context, db capture.Querier, oids []uint32, targets ma
 			EXISTS (SELECT FROM pg_catalog.pg_trigger g
 				WHERE NOT g.tgisinternal AND g.tgenabled IN ('O', 'A')
 				  AND (g.tgrelid = c.oid OR c.relkind = 'p' AND g.tgrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid)))),
+			pg_catalog.row_security_active(c.oid),
 			coalesce((SELECT array_agg('OPERATOR(' || pg_catalog.quote_ident(n.nspname) || '.' || o.oprname || ')' ORDER BY k.n)
 				FROM pg_catalog.pg_index i, unnest(i.indclass::oid[]) WITH ORDINALITY k(class, n)
 				JOIN pg_catalog.pg_opclass oc ON oc.oid = k.class
@@ -139,10 +141,10 @@ func readKeys(ctx context.Context, db capture.Querier, oids []uint32, targets ma
 		return err
 	}
 	var oid uint32
-	var triggers bool
+	var triggers, hidden bool
 	var ops []string
-	_, err = pgx.ForEachRow(rows, []any{&oid, &triggers, &ops}, func() error {
-		targets[oid].triggers, targets[oid].keyOps = triggers, ops
+	_, err = pgx.ForEachRow(rows, []any{&oid, &triggers, &hidden, &ops}, func() error {
+		targets[oid].triggers, targets[oid].hidden, targets[oid].keyOps = triggers, hidden, ops
 		if targets[oid].keyless {
 			targets[oid].keyOps = placeOps
 		}

@@ -51,9 +51,17 @@ func (g *group) updateSQL(s *stage) string {
 	return fmt.Sprintf("UPDATE %s AS t SET %s FROM %s WHERE %s", g.table.from(), strings.Join(set, ", "), s.from, g.table.on())
 }
 
-// stage puts the rows of a step where its statement can join them.
+// stage puts the rows of a step where its statement can join them. A role that may
+// not make temporary tables gives them as parameters, however many they are.
 func (a *applier) stage(ctx context.Context, g *group) (*stage, error) {
 	if len(g.rows) <= stageRows {
+		return g.stageArrays(), nil
+	}
+	var may bool
+	if err := a.tx.QueryRow(ctx, "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY')").Scan(&may); err != nil {
+		return nil, wrap("ask for privileges", err)
+	}
+	if !may {
 		return g.stageArrays(), nil
 	}
 	a.stages++
