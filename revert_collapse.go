@@ -314,6 +314,8 @@ func (c *collapse) mend(m *imageMap, defects []defect, values []json.RawMessage)
 		case !ok || column.at < 0:
 		case d.value != nil:
 			values[column.at] = jsonNull
+		case len(m.target.key) > 0 && bytes.Equal(c.before[column.at], c.after[column.at]):
+			// It was not changed, so nothing is made of it.
 		default:
 			values[column.at] = nil
 		}

@@ -367,7 +367,7 @@ func (r *netRow) conflicts(leaving bool) []Conflict {
 		switch {
 		case r.missing:
 		case leaving:
-			r.missing = true
+			r.missing, r.done = true, false
 			r.forgetLive()
 		case !r.done || r.recreated:
 			r.done = false
@@ -463,6 +463,9 @@ func (p *planner) settle(ctx context.Context, found []Conflict) (more, fresh boo
 	if err := p.findOrigins(ctx, found); err != nil {
 		return false, false, err
 	}
+	if err := p.findLate(ctx, found); err != nil {
+		return false, false, err
+	}
 	// A row that was to be removed and is gone is done with, unless it was only given
 	// another key, or may not be seen.
 	found = slices.DeleteFunc(found, func(c Conflict) bool {
@@ -505,6 +508,34 @@ func (p *planner) settle(ctx context.Context, found []Conflict) (more, fresh boo
 	slices.SortFunc(p.sel.extra, Position.Compare)
 	p.sel.extra = slices.Compact(p.sel.extra)
 	return len(p.sel.extra) > before, true, nil
+}
+
+// findLate looks once more for what took rows away that were to be removed, when
+// history has all that is committed: somebody may have done it just now, while this
+// waited for a lock.
+func (p *planner) findLate(ctx context.Context, found []Conflict) error {
+	var late []Conflict
+	var at []int
+	for i, c := range found {
+		if (c.origin.moved || c.origin.unseen) && c.Change == nil {
+			late, at = append(late, c), append(at, i)
+		}
+	}
+	if len(late) == 0 || p.r.asStored {
+		return nil
+	}
+	if err := p.client.awaitCapture(ctx, func(reason error, detail string) error {
+		return &HistoryError{Asked: "Now()", Reason: reason, Detail: detail}
+	}); err != nil {
+		return err
+	}
+	if err := p.findOrigins(ctx, late); err != nil {
+		return err
+	}
+	for i := range late {
+		found[at[i]] = late[i]
+	}
+	return nil
 }
 
 // blocks tells that the conflict stands in the way of the whole revert.
