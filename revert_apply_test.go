@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -272,23 +271,12 @@ func TestRowChangedWhileTheRevertWaitsForIt(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				tx, err := u.conn.Begin(t.Context())
-				if err != nil {
-					t.Fatal(err)
+				do := u.Client.RevertRequest("first").Apply
+				if planned {
+					do = plan.Apply
 				}
-				if _, err := tx.Exec(t.Context(), work.statement); err != nil {
-					t.Fatal(err)
-				}
-				done := make(chan error, 1)
-				go func() {
-					var err error
-					if planned {
-						_, err = plan.Apply(t.Context())
-					} else {
-						_, err = u.Client.RevertRequest("first").Apply(t.Context())
-					}
-					done <- err
-				}()
+				tx := u.holding(t, work.statement)
+				done := inBackground(func() (*audit.Result, error) { return do(t.Context()) })
 				u.awaitLock(t)
 				if err := tx.Commit(t.Context()); err != nil {
 					t.Fatal(err)
@@ -307,26 +295,6 @@ func TestRowChangedWhileTheRevertWaitsForIt(t *testing.T) {
 				}
 				u.holds(t, "NOT EXISTS (SELECT FROM customer WHERE id = 2 AND name <> 'kept' AND name <> 'Bob')")
 			})
-		}
-	}
-}
-
-// awaitLock waits until somebody waits for a lock.
-func (u *undo) awaitLock(t *testing.T) {
-	t.Helper()
-	conn := u.Connect(t)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(30 * time.Second); ; <-tick.C {
-		var waiting bool
-		if err := conn.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')").Scan(&waiting); err != nil {
-			t.Fatal(err)
-		}
-		if waiting {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("nobody waits for a lock")
 		}
 	}
 }

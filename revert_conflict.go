@@ -178,8 +178,12 @@ func (c Conflict) String() string {
 		fmt.Fprintf(&b, ": %s, which %s needs", c.Other, c.Constraint)
 	case RowGone, RowRecreated:
 	}
-	if c.Change == nil {
-		b.WriteString(" (by a change that history does not know yet)")
+	switch {
+	case c.Change == nil && c.origin.unseen:
+		b.WriteString(" (it may be there and hidden by row-level security: let a role revert that sees it)")
+		return b.String()
+	case c.Change == nil:
+		b.WriteString(" (history does not say by which change)")
 		return b.String()
 	}
 	b.WriteString(", by " + string(c.Change.Operation) + " " + c.Change.Position.String())

@@ -115,7 +115,8 @@ func (e *StaleError) Error() string {
 // that says no. The whole revert is undone; in the caller's own transaction, that
 // transaction is aborted.
 type ApplyError struct {
-	// Table is the table of the statement.
+	// Table is the table of the statement, or empty if it was to turn triggers off
+	// ([Reversal.WithoutTriggers]).
 	Table string
 	// Action is what was to be done: Create, Update or Delete.
 	Action Operation
@@ -126,6 +127,9 @@ type ApplyError struct {
 }
 
 func (e *ApplyError) Error() string {
+	if e.Table == "" {
+		return "audit: revert: the source refused to turn triggers off: WithoutTriggers needs a role that may set session_replication_role"
+	}
 	if e.Constraint != "" {
 		return fmt.Sprintf("audit: revert: the source refused to %s rows of %s: constraint %q is violated", e.verb(), e.Table, e.Constraint)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"slices"
 	"strconv"
-	"strings"
 )
 
 // follow finds out what others have done, behind the selection, to rows that do not
@@ -25,7 +24,7 @@ func (p *planner) follow(ctx context.Context, t *target, rows []*netRow) error {
 			waiting = waiting[1:]
 		}
 		if ch.operation == Truncate {
-			if !strings.Contains(ch.defect, "only the partition ") {
+			if !truncatesPart(&ch.defect) {
 				b.truncate(ch.position)
 			}
 			return nil

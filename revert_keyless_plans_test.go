@@ -95,23 +95,12 @@ func TestRowWithoutAKeyChangedWhileTheRevertWaitsForIt(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				tx, err := u.conn.Begin(t.Context())
-				if err != nil {
-					t.Fatal(err)
+				do := u.Client.RevertRequest("r").Apply
+				if planned {
+					do = plan.Apply
 				}
-				if _, err := tx.Exec(t.Context(), c.work); err != nil {
-					t.Fatal(err)
-				}
-				done := make(chan error, 1)
-				go func() {
-					var err error
-					if planned {
-						_, err = plan.Apply(t.Context())
-					} else {
-						_, err = u.Client.RevertRequest("r").Apply(t.Context())
-					}
-					done <- err
-				}()
+				tx := u.holding(t, c.work)
+				done := inBackground(func() (*audit.Result, error) { return do(t.Context()) })
 				u.awaitLock(t)
 				if err := tx.Commit(t.Context()); err != nil {
 					t.Fatal(err)

@@ -16,31 +16,6 @@ import (
 	"github.com/hindsight-go/audit/internal/faulttest"
 )
 
-// holding runs statements in a transaction of another session that stays open.
-func (u *undo) holding(t *testing.T, statements ...string) pgx.Tx {
-	t.Helper()
-	tx, err := u.Connect(t).Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, sql := range statements {
-		if _, err := tx.Exec(t.Context(), sql); err != nil {
-			t.Fatalf("%s: %v", sql, err)
-		}
-	}
-	return tx
-}
-
-// inBackground begins something that will have to wait.
-func inBackground(do func() (*audit.Result, error)) <-chan error {
-	done := make(chan error, 1)
-	go func() {
-		_, err := do()
-		done <- err
-	}()
-	return done
-}
-
 // What others do to the rows of a revert, and to those around them, while it waits
 // for their locks is seen when it gets them: nothing of it is lost.
 func TestWhileTheRevertWaits(t *testing.T) {

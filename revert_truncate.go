@@ -34,7 +34,7 @@ type truncated struct {
 // truncated adds the rows that a TRUNCATE took away.
 func (c *collapse) truncated(ctx context.Context, ch *selectedChange) error {
 	t := &truncated{change: ch, own: make(map[string][][]byte), bag: make(map[string]*bagged)}
-	if strings.Contains(ch.defect, "only the partition ") {
+	if truncatesPart(&ch.defect) {
 		return t.refuse("only one partition was truncated, and history does not say which of the table's rows were in it", nil)
 	}
 	var err error
@@ -162,7 +162,7 @@ func (o ownChange) image(past *pastTable, label string, image []byte) ([][]byte,
 // note takes the next change of the transaction.
 func (t *truncated) note(o ownChange) error {
 	if o.operation == Truncate {
-		if strings.Contains(text(o.remarks), "only the partition ") {
+		if truncatesPart(o.remarks) {
 			return t.refuse("one partition was truncated before in its transaction, and history does not say which rows were in it", nil)
 		}
 		t.emptied = true

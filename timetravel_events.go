@@ -35,6 +35,12 @@ type defect struct {
 
 var defective = regexp.MustCompile(`(before|after): column ("(?:[^"\\]|\\.)*") is (the null of JSON|not valid UTF-8)`)
 
+// truncatesPart tells from the store's remarks that a TRUNCATE was one of a single
+// partition.
+func truncatesPart(remarks *string) bool {
+	return remarks != nil && strings.Contains(*remarks, "only the partition ")
+}
+
 // readDefects reads the store's remarks on one of the images of a change.
 func readDefects(remarks *string, image string) []defect {
 	if remarks == nil {

@@ -447,7 +447,7 @@ func eachAround(rows pgx.Rows, s side, key string, e **event, t **truncation) (h
 			return nil
 		}
 		if of == "truncate" {
-			*t = &truncation{position: LSN(*lsn), sequence: sequence, partial: strings.Contains(text(remarks), "only the partition ")}
+			*t = &truncation{position: LSN(*lsn), sequence: sequence, partial: truncatesPart(remarks)}
 			return nil
 		}
 		c := event{position: LSN(*lsn), sequence: sequence, xid: uint64(xid), key: text(primary), image: image, keyImage: keyImage, defects: readDefects(remarks, s.label())}

@@ -1,0 +1,211 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/wal"
+	"github.com/hindsight-go/audit/store"
+)
+
+// imageMap says where the columns of the images of one version of a table are in
+// the table of now.
+type imageMap struct {
+	target  *target
+	columns map[string]imageColumn
+	// at holds the same by the columns of the target; kinds of those that the
+	// version does not have are those of now. required are the columns that a whole
+	// image has.
+	at       []imageColumn
+	required []int
+	// keyed tells that the key of the version has the columns of the key of now, in
+	// the same order, so that the key's text can be taken.
+	keyed bool
+}
+
+type imageColumn struct {
+	at   int // -1: the column is gone
+	kind wal.Kind
+	// retyped tells that the column had another type.
+	retyped bool
+}
+
+// atlas finds the tables of now for the changes of a selection.
+type atlas struct {
+	client  *Client
+	db      capture.Querier
+	facts   *store.Facts
+	targets map[uint32]*target
+	maps    map[*store.Version]*imageMap
+	bare    map[tableName]*imageMap // for tables of which no version is known
+	last    struct {
+		name     tableName
+		from, to LSN
+		m        *imageMap
+	}
+}
+
+func newAtlas(c *Client, db capture.Querier, facts *store.Facts) *atlas {
+	return &atlas{
+		client: c, db: db, facts: facts, targets: make(map[uint32]*target),
+		maps: make(map[*store.Version]*imageMap), bare: make(map[tableName]*imageMap),
+	}
+}
+
+// at returns the map for a change of a table at a position.
+func (a *atlas) at(ctx context.Context, schema, table string, position LSN) (*imageMap, error) {
+	name := tableName{schema, table}
+	if l := &a.last; l.m != nil && l.name == name && position >= l.from && position < l.to {
+		return l.m, nil
+	}
+	version, until := a.version(name, position)
+	var m *imageMap
+	var err error
+	if version == nil {
+		m, err = a.byName(ctx, name)
+	} else {
+		m, err = a.byVersion(ctx, version)
+	}
+	if err != nil {
+		return nil, err
+	}
+	a.last.name, a.last.m, a.last.to = name, m, until
+	a.last.from = 0
+	if version != nil {
+		a.last.from = version.Position
+	}
+	return m, nil
+}
+
+// version returns the version that is valid at the position, and until when.
+func (a *atlas) version(name tableName, position LSN) (found *store.Version, until LSN) {
+	until = maxLSN
+	for i := range a.facts.Versions {
+		v := &a.facts.Versions[i]
+		switch {
+		case v.Schema != name.schema || v.Table != name.table:
+		case found == nil || v.Position <= position:
+			found = v
+		default:
+			return found, v.Position
+		}
+	}
+	return found, until
+}
+
+func (a *atlas) byName(ctx context.Context, name tableName) (*imageMap, error) {
+	if m := a.bare[name]; m != nil {
+		return m, nil
+	}
+	var oid uint32
+	err := a.db.QueryRow(ctx, `
+		SELECT c.oid
+		FROM pg_catalog.pg_class c
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')`, name.schema, name.table).Scan(&oid)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, &UnrevertableError{Table: qualifiedName(name.schema, name.table), Reason: "the table is not there any more"}
+	}
+	if err != nil {
+		return nil, wrap("find table", err)
+	}
+	t, err := a.target(ctx, name, oid)
+	if err != nil {
+		return nil, err
+	}
+	m := &imageMap{target: t, columns: make(map[string]imageColumn), keyed: true}
+	for i, c := range t.columns.list {
+		m.columns[c.name] = imageColumn{at: i, kind: c.kind}
+	}
+	m.settle()
+	a.bare[name] = m
+	return m, nil
+}
+
+func (a *atlas) byVersion(ctx context.Context, v *store.Version) (*imageMap, error) {
+	if m := a.maps[v]; m != nil {
+		return m, nil
+	}
+	t, err := a.target(ctx, tableName{v.Schema, v.Table}, v.RelationID)
+	if err != nil {
+		return nil, err
+	}
+	m := &imageMap{target: t, columns: make(map[string]imageColumn)}
+	for _, c := range v.Columns {
+		then := column{name: c.Name, attnum: c.Attnum}
+		if v.RelationID != t.oid {
+			then.attnum = 0 // a partition counts its columns by itself
+		}
+		kind, err := a.client.kinds.Of(ctx, c.TypeOID)
+		if err != nil {
+			return nil, wrap("look up type", err)
+		}
+		at := slices.IndexFunc(t.columns.list, func(now column) bool { return sameColumn(then, now) })
+		m.columns[c.Name] = imageColumn{
+			at: at, kind: kind,
+			retyped: at >= 0 && (t.columns.list[at].typeOID != c.TypeOID || t.columns.list[at].typeMod != c.TypeMod),
+		}
+	}
+	m.keyed = len(v.Key) == len(t.key)
+	for i, name := range v.Key {
+		m.keyed = m.keyed && m.columns[name].at == t.columns.index[t.key[i]]
+	}
+	m.settle()
+	a.maps[v] = m
+	return m, nil
+}
+
+// settle fills in what follows from columns.
+func (m *imageMap) settle() {
+	for i, c := range m.target.columns.list {
+		m.at = append(m.at, imageColumn{at: i, kind: c.kind})
+	}
+	for _, c := range m.columns {
+		if c.at < 0 {
+			continue
+		}
+		m.at[c.at] = c
+		if !m.target.columns.list[c.at].derived {
+			m.required = append(m.required, c.at)
+		}
+	}
+}
+
+// target describes the table with an OID, or the root of the partition with it.
+func (a *atlas) target(ctx context.Context, name tableName, oid uint32) (*target, error) {
+	if t := a.targets[oid]; t != nil {
+		return t, nil
+	}
+	label := qualifiedName(name.schema, name.table)
+	var root uint32
+	err := a.db.QueryRow(ctx, `SELECT CASE WHEN relispartition THEN pg_catalog.pg_partition_root(oid)::oid ELSE oid END FROM pg_catalog.pg_class WHERE oid = $1`, oid).Scan(&root)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, &UnrevertableError{Table: label, Reason: "the table was dropped since, so its rows have no place to go back to"}
+	}
+	if err != nil {
+		return nil, wrap("find table", err)
+	}
+	if t := a.targets[root]; t != nil {
+		return t, nil
+	}
+	described, err := a.client.describeTable(ctx, a.db, root)
+	if err != nil {
+		return nil, wrap("describe table", err)
+	}
+	if described.kind != "r" && described.kind != "p" {
+		return nil, &UnrevertableError{Table: label, Reason: "it is not a table any more"}
+	}
+	t := &target{sourceTable: described}
+	if len(described.key) == 0 {
+		t.byPlace()
+	}
+	for _, name := range described.key {
+		t.keyAt = append(t.keyAt, described.columns.index[name])
+	}
+	a.targets[root] = t
+	return t, nil
+}

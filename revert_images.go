@@ -1,0 +1,124 @@
+package audit
+
+import (
+	"bytes"
+	"encoding/json"
+
+	"github.com/hindsight-go/audit/store"
+)
+
+// keep copies what has to outlive the change.
+func (c *collapse) keep(b []byte) []byte {
+	if cap(c.arena)-len(c.arena) < len(b) {
+		c.arena = make([]byte, 0, max(64<<10, len(b)))
+	}
+	start := len(c.arena)
+	c.arena = append(c.arena, b...)
+	return c.arena[start:len(c.arena):len(c.arena)]
+}
+
+// datum makes a value of an image's JSON.
+func (c *collapse) datum(raw json.RawMessage, column imageColumn) datum {
+	if raw == nil {
+		return datum{}
+	}
+	if isNull(raw) {
+		return datum{known: true}
+	}
+	if bytes.Equal(raw, jsonNull) {
+		return datum{text: []byte("null"), known: true}
+	}
+	if cap(c.arena)-len(c.arena) < len(raw)+16 {
+		c.arena = make([]byte, 0, max(64<<10, 2*len(raw)+16))
+	}
+	start := len(c.arena)
+	c.arena = appendSQLText(c.arena, column.kind, raw)
+	text := c.arena[start:len(c.arena):len(c.arena)]
+	if text == nil {
+		text = []byte{}
+	}
+	return datum{text: text, known: true}
+}
+
+// read takes the images apart, by the columns of the target.
+func (c *collapse) read(m *imageMap, ch *selectedChange) {
+	size := len(m.target.columns.list)
+	if cap(c.before) < size {
+		c.before, c.after = make([]json.RawMessage, size), make([]json.RawMessage, size)
+	}
+	c.before, c.after = c.before[:size], c.after[:size]
+	clear(c.before)
+	clear(c.after)
+	clear(c.lost)
+	fill := func(im Image, into []json.RawMessage, side int) {
+		im.eachMember(func(name, value []byte) {
+			column, ok := m.columns[string(name)]
+			switch {
+			case !ok || column.at < 0:
+				pair := c.lost[string(name)]
+				pair[side] = value
+				c.lost[string(name)] = pair
+			default:
+				into[column.at] = value
+			}
+		})
+	}
+	fill(ch.before, c.before, 0)
+	fill(ch.after, c.after, 1)
+	if ch.defect != "" {
+		c.mend(m, readDefects(&ch.defect, "before"), c.before)
+		c.mend(m, readDefects(&ch.defect, "after"), c.after)
+	}
+}
+
+// jsonNull stands for the null of JSON, which an image has as NULL.
+var jsonNull = json.RawMessage("\x00null")
+
+// complete fills in toasted values that stayed as they were.
+func (c *collapse) complete() {
+	for at := range c.after {
+		if c.after[at] == nil {
+			c.after[at] = c.before[at]
+		}
+	}
+}
+
+// mend puts in what an image does not say as it is, and takes out what nobody
+// knows.
+func (c *collapse) mend(m *imageMap, defects []defect, values []json.RawMessage) {
+	for _, d := range defects {
+		column, ok := m.columns[d.column]
+		switch {
+		case !ok || column.at < 0:
+		case d.value != nil:
+			values[column.at] = jsonNull
+		case len(m.target.key) > 0 && bytes.Equal(c.before[column.at], c.after[column.at]):
+			// It was not changed, so nothing is made of it.
+		default:
+			values[column.at] = nil
+		}
+	}
+}
+
+// keyOf makes the text of the key of now out of an image.
+func (c *collapse) keyOf(m *imageMap, values []json.RawMessage) (string, bool) {
+	parts := make([]string, len(m.target.keyAt))
+	for i, at := range m.target.keyAt {
+		if values[at] == nil || isNull(values[at]) {
+			return "", false
+		}
+		parts[i] = string(appendSQLText(nil, m.target.columns.list[at].kind, values[at]))
+	}
+	return store.KeyText(parts...), true
+}
+
+// knows tells that an image has every column that the version of the table had,
+// but for those that the server computes.
+func (c *collapse) knows(m *imageMap, values []json.RawMessage) bool {
+	for _, at := range m.required {
+		if values[at] == nil {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,55 @@
+package audit_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit"
+)
+
+// holding runs statements in a transaction of another session that stays open.
+func (u *undo) holding(t *testing.T, statements ...string) pgx.Tx {
+	t.Helper()
+	tx, err := u.Connect(t).Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sql := range statements {
+		if _, err := tx.Exec(t.Context(), sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	return tx
+}
+
+// inBackground begins something that will have to wait.
+func inBackground(do func() (*audit.Result, error)) <-chan error {
+	done := make(chan error, 1)
+	go func() {
+		_, err := do()
+		done <- err
+	}()
+	return done
+}
+
+// awaitLock waits until somebody waits for a lock.
+func (u *undo) awaitLock(t *testing.T) {
+	t.Helper()
+	conn := u.Connect(t)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(30 * time.Second); ; <-tick.C {
+		var waiting bool
+		if err := conn.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')").Scan(&waiting); err != nil {
+			t.Fatal(err)
+		}
+		if waiting {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nobody waits for a lock")
+		}
+	}
+}
