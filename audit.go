@@ -41,6 +41,8 @@ type Client struct {
 	abort    context.CancelFunc // guarded by mu: ends the latest Start, whatever it is doing
 	closed   bool               // guarded by mu
 
+	directRows int // from how many rows on reverts are tried directly
+
 	stored *broadcast // told whenever something was stored
 	poke   chan struct{}
 	turn   chan struct{} // of one place: whose turn it is to set up
@@ -55,7 +57,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: r, stored: newBroadcast(), poke: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
+	c := &Client{cfg: r, directRows: directRows, stored: newBroadcast(), poke: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
 	c.last.state = capture.Stopped
 	if c.metrics, err = newInstruments(r.MeterProvider, c); err != nil {
 		return nil, err

@@ -33,3 +33,6 @@ func Searching(p Point, scan bool) Point {
 
 // KeepPartitions does the hourly maintenance now.
 func KeepPartitions(ctx context.Context, c *Client) error { return c.keepPartitions(ctx) }
+
+// DirectRows sets from how many rows on reverts are tried without looking first.
+func DirectRows(c *Client, n int) { c.directRows = n }

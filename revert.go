@@ -51,6 +51,7 @@ type Reversal struct {
 	reason     string
 	actor      any
 	maxRows    int
+	maxMemory  int64
 	key        string
 	hash       string
 	noTriggers bool
@@ -245,13 +246,24 @@ func (r Reversal) Actor(id any) Reversal {
 }
 
 // MaxRows is how many rows the revert may touch at most; beyond, it is refused
-// with a [*TooManyRowsError]. It is also what bounds the memory that a revert
-// takes. Default: [DefaultMaxRows].
+// with a [*TooManyRowsError]. Default: [DefaultMaxRows].
 func (r Reversal) MaxRows(n int) Reversal {
 	if n < 1 {
 		return r.refuse("MaxRows", "must be at least 1", nil)
 	}
 	r.maxRows = n
+	return r
+}
+
+// MaxMemory is how many bytes the rows that the revert touches may take in this
+// program's memory; beyond, it is refused with a [*TooLargeError]. A row takes what
+// its changed values take, before and after, and some hundred bytes more; of a row
+// that was inserted or deleted, that is all of it. Default: [DefaultMaxMemory].
+func (r Reversal) MaxMemory(bytes int64) Reversal {
+	if bytes < 1 {
+		return r.refuse("MaxMemory", "must be at least 1", nil)
+	}
+	r.maxMemory = bytes
 	return r
 }
 
@@ -292,7 +304,8 @@ func (r Reversal) AsStored() Reversal {
 }
 
 // Progress is told how far a revert has come, from the goroutine that carries it
-// out and while it may hold locks.
+// out and while it may hold locks. A large revert that needs no look at its rows
+// before it writes has no step "compare".
 func (r Reversal) Progress(report func(Progress)) Reversal {
 	r.progress = report
 	return r
@@ -331,6 +344,13 @@ func (r Reversal) limit() int {
 		return DefaultMaxRows
 	}
 	return r.maxRows
+}
+
+func (r Reversal) memory() int64 {
+	if r.maxMemory == 0 {
+		return DefaultMaxMemory
+	}
+	return r.maxMemory
 }
 
 // decide asks the policy.

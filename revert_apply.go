@@ -159,6 +159,8 @@ type applier struct {
 	plan   *Plan
 	result *Result
 	stages int // temporary tables made
+	// guarded tells that the statements compare by themselves: see direct.
+	guarded bool
 	// early are the columns that triggers set otherwise at once, by row.
 	early map[string]map[string]bool
 }
@@ -177,7 +179,17 @@ func (a *applier) run(ctx context.Context, plan *Plan) (*Result, error) {
 			return nil, wrap("lock the revert", err)
 		}
 	}
-	if err := a.prepare(ctx, plan); err != nil {
+	p, err := a.client.newPlanner(ctx, a.r)
+	if err != nil {
+		return nil, err
+	}
+	p.tx, p.lock = a.tx, true
+	if done, err := a.direct(ctx, p, plan); err != nil {
+		return nil, err
+	} else if done {
+		return a.result, nil
+	}
+	if err := a.prepare(ctx, p, plan); err != nil {
 		return nil, err
 	}
 	a.result = &Result{Of: a.r.unit, Plan: a.plan, Unchanged: a.plan.Unchanged, Skipped: a.plan.Skipped, Already: a.plan.Already}
@@ -203,12 +215,7 @@ func lockKey(name string) int64 {
 
 // prepare makes the plan, or makes sure that the one given still holds, with the
 // rows locked.
-func (a *applier) prepare(ctx context.Context, plan *Plan) error {
-	p, err := a.client.newPlanner(ctx, a.r)
-	if err != nil {
-		return err
-	}
-	p.tx, p.lock = a.tx, true
+func (a *applier) prepare(ctx context.Context, p *planner, plan *Plan) (err error) {
 	if plan == nil {
 		if a.plan, err = p.build(ctx); err != nil {
 			return err
@@ -244,7 +251,7 @@ func (a *applier) recheck(ctx context.Context) error {
 	}
 	for _, g := range groupRows(rows) {
 		for _, part := range g.chunks() {
-			if err := part.inspect(ctx, a.tx, part.stageArrays(), true); err != nil {
+			if err := part.inspect(ctx, a.tx, part.stageArrays(), true, a.p.budget); err != nil {
 				return err
 			}
 		}
@@ -307,7 +314,7 @@ func (r *netRow) staleness(leaving bool) string {
 		return "is not there any more"
 	}
 	for i := range r.cells {
-		if r.cells[i].live.known {
+		if r.cells[i].live != nil {
 			return fmt.Sprintf("has another value in column %q", r.table.columns.list[r.cells[i].column].name)
 		}
 	}

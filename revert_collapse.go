@@ -35,11 +35,14 @@ type collapse struct {
 
 	before, after []json.RawMessage // scratch, by column
 	lost          map[string][2]json.RawMessage
+	changed       []int // scratch, columns
 	arena, spare  []byte
+	slabs         slabs
+	budget        *budget
 }
 
-func newCollapse(a *atlas, limit int, columns []string) *collapse {
-	return &collapse{atlas: a, limit: limit, columns: columns, index: make(map[*target]map[string]*netRow), bags: make(map[*target]*contents), lost: make(map[string][2]json.RawMessage)}
+func newCollapse(a *atlas, limit int, columns []string, b *budget) *collapse {
+	return &collapse{atlas: a, limit: limit, columns: columns, budget: b, index: make(map[*target]map[string]*netRow), bags: make(map[*target]*contents), lost: make(map[string][2]json.RawMessage)}
 }
 
 // add takes the next change.
@@ -49,6 +52,10 @@ func (c *collapse) add(ctx context.Context, ch *selectedChange) error {
 		return err
 	}
 	c.changes++
+	c.budget.spend(positionBytes)
+	if err := c.budget.err(); err != nil {
+		return err
+	}
 	if ch.operation == Truncate {
 		return c.truncated(ctx, ch)
 	}
@@ -117,18 +124,31 @@ func (c *collapse) enter(m *imageMap, key string, ch *selectedChange) (*netRow, 
 	if len(c.rows) >= c.limit {
 		return nil, &TooManyRowsError{Max: c.limit}
 	}
-	r := &netRow{table: m.target}
+	size := min(slabRows, len(c.rows)+1)
+	r := &take(&c.slabs.rows, 1, size)[0]
+	r.table = m.target
+	r.positions = take(&c.slabs.positions, 1, size)[:0]
 	c.rows = append(c.rows, r)
 	c.place(r, m, key)
-	return r, nil
+	c.budget.spend(rowBytes + 2*len(key))
+	return r, c.budget.err()
 }
 
 // place says where the row is now.
 func (c *collapse) place(r *netRow, m *imageMap, key string) {
 	if len(m.target.key) == 1 {
-		r.key = []string{key}
+		r.key = take(&c.slabs.keys, 1, min(slabRows, len(c.rows)))
+		r.key[0] = key
 	} else {
 		r.key = splitKey(key)
+	}
+}
+
+// room makes room for the cells of a row that has none yet.
+func (c *collapse) room(r *netRow, n int) {
+	if r.cells == nil && n > 0 {
+		r.cells = take(&c.slabs.cells, n, n*min(slabRows, len(c.rows)))[:0]
+		c.budget.spend(n * cellBytes)
 	}
 }
 
@@ -157,9 +177,7 @@ func (c *collapse) created(m *imageMap, index map[string]*netRow, key string, ch
 
 // expectAll says that the selection left the whole row as in the image.
 func (c *collapse) expectAll(m *imageMap, r *netRow, image []json.RawMessage) {
-	if r.cells == nil {
-		r.cells = make([]cell, 0, len(image))
-	}
+	c.room(r, len(image))
 	for at, raw := range image {
 		if raw == nil || m.target.columns.list[at].derived {
 			continue
@@ -228,8 +246,7 @@ func (c *collapse) under(m *imageMap, index map[string]*netRow, key string, ch *
 
 // holds tells that the selection left a row as the change found it.
 func (c *collapse) holds(m *imageMap, r *netRow) bool {
-	used := c.arena
-	defer func() { c.arena = used }() // nobody keeps what is added
+	defer c.forget(c.arena, c.budget.spent) // nobody keeps what is added
 	for at, d := range r.whole {
 		if raw := c.before[at]; raw != nil && d.known && !d.equal(c.datum(raw, m.at[at])) {
 			return false
@@ -240,12 +257,15 @@ func (c *collapse) holds(m *imageMap, r *netRow) bool {
 
 // alter notes what an UPDATE did to the columns of a row.
 func (c *collapse) alter(m *imageMap, r *netRow) {
-	for at := range c.before {
-		b, a := c.before[at], c.after[at]
-		if a == nil || b != nil && bytes.Equal(a, b) {
-			continue
+	c.changed = c.changed[:0]
+	for at, a := range c.after {
+		if b := c.before[at]; a != nil && (b == nil || !bytes.Equal(a, b)) {
+			c.changed = append(c.changed, at)
 		}
-		c.change(m, r, at, b, a)
+	}
+	c.room(r, len(c.changed))
+	for _, at := range c.changed {
+		c.change(m, r, at, c.before[at], c.after[at])
 	}
 	for name, sides := range c.lost {
 		if sides[1] != nil && !bytes.Equal(sides[0], sides[1]) {
@@ -297,7 +317,7 @@ func (c *collapse) deleted(m *imageMap, index map[string]*netRow, key string, ch
 			return err
 		}
 		r.existed = true
-		r.cells = make([]cell, 0, len(c.before))
+		c.room(r, len(c.before))
 	} else if !r.exists {
 		r.recreated = true
 	}

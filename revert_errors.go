@@ -65,6 +65,17 @@ func (e *TooManyRowsError) Error() string {
 	return fmt.Sprintf("audit: the revert selects changes of more than %d rows: narrow the selection, or raise MaxRows", e.Max)
 }
 
+// TooLargeError is returned when the rows that a revert touches would take more
+// memory than [Reversal.MaxMemory] allows. Nothing was written.
+type TooLargeError struct {
+	// Max is the cap, in bytes.
+	Max int64
+}
+
+func (e *TooLargeError) Error() string {
+	return fmt.Sprintf("audit: the rows of the revert take more than %d bytes of memory: narrow the selection, or raise MaxMemory", e.Max)
+}
+
 // UnrevertableError is returned when a part of the selection cannot be reverted,
 // whatever the policy: history does not know it, or the table is no longer one
 // that it could be put back into. Nothing was written.

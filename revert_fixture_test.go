@@ -27,6 +27,15 @@ func newUndo(t *testing.T, setup ...string) *undo {
 	return &undo{Audited: a, conn: a.Connect(t)}
 }
 
+// direct has every other seed try all reverts without looking first, however few
+// their rows.
+func (u *undo) direct(seed uint64) *undo {
+	if seed%2 == 0 {
+		audit.DirectRows(u.Client, 1)
+	}
+	return u
+}
+
 // shop is two tables with a foreign key between them.
 const shop = `
 	CREATE TABLE customer (id int PRIMARY KEY, name text NOT NULL, city text);

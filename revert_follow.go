@@ -14,7 +14,7 @@ func (p *planner) follow(ctx context.Context, t *target, rows []*netRow) error {
 	}
 	waiting := slices.Clone(rows)
 	slices.SortStableFunc(waiting, func(a, b *netRow) int { return a.last().Compare(b.last()) })
-	reader := newCollapse(p.atlas, 0, nil)
+	reader := newCollapse(p.atlas, 0, nil, p.budget)
 	b := newContents()
 	return p.laterChanges(ctx, t, waiting[0].last(), Query{}, func(m *imageMap, ch *selectedChange) error {
 		for len(waiting) > 0 && waiting[0].last().Compare(ch.position) < 0 {
@@ -66,7 +66,7 @@ func (p *planner) laterChanges(ctx context.Context, t *target, after Position, q
 	for i, name := range names {
 		qualified[i] = qualifiedName(name.schema, name.table)
 	}
-	s := selection{query: q.ForTable(qualified...), database: p.database}
+	s := selection{query: q.ForTable(qualified...), database: p.database, sorted: true}
 	return s.read(ctx, p.client, p.client.streams, Position{LSN: after.LSN, Sequence: after.Sequence + 1}, func(ch *selectedChange) error {
 		if p.isSelected(ch.position) {
 			return nil
@@ -75,7 +75,10 @@ func (p *planner) laterChanges(ctx context.Context, t *target, after Position, q
 		if err != nil || m.target != t {
 			return err
 		}
-		return yield(m, ch)
+		if err := yield(m, ch); err != nil {
+			return err
+		}
+		return p.budget.err()
 	})
 }
 
@@ -97,7 +100,7 @@ func (p *planner) findPutBack(ctx context.Context, t *target, rows []*netRow) er
 		}
 	}
 	put := make(map[string][]Position)
-	reader := newCollapse(p.atlas, 0, nil)
+	reader := newCollapse(p.atlas, 0, nil, p.budget)
 	err := p.laterChanges(ctx, t, first, Query{}.Reverts(), func(m *imageMap, ch *selectedChange) error {
 		if ch.operation == Truncate {
 			clear(put)

@@ -9,6 +9,7 @@ import (
 
 // keep copies what has to outlive the change.
 func (c *collapse) keep(b []byte) []byte {
+	c.budget.spend(len(b))
 	if cap(c.arena)-len(c.arena) < len(b) {
 		c.arena = make([]byte, 0, max(64<<10, len(b)))
 	}
@@ -37,8 +38,12 @@ func (c *collapse) datum(raw json.RawMessage, column imageColumn) datum {
 	if text == nil {
 		text = []byte{}
 	}
+	c.budget.spend(len(text))
 	return datum{text: text, known: true}
 }
+
+// forget takes back what was kept since the arena was so and that much was spent.
+func (c *collapse) forget(arena []byte, spent int64) { c.arena, c.budget.spent = arena, spent }
 
 // read takes the images apart, by the columns of the target.
 func (c *collapse) read(m *imageMap, ch *selectedChange) {

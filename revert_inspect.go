@@ -75,7 +75,7 @@ func (c *column) hasSeveralTexts(retyped bool) bool {
 }
 
 // inspect looks at the live rows of a group and notes on each row what it finds.
-func (g *group) inspect(ctx context.Context, tx pgx.Tx, s *stage, lock bool) error {
+func (g *group) inspect(ctx context.Context, tx pgx.Tx, s *stage, lock bool, b *budget) error {
 	retyped := slices.ContainsFunc(g.rows, func(r *netRow) bool { return r.retyped })
 	for _, r := range g.rows {
 		r.missing = true
@@ -92,15 +92,21 @@ func (g *group) inspect(ctx context.Context, tx pgx.Tx, s *stage, lock bool) err
 		if found != nil { // else it is just as the selection left it
 			g.note(r, found)
 			found = nil
+			for i := range r.cells {
+				if live := r.cells[i].live; live != nil {
+					b.spend(datumBytes + len(live.text))
+				}
+			}
 		}
-		return nil
+		return b.err()
 	})
 	return g.inspectError(err, retyped)
 }
 
 func (g *group) inspectError(err error, retyped bool) error {
-	if err == nil {
-		return nil
+	var large *TooLargeError
+	if err == nil || errors.As(err, &large) {
+		return err
 	}
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && (isDenied(err) || strings.HasPrefix(pg.Code, "23") && !retyped) { // a domain has become stricter
@@ -126,20 +132,21 @@ func (g *group) note(r *netRow, found []*string) {
 		if c == nil {
 			continue
 		}
-		c.live = datum{known: true}
+		live := datum{known: true}
 		if found[i] != nil {
-			c.live.text = []byte(*found[i])
+			live.text = []byte(*found[i])
 		}
 		isJSON := g.table.columns.list[at].kind.Base == wal.JSON
 		expected, restored := flag(1, i), flag(2, i)
 		if g.action == Create {
 			expected, restored = false, expected
 		}
-		if g.action != Create && (expected || isJSON && sameJSON(c.live, c.expect)) {
-			c.live = datum{} // as expected, in other words perhaps
+		c.live = &live
+		if g.action != Create && (expected || isJSON && sameJSON(live, c.expect)) {
+			c.live = nil // as expected, in other words perhaps
 		}
-		restored = restored || isJSON && c.live.known && sameJSON(c.live, c.restore)
-		c.already = restored && c.live.known
+		restored = restored || isJSON && c.live != nil && sameJSON(live, c.restore)
+		c.already = restored && c.live != nil
 		done = done && restored
 	}
 	r.done = done

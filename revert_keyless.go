@@ -75,13 +75,12 @@ func appendContent(b []byte, kind wal.Kind, d datum) []byte {
 // textOfImage is the text of what an image holds in the columns of a mask.
 func (c *collapse) textOfImage(m *imageMap, values []json.RawMessage, mask string) string {
 	c.spare = append(c.spare[:0], mask...)
-	used := c.arena
+	defer c.forget(c.arena, c.budget.spent) // nobody keeps what is added
 	for at, raw := range values {
 		if mask[at] == '1' {
 			c.spare = appendContent(c.spare, m.at[at].kind, c.datum(raw, m.at[at]))
 		}
 	}
-	c.arena = used // nobody keeps what was added
 	return string(c.spare)
 }
 
@@ -138,6 +137,7 @@ func (c *collapse) stay(b *contents, m *imageMap, r *netRow, values []json.RawMe
 
 func (c *collapse) keepWhole(m *imageMap, r *netRow, values []json.RawMessage) {
 	r.whole = make([]datum, len(values))
+	c.budget.spend(len(values) * datumBytes)
 	for at, raw := range values {
 		if raw != nil && !m.target.columns.list[at].derived {
 			r.whole[at] = c.datum(raw, m.at[at])

@@ -194,7 +194,7 @@ func familyConflicts(before, after, live familyState) []string {
 func TestRevertAgainstAModel(t *testing.T) {
 	t.Parallel()
 	random := seeded(t)
-	u := newUndo(t, family)
+	u := newUndo(t, family).direct(random.Uint64())
 	states := []familyState{familyOf(t, u.conn)}
 	var requests [][]string
 	for range 25 {

@@ -255,13 +255,13 @@ func (a *applier) noteAdjusted(ctx context.Context, g *group, moved [][]string) 
 	}
 	written.settle()
 	for _, part := range written.chunks() {
-		if err := part.inspect(ctx, a.tx, part.stageArrays(), false); err != nil {
+		if err := part.inspect(ctx, a.tx, part.stageArrays(), false, unlimited()); err != nil {
 			return err
 		}
 		for _, w := range part.rows {
 			d := AdjustedRow{RowRef: refs[w]}
 			for i := range w.cells {
-				if w.missing || w.cells[i].live.known {
+				if w.missing || w.cells[i].live != nil {
 					d.Columns = append(d.Columns, w.table.columns.list[w.cells[i].column].name)
 				}
 			}

@@ -181,7 +181,7 @@ func (p *planner) plan() *Plan {
 		Of: p.r.unit, Changes: p.changes, First: p.firstSelected, Last: p.lastSelected,
 		Conflicts: append(p.cascaded, p.conflicts...), p: p,
 	}
-	digest := sha256.New()
+	digest := &digester{hash: sha256.New()}
 	for _, r := range p.rows {
 		switch {
 		case r.skipped:
@@ -197,7 +197,7 @@ func (p *planner) plan() *Plan {
 		default:
 			plan.Updates++
 		}
-		r.digest(digest)
+		digest.add(r)
 	}
 	// What a policy goes over is a part of what was agreed to.
 	about := make([]string, len(p.conflicts))
@@ -206,38 +206,64 @@ func (p *planner) plan() *Plan {
 	}
 	slices.Sort(about)
 	for _, text := range about {
-		_, _ = digest.Write([]byte(text))
+		digest.buffer = append(digest.buffer, text...)
 	}
-	plan.Hash = hex.EncodeToString(digest.Sum(nil)[:16])
+	plan.Hash = digest.sum()
 	return plan
 }
 
-// digest adds to a hash what is done to the row, and what is there now.
-func (r *netRow) digest(h hash.Hash) {
-	var size [4]byte
-	write := func(text []byte, null bool) {
-		n := uint32(len(text))
-		if null {
-			n = 1<<32 - 1
-		}
-		binary.BigEndian.PutUint32(size[:], n)
-		_, _ = h.Write(size[:])
-		_, _ = h.Write(text)
+// digester makes the hash of a plan.
+type digester struct {
+	hash   hash.Hash
+	buffer []byte
+	table  *target
+	ident  string // of table
+}
+
+// add adds what is done to the row, and what is there now.
+func (d *digester) add(r *netRow) {
+	if d.table != r.table {
+		d.table, d.ident = r.table, r.table.ident()
 	}
-	write([]byte(r.table.ident()), false)
-	write([]byte(r.action), false)
+	d.text(d.ident)
+	d.text(string(r.action))
 	if r.table.keyless {
-		write([]byte(textOfRow(r.table, r.whole)), false)
+		d.text(textOfRow(r.table, r.whole))
 	} else {
 		for _, k := range r.key {
-			write([]byte(k), false)
+			d.text(k)
 		}
 	}
 	for i := range r.cells {
 		c := &r.cells[i]
-		write([]byte(r.table.columns.list[c.column].name), false)
-		write(c.restore.text, c.restore.text == nil)
-		live := c.seen()
-		write(live.text, live.text == nil)
+		d.text(r.table.columns.list[c.column].name)
+		d.value(c.restore.text)
+		d.value(c.seen().text)
 	}
+	if len(d.buffer) > 32<<10 {
+		d.flush()
+	}
+}
+
+func (d *digester) text(s string) {
+	d.buffer = append(binary.BigEndian.AppendUint32(d.buffer, uint32(len(s))), s...)
+}
+
+// value tells NULL from an empty text.
+func (d *digester) value(text []byte) {
+	size := uint32(len(text))
+	if text == nil {
+		size = 1<<32 - 1
+	}
+	d.buffer = append(binary.BigEndian.AppendUint32(d.buffer, size), text...)
+}
+
+func (d *digester) flush() {
+	_, _ = d.hash.Write(d.buffer)
+	d.buffer = d.buffer[:0]
+}
+
+func (d *digester) sum() string {
+	d.flush()
+	return hex.EncodeToString(d.hash.Sum(nil)[:16])
 }

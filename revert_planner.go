@@ -26,6 +26,7 @@ type planner struct {
 	database string
 	facts    *store.Facts
 	through  *LSN // of a revert to a moment
+	budget   *budget
 
 	atlas    *atlas
 	sel      selection
@@ -33,6 +34,7 @@ type planner struct {
 	// firstSelected and lastSelected bound the selection.
 	firstSelected, lastSelected Position
 	changes                     int
+	collapsed                   bool // rows are what the selection did, and nothing was done to them
 	rows                        []*netRow
 	lastKeys                    map[*netRow][]string // of rows to be put back, those that they had last
 	dropped                     []Position           // selected changes that came to nothing
@@ -55,7 +57,7 @@ type planner struct {
 // newPlanner prepares a plan: everything about history that has to be known, and
 // waits until the store holds what was committed.
 func (c *Client) newPlanner(ctx context.Context, r Reversal) (*planner, error) {
-	p := &planner{client: c, r: r}
+	p := &planner{client: c, r: r, budget: &budget{max: r.memory()}}
 	var err error
 	if p.database, err = c.databaseName(ctx); err != nil {
 		return nil, err
@@ -177,9 +179,12 @@ func (p *planner) changesAt(ctx context.Context, at []Position) ([]Change, error
 // round makes a plan for the selection as it is, and tells whether a cascade has
 // added to that.
 func (p *planner) round(ctx context.Context) (again bool, err error) {
-	if err := p.collapse(ctx); err != nil {
-		return false, err
+	if !p.collapsed {
+		if err := p.collapse(ctx); err != nil {
+			return false, err
+		}
 	}
+	p.collapsed = false
 	p.conflicts, p.known = nil, make(map[string]int)
 	if err := p.inspectAll(ctx); err != nil {
 		return false, err
@@ -210,23 +215,11 @@ func (p *planner) round(ctx context.Context) (again bool, err error) {
 // collapse reads the selection and puts it together.
 func (p *planner) collapse(ctx context.Context) error {
 	p.atlas = newAtlas(p.client, p.tx, p.facts)
-	c := newCollapse(p.atlas, p.r.limit(), p.r.columns)
-	c.row = p.r.row
-	p.selected = make(map[Position]bool)
-	p.firstSelected, p.lastSelected = Position{}, Position{}
-	err := p.sel.each(ctx, p.client, func(change *selectedChange) error {
-		if p.firstSelected.IsZero() {
-			p.firstSelected = change.position
-		}
-		p.lastSelected = change.position
-		if err := c.add(ctx, change); err != nil {
-			return err
-		}
-		if c.changes%10_000 == 0 {
-			p.r.report(Progress{Step: "select", Done: c.changes})
-		}
-		return nil
-	})
+	c, err := p.read(ctx)
+	if err == errUnordered { //nolint:errorlint // it is ours, and never wrapped
+		p.sel.sorted = true
+		c, err = p.read(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -254,6 +247,32 @@ func (p *planner) collapse(ctx context.Context) error {
 		}
 	}
 	return p.client.describeTargets(ctx, p.tx, p.atlas.targets)
+}
+
+// read reads the selection.
+func (p *planner) read(ctx context.Context) (*collapse, error) {
+	c := newCollapse(p.atlas, p.r.limit(), p.r.columns, p.budget)
+	c.row = p.r.row
+	p.budget.spent = 0
+	p.selected = make(map[Position]bool)
+	p.firstSelected, p.lastSelected = Position{}, Position{}
+	err := p.sel.each(ctx, p.client, func(change *selectedChange) error {
+		if p.firstSelected.IsZero() {
+			p.firstSelected = change.position
+		}
+		p.lastSelected = change.position
+		if err := c.add(ctx, change); err != nil {
+			return err
+		}
+		if c.changes%10_000 == 0 {
+			p.r.report(Progress{Step: "select", Done: c.changes})
+		}
+		return nil
+	})
+	if err == nil {
+		err = p.budget.err()
+	}
+	return c, err
 }
 
 // whole refuses a selection that reaches across a gap: what the unit did in the
@@ -312,7 +331,7 @@ func (p *planner) inspectAll(ctx context.Context) error {
 	for _, g := range p.groups {
 		parts := g.chunks()
 		for _, part := range parts {
-			if err := part.inspect(ctx, p.tx, part.stageArrays(), p.lock); err != nil {
+			if err := part.inspect(ctx, p.tx, part.stageArrays(), p.lock, p.budget); err != nil {
 				return err
 			}
 			done += len(part.rows)

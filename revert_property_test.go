@@ -55,7 +55,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 		}
 	}
 	t.Log(strings.Join(setup, "\n"))
-	w.undo = newUndo(t, setup...)
+	w.undo = newUndo(t, setup...).direct(seed)
 	return w
 }
 

@@ -171,7 +171,7 @@ func (u *undo) awaitWaiting(t *testing.T, n int) {
 // at all, and a deadlock is told as what it is.
 func TestOverlappingRevertsAtOnce(t *testing.T) {
 	t.Parallel()
-	u := newUndo(t, "CREATE TABLE a (id int PRIMARY KEY, x int, y int, z int); CREATE TABLE b (id int PRIMARY KEY, x int, y int, z int); INSERT INTO a SELECT i, 0, 0, 0 FROM generate_series(1, 200) i; INSERT INTO b TABLE a")
+	u := newUndo(t, "CREATE TABLE a (id int PRIMARY KEY, x int, y int, z int); CREATE TABLE b (id int PRIMARY KEY, x int, y int, z int); INSERT INTO a SELECT i, 0, 0, 0 FROM generate_series(1, 200) i; INSERT INTO b TABLE a").direct(0)
 	before := u.state(t)
 	for i, column := range []string{"x", "y", "z"} {
 		tables := []string{"a", "b"}

@@ -77,7 +77,7 @@ func newRealm(t *testing.T, seed uint64) *realm {
 			setup = append(setup, w.insert(random, table, w.next.Add(1)))
 		}
 	}
-	w.undo = newUndo(t, setup...)
+	w.undo = newUndo(t, setup...).direct(seed)
 	return w
 }
 

@@ -27,9 +27,10 @@ func (d datum) pointer() *string {
 // cell is a column of a row that the selection changed.
 type cell struct {
 	column int // in the target's columns
-	// restore is what was there before the selection, expect what it left there,
-	// live what is there now, where that is something else.
-	restore, expect, live datum
+	// restore is what was there before the selection, expect what it left there.
+	restore, expect datum
+	// live is what is there now, where that is something else; nil for most.
+	live *datum
 	// already tells that the live value is the one to be restored.
 	already bool
 	// interleaved tells that somebody else changed it between two of the selected

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"strings"
 
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pgx/v5"
@@ -29,11 +30,14 @@ type selection struct {
 	truncated string
 	// extra are the changes that a cascade has added.
 	extra []Position
+	// sorted tells that the changes cannot be had in order without sorting them.
+	sorted bool
 }
 
-// statement selects the changes oldest first, from a position on. Where changes are few they are to be
-// found by their own index and sorted: OFFSET 0 keeps the planner from walking
-// all of history in order instead.
+// statement selects the changes from a position on. Where changes are few they are
+// to be found by their own index: OFFSET 0 keeps the planner from walking all of
+// history in order instead. They mostly lie in the store as they came, so that they
+// need not be sorted: whoever reads them has to see to that.
 func (s selection) statement(c *Client, from Position) (string, []any, error) {
 	sql, args, err := s.part(c, s.query, from)
 	if err != nil {
@@ -57,14 +61,17 @@ func (s selection) statement(c *Client, from Position) (string, []any, error) {
 			WHERE (c.position, c.sequence) >= (?::pg_lsn, ?::int))`
 		args = append(args, positions, sequences, s.database, from.LSN.String(), from.Sequence)
 	}
-	b := sq.Select(selectionColumns...).From("("+sql+") AS c").OrderBy("c.position", "c.sequence")
-	sql, none, err := b.ToSql()
-	if err != nil {
-		return "", nil, err
+	sql = "(" + sql + ") AS c"
+	if s.inOrder() {
+		// Documents are sorted as they are, and made into text while the rows are read.
+		sql = "(SELECT c.* FROM " + sql + " ORDER BY c.position, c.sequence OFFSET 0) AS c ORDER BY c.position, c.sequence"
 	}
-	sql, err = sq.Dollar.ReplacePlaceholders(sql)
-	return sql, append(args, none...), err
+	sql, err = sq.Dollar.ReplacePlaceholders("SELECT " + strings.Join(selectionColumns, ", ") + " FROM " + sql)
+	return sql, args, err
 }
+
+// inOrder tells that the statement sorts the changes.
+func (s selection) inOrder() bool { return s.sorted || s.truncated != "" || len(s.extra) > 0 }
 
 // part selects the changes that a query matches.
 func (s selection) part(c *Client, q Query, from Position) (string, []any, error) {
@@ -80,7 +87,8 @@ func (s selection) part(c *Client, q Query, from Position) (string, []any, error
 }
 
 // each calls yield with the selected changes, oldest first. Their bytes are valid
-// until yield returns.
+// until yield returns. If they are not in order, which only shows while they are
+// read, it gives errUnordered: they have to be read again then, sorted.
 //
 // What a TRUNCATE took away is read from the store, too. If the connections of a
 // pool were held meanwhile, reverts could wait for each other for good: from the
@@ -89,6 +97,9 @@ func (s selection) each(ctx context.Context, c *Client, yield func(*selectedChan
 	var from Position
 	err := s.read(ctx, c, c.store, from, func(change *selectedChange) error {
 		if change.operation == Truncate {
+			if !s.inOrder() { // what is read on from there has to be all that is left
+				return errUnordered
+			}
 			from = change.position
 			return errTruncated
 		}
@@ -104,6 +115,9 @@ func (s selection) each(ctx context.Context, c *Client, yield func(*selectedChan
 	defer closeConn(ctx, conn)
 	return s.read(ctx, c, conn, from, yield)
 }
+
+// errUnordered ends a read of changes that are not in order.
+var errUnordered = errors.New("audit: not in order")
 
 // errTruncated ends a read at a TRUNCATE.
 var errTruncated = errors.New("audit: truncated")
@@ -132,6 +146,10 @@ func (s selection) read(ctx context.Context, c *Client, db capture.Querier, from
 		}
 		if change.position == last { // a cascade met what was selected
 			continue
+		}
+		if change.position.Compare(last) < 0 {
+			cancel()
+			return errUnordered
 		}
 		last = change.position
 		if err := yield(&change); err != nil {

@@ -105,7 +105,7 @@ func (r *netRow) conflicts(leaving bool) []Conflict {
 				live := c.seen()
 				k.Column, k.Restore, k.Live, k.origin.columns = name, c.restore.pointer(), live.pointer(), []string{name}
 			})
-		} else if c.live.known && !c.already {
+		} else if c.live != nil && !c.already {
 			add(ColumnChanged, func(k *Conflict) {
 				k.Column, k.Restore, k.Live, k.origin.columns = name, c.restore.pointer(), c.live.pointer(), []string{name}
 			})
@@ -116,7 +116,7 @@ func (r *netRow) conflicts(leaving bool) []Conflict {
 
 func (r *netRow) forgetLive() {
 	for i := range r.cells {
-		r.cells[i].live, r.cells[i].already = datum{}, false
+		r.cells[i].live, r.cells[i].already = nil, false
 	}
 }
 
@@ -273,7 +273,7 @@ func (p *planner) rebuild(ctx context.Context, c *Conflict) error {
 	if err != nil {
 		return err
 	}
-	reader := newCollapse(p.atlas, 0, nil)
+	reader := newCollapse(p.atlas, 0, nil, p.budget)
 	reader.read(m, &selectedChange{operation: last.Operation, before: last.Before, after: last.After, defect: last.Defect})
 	reader.complete()
 	values := reader.after

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -15,6 +14,9 @@ const (
 	// copied into a temporary table, or taken in several statements where nothing
 	// may be written.
 	stageRows = 2000
+	// stageBytes is how many bytes of values may be in a statement when one more row
+	// is added to it.
+	stageBytes = 4 << 20
 )
 
 // group is rows of one table to which the same is done.
@@ -38,16 +40,20 @@ func groupRows(rows []*netRow) []*group {
 	}
 	index := make(map[groupKey]*group)
 	var groups []*group
+	var g *group
 	for _, r := range rows {
 		if r.skipped || r.action == "" {
+			continue
+		}
+		if g != nil && g.table == r.table && g.action == r.action && r.action != Create { // as nearly all are
+			g.rows = append(g.rows, r)
 			continue
 		}
 		k := groupKey{table: r.table, action: r.action}
 		if r.action == Create {
 			k.columns = r.signature()
 		}
-		g := index[k]
-		if g == nil {
+		if g = index[k]; g == nil {
 			g = &group{table: r.table, action: r.action}
 			index[k] = g
 			groups = append(groups, g)
@@ -141,8 +147,8 @@ func (g *group) stagedColumns() []stagedColumn {
 
 // seen is what the live row had when it was last looked at.
 func (c *cell) seen() datum {
-	if c.live.known {
-		return c.live
+	if c.live != nil {
+		return *c.live
 	}
 	return c.expect
 }
@@ -195,10 +201,6 @@ func (g *group) stageTable(ctx context.Context, tx pgx.Tx, name string) (*stage,
 	}
 	if _, err := tx.Conn().PgConn().CopyFrom(ctx, &stageReader{rows: g.rows, columns: columns}, "COPY "+ident+" FROM STDIN"); err != nil {
 		return nil, wrap("fill temporary table", err)
-	}
-	// Without statistics the planner takes the table for a small one.
-	if _, err := tx.Exec(ctx, "ANALYZE "+ident+" (n)"); err != nil {
-		return nil, wrap("analyze temporary table", err)
 	}
 	return &stage{from: ident + " AS s"}, nil
 }
@@ -275,11 +277,29 @@ func (t *target) keyOrder() string {
 	return strings.Join(parts, ", ")
 }
 
+// fits tells that the group goes into one statement as its parameters.
+func (g *group) fits() bool { return g.chunk() == len(g.rows) }
+
+// chunk is how many of the rows go into one statement.
+func (g *group) chunk() int {
+	bytes := 0
+	for i, r := range g.rows {
+		if i == stageRows || bytes > stageBytes {
+			return i
+		}
+		for j := range r.cells {
+			bytes += len(r.cells[j].restore.text) + len(r.cells[j].seen().text)
+		}
+	}
+	return len(g.rows)
+}
+
 // chunks are the group in parts that go into one statement each.
 func (g *group) chunks() []*group {
 	var parts []*group
-	for rows := range slices.Chunk(g.rows, stageRows) {
-		parts = append(parts, g.part(rows))
+	for left := g; len(left.rows) > 0; {
+		n := left.chunk()
+		parts, left = append(parts, left.part(left.rows[:n])), left.part(left.rows[n:])
 	}
 	return parts
 }

@@ -51,7 +51,7 @@ func (g *group) updateSQL(s *stage) string {
 // stage puts the rows of a step where its statement can join them. A role that may
 // not make temporary tables gives them as parameters, however many they are.
 func (a *applier) stage(ctx context.Context, g *group) (*stage, error) {
-	if len(g.rows) <= stageRows {
+	if g.fits() {
 		return g.stageArrays(), nil
 	}
 	var may bool
@@ -79,7 +79,11 @@ func (a *applier) do(ctx context.Context, s *step) error {
 	if g.table.keyless && g.action != Create {
 		return a.doPlaced(ctx, s, staged)
 	}
-	tag, err := a.tx.Exec(ctx, g.writeSQL(staged), staged.args...)
+	sql := g.writeSQL(staged)
+	if a.guarded {
+		sql = g.guardedSQL(staged)
+	}
+	tag, err := a.tx.Exec(ctx, sql, staged.args...)
 	if err != nil {
 		return g.applyError(err)
 	}
@@ -88,6 +92,12 @@ func (a *applier) do(ctx context.Context, s *step) error {
 	}
 	if g.table.keyless {
 		return a.finishInsert(ctx, g, int(tag.RowsAffected()))
+	}
+	if a.guarded {
+		if int(tag.RowsAffected()) != len(g.rows) {
+			return errDiffers
+		}
+		return nil
 	}
 	if int(tag.RowsAffected()) != len(g.rows) {
 		// A foreign key's action may have done it already, or have moved the row.
@@ -172,7 +182,7 @@ func (a *applier) different(ctx context.Context, g *group) ([]AdjustedRow, error
 	want.settle()
 	var found []AdjustedRow
 	for _, part := range want.chunks() {
-		if err := part.inspect(ctx, a.tx, part.stageArrays(), false); err != nil {
+		if err := part.inspect(ctx, a.tx, part.stageArrays(), false, unlimited()); err != nil {
 			return nil, err
 		}
 		for _, r := range part.rows {
@@ -184,7 +194,7 @@ func (a *applier) different(ctx context.Context, g *group) ([]AdjustedRow, error
 			}
 			d := AdjustedRow{RowRef: r.ref()}
 			for i := range r.cells {
-				if r.missing || r.cells[i].live.known {
+				if r.missing || r.cells[i].live != nil {
 					d.Columns = append(d.Columns, r.table.columns.list[r.cells[i].column].name)
 				}
 			}

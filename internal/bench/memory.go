@@ -28,30 +28,40 @@ func memory(ctx context.Context, b *bench) error {
 	if err := b.exec(ctx, "INSERT INTO item "+rows(1, n)); err != nil {
 		return err
 	}
-	debug.FreeOSMemory()
-	before, err := resident("VmRSS")
-	if err != nil {
+	var took time.Duration
+	before, peak, err := peakOf(func() error {
+		began := time.Now()
+		if err := client.Start(ctx); err != nil {
+			return err
+		}
+		err := client.Sync(ctx)
+		took = time.Since(began)
 		return err
-	}
-	// The kernel starts its high-water mark anew.
-	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil {
-		return fmt.Errorf("reset the peak of resident memory: %w", err)
-	}
-	began := time.Now()
-	if err := client.Start(ctx); err != nil {
-		return err
-	}
-	if err := client.Sync(ctx); err != nil {
-		return err
-	}
-	took := time.Since(began)
-	peak, err := resident("VmHWM")
+	})
 	if err != nil {
 		return err
 	}
 	b.printf("one transaction of %d rows in %s: resident memory %.1f MiB before, %.1f MiB at its peak, %.1f MiB more\n",
 		n, took.Round(time.Millisecond), before, peak, peak-before)
 	return nil
+}
+
+// peakOf returns the resident memory before something is done, and its peak until
+// then, in MiB.
+func peakOf(do func() error) (before, peak float64, err error) {
+	debug.FreeOSMemory()
+	if before, err = resident("VmRSS"); err != nil {
+		return 0, 0, err
+	}
+	// The kernel starts its high-water mark anew.
+	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil {
+		return 0, 0, fmt.Errorf("reset the peak of resident memory: %w", err)
+	}
+	if err := do(); err != nil {
+		return 0, 0, err
+	}
+	peak, err = resident("VmHWM")
+	return before, peak, err
 }
 
 // resident reads a line of /proc/self/status, in MiB.

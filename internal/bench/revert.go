@@ -33,22 +33,24 @@ func revert(ctx context.Context, b *bench) error {
 		if err := b.asRequest(ctx, request, "UPDATE item SET price = price + 1, title = 'changed', updated = now()"); err != nil {
 			return err
 		}
-		if err := client.Sync(ctx); err != nil {
+		if err := settled(ctx, client); err != nil {
 			return err
 		}
+		var phases phases
 		began := time.Now()
-		result, err := client.RevertRequest(request).MaxRows(n).Apply(ctx)
+		result, err := client.RevertRequest(request).MaxRows(n).Progress(phases.note).Apply(ctx)
 		if err != nil {
 			return err
 		}
 		undone = append(undone, time.Since(began))
+		b.printf("undo %d: %s (%s)\n", i+1, time.Since(began).Round(time.Millisecond), phases.since(began))
 		if result.Updated != n {
 			return fmt.Errorf("%d of %d rows were restored", result.Updated, n)
 		}
 		if err := b.asRequest(ctx, "again-"+request, "UPDATE item SET price = price + 1, title = 'changed', updated = now()"); err != nil {
 			return err
 		}
-		if err := client.Sync(ctx); err != nil {
+		if err := settled(ctx, client); err != nil {
 			return err
 		}
 		began = time.Now()
@@ -61,13 +63,75 @@ func revert(ctx context.Context, b *bench) error {
 			return err
 		}
 		byHand = append(byHand, time.Since(began))
+		b.printf("by hand %d: %s\n", i+1, time.Since(began).Round(time.Millisecond))
 		if err := client.Sync(ctx); err != nil {
 			return err
 		}
 	}
 	b.printf("undo of %d updated rows in one transaction: %s; UPDATE ... FROM history by hand: %s; ratio %.2f (medians of 3)\n",
 		n, middle(undone), middle(byHand), float64(middle(undone))/float64(middle(byHand)))
-	return b.smallReverts(ctx, client)
+	if err := b.smallReverts(ctx, client); err != nil {
+		return err
+	}
+	return b.revertMemory(ctx, client, n)
+}
+
+// settled waits until capture has nothing to do: after the change itself, it has
+// to read over what the store wrote for that, in the same WAL.
+func settled(ctx context.Context, client *audit.Client) error {
+	for range 2 {
+		if err := client.Sync(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// phases are the ends of the steps of a revert.
+type phases struct {
+	names []string
+	ends  []time.Time
+}
+
+func (p *phases) note(at audit.Progress) {
+	if len(p.names) == 0 || p.names[len(p.names)-1] != at.Step {
+		p.names, p.ends = append(p.names, at.Step), append(p.ends, time.Time{})
+	}
+	p.ends[len(p.ends)-1] = time.Now()
+}
+
+// since says how long each step took, and what came after the last.
+func (p *phases) since(began time.Time) string {
+	text := ""
+	for i, name := range p.names {
+		text += fmt.Sprintf("%s %s, ", name, p.ends[i].Sub(began).Round(time.Millisecond))
+		began = p.ends[i]
+	}
+	return text + "commit " + time.Since(began).Round(time.Millisecond).String()
+}
+
+// revertMemory measures what the undo of n updated rows, and that of n deleted ones,
+// takes of this process's memory.
+func (b *bench) revertMemory(ctx context.Context, client *audit.Client, n int) error {
+	for _, work := range []struct{ name, sql string }{
+		{"updated", "UPDATE item SET price = price + 1, title = 'changed', updated = now()"}, {"deleted", "DELETE FROM item"},
+	} {
+		if err := b.asRequest(ctx, work.name, work.sql); err != nil {
+			return err
+		}
+		if err := settled(ctx, client); err != nil {
+			return err
+		}
+		before, peak, err := peakOf(func() error {
+			_, err := client.RevertRequest(work.name).MaxRows(n).Apply(ctx)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		b.printf("undo of %d %s rows: resident memory %.1f MiB before, %.1f MiB at its peak, %.1f MiB more\n", n, work.name, before, peak, peak-before)
+	}
+	return nil
 }
 
 func middle(d []time.Duration) time.Duration {

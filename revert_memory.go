@@ -1,0 +1,60 @@
+package audit
+
+import (
+	"math"
+	"unsafe"
+)
+
+// DefaultMaxMemory is how many bytes the rows of a revert may take in memory unless
+// [Reversal.MaxMemory] says otherwise.
+const DefaultMaxMemory = 256 << 20
+
+// budget counts what the rows of a revert take in memory: their values, and what
+// there is about each. It is not exact, and need not be: it is there so that a
+// revert of rows that are too large is an error of the revert's, and not the end of
+// the program.
+type budget struct{ max, spent int64 }
+
+// unlimited is for what is looked at when writing has begun, and not kept.
+func unlimited() *budget { return &budget{max: math.MaxInt64} }
+
+func (b *budget) spend(bytes int) { b.spent += int64(bytes) }
+
+func (b *budget) err() error {
+	if b.spent > b.max {
+		return &TooLargeError{Max: b.max}
+	}
+	return nil
+}
+
+const (
+	rowBytes      = int(unsafe.Sizeof(netRow{})) + 2*pointerBytes + entryBytes
+	cellBytes     = int(unsafe.Sizeof(cell{}))
+	datumBytes    = int(unsafe.Sizeof(datum{}))
+	positionBytes = int(unsafe.Sizeof(Position{}))
+	pointerBytes  = int(unsafe.Sizeof(""))
+	// entryBytes is what a row takes in the index of the rows by their keys.
+	entryBytes = 48
+)
+
+// slabs are where rows and what belongs to them are allocated: they are many, small,
+// and go away together.
+type slabs struct {
+	rows      []netRow
+	cells     []cell
+	positions []Position
+	keys      []string
+}
+
+// take returns room for n values, all of it empty, at the expense of the slab.
+func take[T any](slab *[]T, n, size int) []T {
+	if len(*slab) < n {
+		*slab = make([]T, max(n, size))
+	}
+	room := (*slab)[:n:n]
+	*slab = (*slab)[n:]
+	return room
+}
+
+// slabRows is how many rows there are in a slab, when there are many.
+const slabRows = 256
