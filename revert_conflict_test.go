@@ -258,3 +258,18 @@ func TestColumnsLimitsTheRevert(t *testing.T) {
 	apply(t, u.Client.RevertRequest("first").Columns("city"))
 	u.holds(t, "(SELECT city = 'Rome' AND name = 'Y' FROM customer WHERE id = 1) AND EXISTS (SELECT FROM customer WHERE id = 4)")
 }
+
+// A row that is skipped keeps its key: another one that was to come back under it is
+// skipped as well.
+func TestSkippedRowKeepsItsKey(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, "CREATE TABLE a (id int PRIMARY KEY, n int); INSERT INTO a VALUES (1, 1), (2, 2), (3, 3)")
+	u.request(t, "first", "DELETE FROM a WHERE id = 1", "UPDATE a SET id = 1, n = 7 WHERE id = 2", "UPDATE a SET n = 7 WHERE id = 3")
+	u.request(t, "second", "UPDATE a SET n = 8 WHERE id = 1")
+	revert := u.Client.RevertRequest("first")
+	wantConflicts(t, revert.OnConflict(audit.Skip), "column changed public.a[1] n", "unique value taken public.a[1]")
+	if result := apply(t, revert.OnConflict(audit.Skip)); result.Skipped != 2 || result.Updated != 1 {
+		t.Errorf("%d rows skipped, %d updated", result.Skipped, result.Updated)
+	}
+	u.holds(t, "(SELECT array_agg(id || ' ' || n ORDER BY id) = '{1 8,3 3}' FROM a)")
+}

@@ -374,7 +374,7 @@ func (p *planner) taken(g *group, u *uniqueIndex, r *netRow, holder []string) *C
 		}
 		p.park(other, u, g.action)
 		return nil
-	case g.action == Create && slices.Equal(holder, r.restoredKey()):
+	case g.action == Create && !r.missing && slices.Equal(holder, r.restoredKey()):
 		return nil // the row itself, created again: a conflict of its own
 	}
 	holder = p.otherKey(g.table.oid, holder)
