@@ -71,6 +71,22 @@ var involved = map[string]struct {
 		`CREATE TABLE a (id int PRIMARY KEY, during int4range, EXCLUDE USING gist (during WITH &&) DEFERRABLE); INSERT INTO a VALUES (1, '[1,5)'), (2, '[5,9)')`,
 		[]string{"SET CONSTRAINTS ALL DEFERRED", "UPDATE a SET during = '[5,9)' WHERE id = 1", "UPDATE a SET during = '[1,5)' WHERE id = 2"},
 	},
+	"UniqueIncludesAColumn": {
+		0,
+		`CREATE TABLE a (id int PRIMARY KEY, note text, email text NOT NULL); CREATE UNIQUE INDEX ON a (email) INCLUDE (note); INSERT INTO a VALUES (1, 'x', 'a'), (2, 'y', 'b')`,
+		[]string{"UPDATE a SET email = 'c', note = '1' WHERE id = 1", "UPDATE a SET email = 'a', note = '2' WHERE id = 2", "UPDATE a SET email = 'b' WHERE id = 1"},
+	},
+	"ExclusionOfMultiranges": {
+		0,
+		`CREATE TABLE a (id int PRIMARY KEY, during int4multirange NOT NULL, EXCLUDE USING gist (during WITH &&)); INSERT INTO a VALUES (1, '{[1,2)}'), (2, '{[3,4)}')`,
+		[]string{"UPDATE a SET during = '{[8,9)}' WHERE id = 1", "UPDATE a SET during = '{[1,2)}' WHERE id = 2", "UPDATE a SET during = '{[3,4)}' WHERE id = 1"},
+	},
+	"DeferrableUnderTheNameOfAnother": {
+		0,
+		`CREATE TABLE p (id int PRIMARY KEY); CREATE TABLE a (id int PRIMARY KEY, p int CONSTRAINT p_fk REFERENCES p DEFERRABLE); CREATE TABLE b (id int PRIMARY KEY, p int CONSTRAINT p_fk REFERENCES p);
+		INSERT INTO p VALUES (1); INSERT INTO a VALUES (1, 1); INSERT INTO b VALUES (1, 1)`,
+		[]string{"UPDATE a SET p = NULL", "DELETE FROM b", "DELETE FROM p"},
+	},
 	"KeyShifts": {
 		0,
 		`CREATE TABLE a (id int PRIMARY KEY, n text); INSERT INTO a SELECT i, i FROM generate_series(1, 9) i`,

@@ -168,6 +168,10 @@ func TestWhatCannotBeReverted(t *testing.T) {
 		"CircleNotNull": {"CREATE TABLE a (id int PRIMARY KEY, b int NOT NULL); CREATE TABLE b (id int PRIMARY KEY, a int NOT NULL); INSERT INTO a VALUES (1, 1); INSERT INTO b VALUES (1, 1)", "DELETE FROM a; DELETE FROM b", "ALTER TABLE a ADD FOREIGN KEY (b) REFERENCES b; ALTER TABLE b ADD FOREIGN KEY (a) REFERENCES a", "circle"},
 		"IdentityMoved": {"CREATE TABLE a (id int PRIMARY KEY, n int GENERATED ALWAYS AS IDENTITY); INSERT INTO a VALUES (1)", "UPDATE a SET n = DEFAULT", "SELECT 1", "GENERATED ALWAYS"},
 		"Retyped":       {"CREATE TABLE a (id int PRIMARY KEY, n text); INSERT INTO a VALUES (1, 'word')", "UPDATE a SET n = '7'", "ALTER TABLE a ALTER n TYPE int USING n::int", "another type"},
+		"SwapOfEnums": {
+			"CREATE TYPE orange AS ENUM ('a', 'b', 'c'); CREATE TABLE a (id int PRIMARY KEY, n orange NOT NULL UNIQUE); INSERT INTO a VALUES (1, 'a'), (2, 'b')",
+			"UPDATE a SET n = 'c' WHERE id = 1; UPDATE a SET n = 'a' WHERE id = 2; UPDATE a SET n = 'b' WHERE id = 1", "SELECT 1", "DEFERRABLE",
+		},
 		"SwapOfBooleans": {
 			"CREATE TABLE a (id int PRIMARY KEY, n bool NOT NULL UNIQUE); INSERT INTO a VALUES (1, true), (2, false)",
 			"DELETE FROM a WHERE id = 1; UPDATE a SET n = true WHERE id = 2; INSERT INTO a VALUES (1, false)", "SELECT 1", "DEFERRABLE",

@@ -253,7 +253,7 @@ func (g *group) unlink(broken []*foreignKey) *group {
 // parkingSteps are UPDATEs that give rows a value nobody else has, where another
 // row needs theirs first.
 func (p *planner) parkingSteps(updatesFirst bool) ([]step, error) {
-	parked := make(map[*netRow]map[int]bool)
+	parked := make(map[*netRow]*netRow) // one row of the statement for each, whatever is parked of it
 	groups := make(map[*target]*group)
 	var order []*group
 	for n, k := range p.parked {
@@ -267,27 +267,21 @@ func (p *planner) parkingSteps(updatesFirst bool) ([]step, error) {
 				Reason: fmt.Sprintf("rows would swap their values of %q, which takes a value for the time in between, and there is none for its columns: make the constraint DEFERRABLE", k.index.name),
 			}
 		}
-		if parked[k.row][at] {
-			continue
-		}
-		if parked[k.row] == nil {
-			parked[k.row] = make(map[int]bool)
-		}
-		parked[k.row][at] = true
 		g := groups[k.row.table]
 		if g == nil {
 			g = &group{table: k.row.table, action: Update}
 			groups[k.row.table] = g
 			order = append(order, g)
 		}
-		// One row of the statement for each row of the table, whatever is parked of it.
-		i := slices.IndexFunc(g.rows, func(r *netRow) bool { return slices.Equal(r.key, k.row.key) })
-		if i < 0 {
-			i = len(g.rows)
-			g.rows = append(g.rows, &netRow{table: k.row.table, key: k.row.key, action: Update, positions: k.row.positions, whole: k.row.whole})
+		r := parked[k.row]
+		if r == nil {
+			r = &netRow{table: k.row.table, key: k.row.key, action: Update, positions: k.row.positions, whole: k.row.whole}
+			g.rows, parked[k.row] = append(g.rows, r), r
 		}
-		g.rows[i].cells = append(g.rows[i].cells, cell{column: at, restore: value})
-		k.row.parkAt(at, value)
+		if r.cell(at) == nil {
+			r.cells = append(r.cells, cell{column: at, restore: value})
+			k.row.parkAt(at, value)
+		}
 	}
 	var steps []step
 	for _, g := range order {
@@ -374,5 +368,8 @@ func parkingText(c *column, n int) (string, bool) {
 	case 1114, 1184: // timestamp, timestamptz
 		return time.Date(1, 1, 1, 0, 0, n, 0, time.UTC).Format("2006-01-02 15:04:05+00"), true
 	}
-	return "empty", strings.HasSuffix(c.typeName, "range")
+	if strings.HasSuffix(c.typeName, "multirange") {
+		return "{}", true
+	}
+	return "empty", strings.HasSuffix(c.typeName, "range") && len(c.labels) == 0 // an enum may be called so
 }

@@ -31,7 +31,7 @@ type target struct {
 	rank int
 }
 
-// name is the table's name for people and for filters.
+// label is the table's name for people and for filters.
 func (t *target) label() string { return qualifiedName(t.schema, t.name) }
 
 // from names the table in FROM, UPDATE and DELETE. What inherits from it has
@@ -151,10 +151,15 @@ func readKeys(ctx context.Context, db capture.Querier, oids []uint32, targets ma
 	return err
 }
 
+// canDefer tells that a constraint k can be deferred by its name, which others in the
+// schema may have: if one of them cannot be deferred, none of them can.
+const canDefer = `(k.condeferrable AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint o
+				WHERE o.conname = k.conname AND o.connamespace = k.connamespace AND NOT o.condeferrable))`
+
 func readForeignKeys(ctx context.Context, db capture.Querier, oids []uint32, targets map[uint32]*target) error {
 	rows, err := db.Query(ctx, `
 		SELECT k.conname, kn.nspname, k.conrelid, k.confrelid, fn.nspname, f.relname, tn.nspname, t.relname, f.relkind::text, t.relkind::text,
-			k.confdeltype::text, k.confupdtype::text, k.condeferrable, k.condeferred, cols.names, cols.refs, cols.types, cols.ops, cols.nullable,
+			k.confdeltype::text, k.confupdtype::text, `+canDefer+`, k.condeferred, cols.names, cols.refs, cols.types, cols.ops, cols.nullable,
 			keys.from_key, keys.to_key
 		FROM pg_catalog.pg_constraint k
 		JOIN pg_catalog.pg_namespace kn ON kn.oid = k.connamespace
@@ -209,18 +214,18 @@ func readForeignKeys(ctx context.Context, db capture.Querier, oids []uint32, tar
 func readUniqueIndexes(ctx context.Context, db capture.Querier, oids []uint32, targets map[uint32]*target) error {
 	rows, err := db.Query(ctx, `
 		SELECT i.indrelid, c.relname, i.indisprimary, coalesce(pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(k.conname), ''),
-			coalesce(k.condeferrable, false), coalesce(k.condeferred, false), coalesce(pg_catalog.pg_get_expr(i.indpred, i.indrelid), ''),
+			coalesce(`+canDefer+`, false), coalesce(k.condeferred, false), coalesce(pg_catalog.pg_get_expr(i.indpred, i.indrelid), ''),
 			e.expressions, e.ops,
 			array(SELECT a.attname::text
 				FROM pg_catalog.pg_attribute a
-				WHERE a.attrelid = i.indrelid AND a.attnum > 0 AND (a.attnum = ANY(i.indkey::int2[]) OR a.attnum IN (
+				WHERE a.attrelid = i.indrelid AND a.attnum > 0 AND (a.attnum = ANY(e.keys) OR a.attnum IN (
 					SELECT d.refobjsubid
 					FROM pg_catalog.pg_depend d
 					WHERE d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = i.indrelid AND (
-						d.classid = 'pg_catalog.pg_class'::regclass AND (d.objid = i.indexrelid OR d.objid = i.indrelid AND d.objsubid = ANY(i.indkey::int2[]))
+						d.classid = 'pg_catalog.pg_class'::regclass AND (d.objid = i.indexrelid AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL) OR d.objid = i.indrelid AND d.objsubid = ANY(e.keys))
 						OR d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid IN (
 							SELECT g.oid FROM pg_catalog.pg_attrdef g JOIN pg_catalog.pg_attribute ga ON ga.attrelid = g.adrelid AND ga.attnum = g.adnum
-							WHERE g.adrelid = i.indrelid AND g.adnum = ANY(i.indkey::int2[]) AND ga.attgenerated <> ''))))
+							WHERE g.adrelid = i.indrelid AND g.adnum = ANY(e.keys) AND ga.attgenerated <> ''))))
 				ORDER BY a.attnum),
 			CASE WHEN i.indexprs IS NULL THEN array(SELECT DISTINCT a.attname::text
 				FROM pg_catalog.pg_depend d
@@ -234,7 +239,8 @@ func readUniqueIndexes(ctx context.Context, db capture.Querier, oids []uint32, t
 		LEFT JOIN pg_catalog.pg_constraint k ON k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x'),
 		LATERAL (
 			SELECT array_agg(coalesce('(' || pg_catalog.pg_get_expr(g.adbin, g.adrelid) || ')', pg_catalog.pg_get_indexdef(i.indexrelid, x.n::int, false)) ORDER BY x.n) AS expressions,
-				array_agg('OPERATOR(' || pg_catalog.quote_ident(os.nspname) || '.' || o.oprname || ')' ORDER BY x.n) AS ops
+				array_agg('OPERATOR(' || pg_catalog.quote_ident(os.nspname) || '.' || o.oprname || ')' ORDER BY x.n) AS ops,
+				(i.indkey::int2[])[0:i.indnkeyatts - 1] AS keys -- without those that are only included
 			FROM unnest(i.indclass::oid[]) WITH ORDINALITY x(class, n)
 			LEFT JOIN pg_catalog.pg_attribute ga ON ga.attrelid = i.indrelid AND ga.attnum = i.indkey[x.n - 1] AND ga.attgenerated <> ''
 			LEFT JOIN pg_catalog.pg_attrdef g ON g.adrelid = ga.attrelid AND g.adnum = ga.attnum
@@ -273,7 +279,7 @@ func textOf(expression string) string {
 	return "CASE WHEN " + expression + " IS NOT DISTINCT FROM NULL THEN NULL ELSE pg_catalog.concat(" + expression + ") END"
 }
 
-// describeKey gives the texts of a key as an array.
+// keyArray is the SQL of the texts of a key, as an array.
 func keyArray(alias string, key []string) string {
 	parts := make([]string, len(key))
 	for i, name := range key {
