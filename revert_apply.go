@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -53,8 +54,9 @@ type AdjustedRow struct {
 // constraints that can be deferred are checked before ApplyTx returns.
 //
 // What the caller wrote before and writes after keeps its own context, as far as
-// ctx carries one. A ConflictError or StaleError leaves the transaction usable;
-// after an ApplyError it is aborted, as after any error of a statement.
+// ctx carries one. A ConflictError or StaleError leaves the transaction usable, with
+// nothing written; after an ApplyError, treat it as aborted, as after any error of a
+// statement.
 func (r Reversal) ApplyTx(ctx context.Context, tx pgx.Tx) (*Result, error) {
 	client, err := r.ready()
 	if err != nil {
@@ -204,7 +206,32 @@ func (a *applier) run(ctx context.Context, plan *Plan) (*Result, error) {
 	case a.plan.Empty():
 		return a.result, nil
 	}
+	if a.borrowed {
+		return a.result, a.writeOrNothing(ctx)
+	}
 	return a.result, a.write(ctx)
+}
+
+// writeOrNothing is write in the caller's transaction. That may go on after an error
+// that is not the server's: behind a savepoint, nothing is left of what was written.
+func (a *applier) writeOrNothing(ctx context.Context) (err error) {
+	outer, settings := a.tx, maps.Clone(a.env.inPlace)
+	if a.tx, err = outer.Begin(ctx); err != nil {
+		return wrap("set a savepoint", err)
+	}
+	inner := a.tx
+	err = a.write(ctx)
+	a.tx = outer
+	switch {
+	case err == nil:
+		return wrap("release the savepoint", inner.Commit(ctx))
+	case outer.Conn().PgConn().TxStatus() == 'T':
+		a.env.inPlace = settings
+		if back := inner.Rollback(ctx); back != nil {
+			return errors.Join(err, wrap("go back to the savepoint", back))
+		}
+	}
+	return err
 }
 
 func lockKey(name string) int64 {

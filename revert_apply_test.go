@@ -407,6 +407,39 @@ func TestApplyTxLeavesTheTransactionUsable(t *testing.T) {
 	u.holds(t, "(SELECT name = 'still' AND city = 'Lima' FROM customer WHERE id = 1)")
 }
 
+// Whoever commits in spite of an error does not commit half of a revert.
+func TestApplyTxWritesAllOrNothing(t *testing.T) {
+	t.Parallel()
+	for name, h := range map[string]struct {
+		later  string
+		revert func(audit.Reversal) audit.Reversal
+		stale  bool
+	}{
+		"Rule":    {"CREATE RULE r AS ON DELETE TO p DO INSTEAD NOTHING", func(r audit.Reversal) audit.Reversal { return r }, true},
+		"Orphans": {"INSERT INTO c VALUES (2, 1)", func(r audit.Reversal) audit.Reversal { return r.OnConflict(audit.Overwrite).WithoutTriggers() }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			u := newUndo(t, "CREATE TABLE p (id int PRIMARY KEY); CREATE TABLE c (id int PRIMARY KEY, p int REFERENCES p ON DELETE CASCADE)")
+			u.request(t, "first", "INSERT INTO p VALUES (1)", "INSERT INTO c VALUES (1, 1)")
+			u.Exec(t, h.later)
+			before := u.state(t)
+			err := pgx.BeginFunc(t.Context(), u.conn, func(tx pgx.Tx) error {
+				var stale *audit.StaleError
+				var refused *audit.ApplyError
+				if _, err := h.revert(u.Client.RevertRequest("first")).ApplyTx(t.Context(), tx); errors.As(err, &stale) != h.stale || errors.As(err, &refused) == h.stale {
+					t.Errorf("the revert gives %v", err)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			u.want(t, "after the commit", before)
+		})
+	}
+}
+
 func TestRefusesToRevertEverything(t *testing.T) {
 	t.Parallel()
 	u := newUndo(t, shop)

@@ -106,7 +106,7 @@ func (a *applier) do(ctx context.Context, s *step) error {
 			return err
 		}
 		if len(left) > 0 && !(g.table.triggers && !a.r.noTriggers) {
-			return &StaleError{Table: g.table.label(), Key: left[0].Key, Reason: "was not there any more when it was to be written"}
+			return &StaleError{Table: g.table.label(), Key: left[0].Key, Reason: "is not as it was written: a rule of the table, or a policy of row-level security, may keep it from that"}
 		}
 	}
 	if g.table.triggers && !a.r.noTriggers && g.action != Delete && !s.side {
