@@ -43,9 +43,9 @@ func main() {
 func run(ctx context.Context, url, user, admin string, in io.Reader, out io.Writer) (err error) {
 	demo := url == ""
 	if demo {
-		database, err := audittest.StartDatabase(ctx)
-		if err != nil {
-			return err
+		database, failed := audittest.StartDatabase(ctx)
+		if failed != nil {
+			return failed
 		}
 		defer func() { err = errors.Join(err, database.Close()) }()
 		url = database.URL()

@@ -31,7 +31,8 @@ func (t *typist) Read(p []byte) (int, error) {
 }
 
 // The administrator undoes a request in spite of a conflict, thinks better of it,
-// and undoes it for good; what is done is not done twice.
+// and undoes it for good; what is done is not done twice, and what is left out is
+// asked about again.
 func TestUndoesAndRedoesARequest(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -46,6 +47,8 @@ func TestUndoesAndRedoesARequest(t *testing.T) {
 		"req-2", "y", "y", "y",
 		"req-1", "y", "n",
 		"req-1",
+		"req-2", "y", "y", "n",
+		"req-2", "y",
 		"",
 	}
 	var out bytes.Buffer

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,8 +51,10 @@ func (s *session) run(ctx context.Context, user string) error {
 		if id == "" {
 			return s.in.Err()
 		}
-		if err := s.undo(ctx, s.history.RevertRequest(id)); err != nil {
+		if err := s.undo(ctx, s.history.RevertRequest(id)); ctx.Err() != nil {
 			return err
+		} else if err != nil {
+			s.say("That cannot be done: %v", err)
 		}
 	}
 }
@@ -66,7 +69,7 @@ func (s *session) undo(ctx context.Context, revert audit.Reversal) error {
 	case err != nil:
 		return err
 	case plan.Already != nil:
-		s.say("That was undone by %s already.", plan.Already.User)
+		s.say("That was undone by %s already.", cmp.Or(plan.Already.User, "somebody"))
 		return nil
 	}
 	fmt.Fprint(s.out, plan)
@@ -78,6 +81,10 @@ func (s *session) undo(ctx context.Context, revert audit.Reversal) error {
 			return err
 		}
 		fmt.Fprint(s.out, plan)
+	}
+	if plan.Empty() {
+		s.say("There is nothing left to undo.")
+		return nil
 	}
 	if s.ask("Apply?") != "y" {
 		return nil
@@ -91,6 +98,10 @@ func (s *session) undo(ctx context.Context, revert audit.Reversal) error {
 	}
 	if err != nil {
 		return err
+	}
+	if result.Already != nil { // while this waited for an answer
+		s.say("That was undone by %s already.", cmp.Or(result.Already.User, "somebody"))
+		return nil
 	}
 	s.say("Done: %d inserted, %d updated, %d deleted, %d skipped.", result.Inserted, result.Updated, result.Deleted, result.Skipped)
 	if s.ask("Was that wrong? Redo?") != "y" {
