@@ -256,8 +256,8 @@ func (r Reversal) MaxRows(n int) Reversal {
 	return r
 }
 
-// MaxMemory is how many bytes the rows that the revert touches may take in this
-// program's memory; beyond, it is refused with a [*TooLargeError]. A row takes what
+// MaxMemory is how many bytes the rows that the revert touches, and the conflicts
+// about them, may take in this program's memory; beyond, it is refused with a [*TooLargeError]. A row takes what
 // its changed values take, before and after, and some hundred bytes more; of a row
 // that was inserted or deleted, that is all of it. Default: [DefaultMaxMemory].
 func (r Reversal) MaxMemory(bytes int64) Reversal {

@@ -296,6 +296,7 @@ func (a *applier) recheck(ctx context.Context) error {
 	}
 	now := *a.p // the plan's own planner stays as it is
 	now.tx, now.rows, now.restored = a.tx, rows, nil
+	now.budget = &budget{max: a.r.memory()}
 	found, err := now.structure(ctx)
 	if err != nil {
 		return err

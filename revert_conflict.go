@@ -52,7 +52,7 @@ func (r Resolution) resolve(Conflict) Resolution { return r }
 
 // Resolve is a [Policy] that decides on each conflict by itself. It is called in
 // the order of the conflicts, from one goroutine, and while rows may be locked:
-// it should not take long. Where the conflicts of one row are decided upon
+// it should not take long. Anything but the four resolutions is [Abort]. Where the conflicts of one row are decided upon
 // differently, Abort wins over Skip, Skip over Cascade, Cascade over Overwrite.
 type Resolve func(Conflict) Resolution
 
@@ -157,7 +157,7 @@ func (r Resolution) MarshalText() ([]byte, error) { return []byte(r.String()), n
 
 // String returns the conflict in one line, with values cut short:
 //
-//	public.todo[26] task: column changed: would restore "Sleep", is "Eat" since 0/1A2B3C8#1 by 42 in request r-9
+//	public.todo[26] task: column changed: would restore "Sleep", is "Eat", by UPDATE 0/1A2B3C8#1 by 42 in request r-9
 func (c Conflict) String() string {
 	var b strings.Builder
 	b.WriteString(c.RowRef.String())

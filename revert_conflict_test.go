@@ -273,3 +273,22 @@ func TestSkippedRowKeepsItsKey(t *testing.T) {
 	}
 	u.holds(t, "(SELECT array_agg(id || ' ' || n ORDER BY id) = '{1 8,3 3}' FROM a)")
 }
+
+// Of one row there can be any number of conflicts, which take memory as well.
+func TestConflictsCountTowardsMaxMemory(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, "CREATE TABLE p (id int PRIMARY KEY, n int); CREATE TABLE c (id int PRIMARY KEY, p int REFERENCES p)")
+	u.request(t, "first", "INSERT INTO p VALUES (1, 1)")
+	u.request(t, "second", "INSERT INTO c SELECT i, 1 FROM generate_series(1, 3000) i")
+	var large *audit.TooLargeError
+	if _, err := u.Client.RevertRequest("first").MaxMemory(1 << 20).Plan(t.Context()); !errors.As(err, &large) {
+		t.Errorf("the plan gives %v", err)
+	}
+	plan, err := u.Client.RevertRequest("first").Plan(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(plan.Conflicts) != 3000 || plan.Conflicts[0].Change == nil || plan.Conflicts[0].Change.Context.RequestID != "second" {
+		t.Errorf("%d conflicts", len(plan.Conflicts))
+	}
+}

@@ -9,7 +9,8 @@ import (
 // When a revert is asked for.
 var (
 	// ErrNothingSelected is returned when a revert's selection has no changes: the
-	// request, the transaction or whatever it was is not in history.
+	// request, the transaction or whatever it was is not in history. A query, a row or
+	// tables of which there is nothing to revert are no error: the plan is empty.
 	ErrNothingSelected = errors.New("audit: there are no changes to revert")
 )
 
@@ -65,15 +66,16 @@ func (e *TooManyRowsError) Error() string {
 	return fmt.Sprintf("audit: the revert selects changes of more than %d rows: narrow the selection, or raise MaxRows", e.Max)
 }
 
-// TooLargeError is returned when the rows that a revert touches would take more
-// memory than [Reversal.MaxMemory] allows. Nothing was written.
+// TooLargeError is returned when the rows that a revert touches, and the conflicts
+// about them, would take more memory than [Reversal.MaxMemory] allows. Nothing was
+// written.
 type TooLargeError struct {
 	// Max is the cap, in bytes.
 	Max int64
 }
 
 func (e *TooLargeError) Error() string {
-	return fmt.Sprintf("audit: the rows of the revert take more than %d bytes of memory: narrow the selection, or raise MaxMemory", e.Max)
+	return fmt.Sprintf("audit: the rows of the revert and their conflicts take more than %d bytes of memory: narrow the selection, or raise MaxMemory", e.Max)
 }
 
 // UnrevertableError is returned when a part of the selection cannot be reverted,

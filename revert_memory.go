@@ -37,6 +37,27 @@ const (
 	entryBytes = 48
 )
 
+// bytes is what a conflict takes, but for the change behind it, which others may be
+// about as well.
+func (c *Conflict) bytes() int {
+	size := int(unsafe.Sizeof(*c)) + len(c.origin.later)*positionBytes
+	for _, value := range []*string{c.Restore, c.Live} {
+		if value != nil {
+			size += pointerBytes + len(*value)
+		}
+	}
+	if c.Other != nil {
+		size += int(unsafe.Sizeof(*c.Other))
+		for _, part := range c.Other.Key {
+			size += pointerBytes + len(part)
+		}
+	}
+	return size
+}
+
+// bytes is what a change takes.
+func (c *Change) bytes() int { return int(unsafe.Sizeof(*c)) + len(c.Before) + len(c.After) }
+
 // slabs are where rows and what belongs to them are allocated: they are many, small,
 // and go away together.
 type slabs struct {

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	sq "github.com/Masterminds/squirrel"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/store"
 )
@@ -142,30 +143,36 @@ func (p *planner) findOriginsIn(ctx context.Context, schema, table string, confl
 		Where(sq.Expr(`(c.primary_key = ANY(?::text[]) OR c.previous_key = ANY(?::text[]))`, keys, keys)).
 		Where(sq.Expr(`c.position >= ?::pg_lsn`, p.firstSelected.LSN.String())).
 		OrderBy("c.position", "c.sequence")
-	changes, err := collect(ctx, p.client, "find later changes", b, scanChange)
-	if err != nil {
-		return err
-	}
-	for i := range changes {
-		change := &changes[i]
-		if change.KeyChanged {
-			for _, at := range byKey[change.PrimaryKey] {
-				conflicts[at].origin.renamedBy(change)
-			}
+	// There may be very many of a row: only those that conflicts refer to are kept.
+	_, err := collect(ctx, p.client, "find later changes", b, func(row pgx.CollectableRow) (none struct{}, err error) {
+		change, err := scanChange(row)
+		if err == nil {
+			p.attribute(&change, conflicts, byKey)
 		}
-		if p.isSelected(change.Position) {
-			continue
-		}
+		return none, err
+	})
+	return err
+}
+
+// attribute takes a change, oldest first, for the one behind those of the conflicts
+// that are about its row.
+func (p *planner) attribute(change *Change, conflicts []Conflict, byKey map[string][]int) {
+	if change.KeyChanged {
 		for _, at := range byKey[change.PrimaryKey] {
-			conflicts[at].consider(change, false)
-		}
-		if change.KeyChanged {
-			for _, at := range byKey[change.PreviousKey] {
-				conflicts[at].consider(change, true)
-			}
+			conflicts[at].origin.renamedBy(change)
 		}
 	}
-	return nil
+	if p.isSelected(change.Position) {
+		return
+	}
+	for _, at := range byKey[change.PrimaryKey] {
+		conflicts[at].consider(change, false)
+	}
+	if change.KeyChanged {
+		for _, at := range byKey[change.PreviousKey] {
+			conflicts[at].consider(change, true)
+		}
+	}
 }
 
 // covers tells that a change was made while the row had the key, and since the

@@ -65,8 +65,9 @@ type netRow struct {
 	// whole is what the selection left of the row, of a table without a key or with
 	// one that is DEFERRABLE.
 	whole []datum
-	// Of a table without a key: whole is also what others have made of it, trail what they did to it later. gone tells that
-	// they deleted it, again that a revert has put an equal row back.
+	// Of a table without a key, whole is also what others have made of it. trail is
+	// what they did to it later, gone tells that they deleted it, again that a revert
+	// has put an equal row back.
 	trail       []Position
 	gone, again bool
 

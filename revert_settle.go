@@ -149,6 +149,9 @@ func (p *planner) settle(ctx context.Context, found []Conflict) (more, fresh boo
 	if err := p.findLate(ctx, found); err != nil {
 		return false, false, err
 	}
+	if err := p.spendOn(found); err != nil {
+		return false, false, err
+	}
 	// A row that was to be removed and is gone is done with, unless it was only given
 	// another key, or may not be seen.
 	found = slices.DeleteFunc(found, func(c Conflict) bool {
@@ -191,6 +194,20 @@ func (p *planner) settle(ctx context.Context, found []Conflict) (more, fresh boo
 	slices.SortFunc(p.sel.extra, Position.Compare)
 	p.sel.extra = slices.Compact(p.sel.extra)
 	return len(p.sel.extra) > before, true, nil
+}
+
+// spendOn counts what conflicts take in memory: of one row, there can be any number.
+func (p *planner) spendOn(found []Conflict) error {
+	counted := make(map[*Change]bool)
+	for i := range found {
+		c := &found[i]
+		p.budget.spend(c.bytes())
+		if c.Change != nil && !counted[c.Change] {
+			counted[c.Change] = true
+			p.budget.spend(c.Change.bytes())
+		}
+	}
+	return p.budget.err()
 }
 
 // findLate looks once more for what took rows away that were to be removed, when

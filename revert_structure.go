@@ -27,6 +27,7 @@ func (p *planner) structure(ctx context.Context) ([]Conflict, error) {
 			index[joinKey(r.key)] = r
 		}
 	}
+	defer func(spent int64) { p.budget.spent = spent }(p.budget.spent) // settle counts those that are new
 	var found []Conflict
 	for _, g := range groupRows(p.activeRows()) {
 		for _, part := range g.chunks() {
@@ -118,9 +119,10 @@ func (p *planner) referenced(ctx context.Context, g *group) ([]Conflict, error) 
 					row: r, origin: conflictOrigin{oid: f.from, schema: f.fromSchema, table: f.fromName, key: other, columns: f.columns},
 					stays: g.action != Delete || f.onDelete == "a" || f.onDelete == "r",
 				})
+				p.budget.spend(found[len(found)-1].bytes())
 			}
 			key = nil
-			return nil
+			return p.budget.err()
 		})
 		if err != nil {
 			return nil, wrap("look for references", err)
@@ -215,9 +217,10 @@ func (p *planner) parentMissing(ctx context.Context, g *group) ([]Conflict, erro
 					c.origin = *c.origin.instead
 				}
 				found = append(found, c)
+				p.budget.spend(c.bytes())
 			}
 			values = nil
-			return nil
+			return p.budget.err()
 		})
 		if err != nil {
 			return nil, g.inspectError(err, true)
@@ -317,9 +320,10 @@ func (p *planner) uniqueTaken(ctx context.Context, g *group) ([]Conflict, error)
 		_, err = pgx.ForEachRow(rows, []any{&n, &key}, func() error {
 			if c := p.taken(g, u, g.rows[n], slices.Clone(key)); c != nil {
 				found = append(found, *c)
+				p.budget.spend(c.bytes())
 			}
 			key = nil
-			return nil
+			return p.budget.err()
 		})
 		if err != nil {
 			return nil, g.inspectError(err, true)
