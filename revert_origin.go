@@ -138,20 +138,33 @@ func (p *planner) findOriginsIn(ctx context.Context, schema, table string, confl
 		}
 		byKey[key] = append(byKey[key], i)
 	}
-	b := Query{}.from(p.client, changeColumns...).
-		Where(sq.Expr(`c."table" = ? AND c.schema = ? AND c.database = ?`, table, schema, p.database)).
-		Where(sq.Expr(`(c.primary_key = ANY(?::text[]) OR c.previous_key = ANY(?::text[]))`, keys, keys)).
-		Where(sq.Expr(`c.position >= ?::pg_lsn`, p.firstSelected.LSN.String())).
-		OrderBy("c.position", "c.sequence")
 	// There may be very many of a row: only those that conflicts refer to are kept.
-	_, err := collect(ctx, p.client, "find later changes", b, func(row pgx.CollectableRow) (none struct{}, err error) {
+	var last Position
+	_, err := collect(ctx, p.client, "find later changes", p.laterOf(schema, table, keys), func(row pgx.CollectableRow) (none struct{}, err error) {
 		change, err := scanChange(row)
-		if err == nil {
+		if err == nil && change.Position != last { // else it is there for either of its keys
 			p.attribute(&change, conflicts, byKey)
+			last = change.Position
 		}
 		return none, err
 	})
 	return err
+}
+
+// laterOf selects the changes of rows since the selection began, by the keys that they
+// gave them or took from them. Each key is looked up by itself: where the statistics of
+// a partition are not there yet, the server reads the whole table for a list of keys.
+func (p *planner) laterOf(schema, table string, keys []string) sq.Sqlizer {
+	changes := p.client.table("changes")
+	under := func(column string) string {
+		return `(SELECT c.* FROM ` + changes + ` AS c
+			WHERE c."table" = ? AND c.schema = ? AND c.database = ? AND c.` + column + ` = wanted.key AND c.position >= ?::pg_lsn
+			OFFSET 0)`
+	}
+	args := []any{table, schema, p.database, p.firstSelected.LSN.String()}
+	return sq.StatementBuilder.PlaceholderFormat(sq.Dollar).Select(changeColumns...).Suffix(`
+		FROM unnest(?::text[]) AS wanted (key), LATERAL (`+under("primary_key")+` UNION ALL `+under("previous_key")+`) AS c
+		ORDER BY c.position, c.sequence`, slices.Concat([]any{keys}, args, args)...)
 }
 
 // attribute takes a change, oldest first, for the one behind those of the conflicts
