@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // When a revert is asked for.
@@ -143,10 +145,17 @@ func (e *ApplyError) Error() string {
 	if e.Table == "" {
 		return "audit: revert: the source refused to turn triggers off: WithoutTriggers needs a role that may set session_replication_role"
 	}
-	if e.Constraint != "" {
-		return fmt.Sprintf("audit: revert: the source refused to %s rows of %s: constraint %q is violated", e.verb(), e.Table, e.Constraint)
+	refused := fmt.Sprintf("audit: revert: the source refused to %s rows of %s", e.verb(), e.Table)
+	var pg *pgconn.PgError
+	switch {
+	case e.Constraint != "":
+		return fmt.Sprintf("%s: constraint %q is violated", refused, e.Constraint)
+	case isDenied(e.cause):
+		return refused + ": the role lacks a privilege, or a policy of row-level security forbids it"
+	case errors.As(e.cause, &pg):
+		return refused + " (SQLSTATE " + pg.Code + "; the error behind this one has the server's words)"
 	}
-	return fmt.Sprintf("audit: revert: the source refused to %s rows of %s", e.verb(), e.Table)
+	return refused
 }
 
 func (e *ApplyError) verb() string {
