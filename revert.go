@@ -216,7 +216,8 @@ func (r Reversal) OnConflict(policy Policy) Reversal {
 }
 
 // Columns reverts these columns only. Rows that the selection created stay, and
-// rows that it deleted do not come back, since those are more than their columns.
+// rows that it deleted do not come back, since those are more than their columns. A
+// name that none of the selected tables has is refused.
 func (r Reversal) Columns(names ...string) Reversal {
 	if len(names) == 0 {
 		return r.refuse("Columns", "no column given", nil)

@@ -450,6 +450,7 @@ func TestRefusesToRevertEverything(t *testing.T) {
 		"NoColumn": u.Client.RevertRequest("first").Columns(), "NoRows": u.Client.RevertRequest("first").MaxRows(0),
 		"NoPolicy": u.Client.RevertRequest("first").OnConflict(nil), "NoPosition": u.Client.RevertChange(audit.Position{LSN: 5}),
 		"NoFunction": u.Client.RevertRequest("first").OnConflict(audit.Resolve(nil)), "Zero": audit.Reversal{}.MaxRows(10),
+		"WrongColumn": u.Client.RevertRequest("first").Columns("city", "ctiy"),
 	} {
 		var refused *audit.RevertError
 		if _, err := r.Plan(t.Context()); !errors.As(err, &refused) {

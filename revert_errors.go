@@ -17,8 +17,7 @@ var (
 )
 
 // RevertError is returned by the terminal method of a [Reversal] when one of its
-// methods was given something it cannot work with. Nothing was asked of the
-// database.
+// methods was given something it cannot work with. Nothing was written.
 type RevertError struct {
 	// Method is the name of the method: "MaxRows".
 	Method string

@@ -235,6 +235,9 @@ func (p *planner) collapse(ctx context.Context) error {
 	}
 	p.changes = c.changes
 	p.r.report(Progress{Step: "select", Done: c.changes, Total: c.changes})
+	if err := p.checkColumns(); err != nil {
+		return err
+	}
 	p.rows, p.lastKeys = c.finish(), make(map[*netRow][]string)
 	p.dropped = c.dropped
 	for _, r := range p.rows {
@@ -287,6 +290,28 @@ func (p *planner) whole() error {
 				Asked: "AtPosition(" + p.firstSelected.LSN.String() + ")", Reason: ErrInGap,
 				Detail: "the selection reaches across the gap; AsStored reverts what history knows of it",
 			})
+		}
+	}
+	return nil
+}
+
+// checkColumns refuses to revert columns that none of the tables has or had: it would
+// be nothing, without a word.
+func (p *planner) checkColumns() error {
+	known := make(map[string]bool)
+	for _, t := range p.atlas.targets {
+		for name := range t.columns.index {
+			known[name] = true
+		}
+	}
+	for _, m := range p.atlas.maps {
+		for name := range m.columns {
+			known[name] = true
+		}
+	}
+	for _, name := range p.r.columns {
+		if !known[name] {
+			return &RevertError{Method: "Columns", Reason: fmt.Sprintf("none of the tables in the selection has a column %q", name)}
 		}
 	}
 	return nil
