@@ -87,6 +87,11 @@ var involved = map[string]struct {
 		INSERT INTO p VALUES (1); INSERT INTO a VALUES (1, 1); INSERT INTO b VALUES (1, 1)`,
 		[]string{"UPDATE a SET p = NULL", "DELETE FROM b", "DELETE FROM p"},
 	},
+	"ReferenceThatIsNotEnforced": {
+		180000,
+		`CREATE TABLE p (id int PRIMARY KEY); CREATE TABLE a (id int PRIMARY KEY, p int REFERENCES p NOT ENFORCED); INSERT INTO a VALUES (1, 7), (2, NULL)`,
+		[]string{"DELETE FROM a WHERE id = 1", "INSERT INTO p VALUES (8)", "UPDATE a SET p = 8"},
+	},
 	"KeyShifts": {
 		0,
 		`CREATE TABLE a (id int PRIMARY KEY, n text); INSERT INTO a SELECT i, i FROM generate_series(1, 9) i`,

@@ -186,7 +186,7 @@ func readForeignKeys(ctx context.Context, db capture.Querier, oids []uint32, tar
 					FROM pg_catalog.pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY x(attnum, n)
 					JOIN pg_catalog.pg_attribute a ON a.attnum = x.attnum
 					WHERE i.indrelid = k.confrelid AND i.indisprimary AND a.attrelid = k.confrelid), '{}') AS to_key) keys
-		WHERE k.contype = 'f' AND k.conparentid = 0 AND (k.conrelid = ANY($1::oid[]) OR k.confrelid = ANY($1::oid[]))
+		WHERE k.contype = 'f' AND k.conparentid = 0 AND coalesce((to_jsonb(k) ->> 'conenforced')::bool, true) AND (k.conrelid = ANY($1::oid[]) OR k.confrelid = ANY($1::oid[]))
 		ORDER BY k.conrelid, k.conname`, oids)
 	if err != nil {
 		return err
