@@ -362,7 +362,15 @@ func TestUndoOfLargeValues(t *testing.T) {
 	u := newUndo(t, "CREATE TABLE big (id int PRIMARY KEY, code int UNIQUE, body text); INSERT INTO big SELECT i, -i, md5(i::text) || repeat('x', 400000) FROM generate_series(1, 60) i")
 	before := u.state(t)
 	u.request(t, "work", "UPDATE big SET body = 'y' || body, code = 1000 - id WHERE id % 2 = 0", "DELETE FROM big WHERE id % 3 = 0", "INSERT INTO big SELECT i, -i, md5(i::text) || repeat('z', 400000) FROM generate_series(61, 90) i")
-	apply(t, u.Client.RevertRequest("work"))
+	statements := 0
+	apply(t, u.Client.RevertRequest("work").Progress(func(p audit.Progress) {
+		if p.Step == "compare" {
+			statements++
+		}
+	}))
 	u.want(t, "after the revert", before)
+	if statements < 4 {
+		t.Errorf("%d statements compared about 50 MB", statements)
+	}
 	u.Check(t)
 }
