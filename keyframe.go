@@ -168,7 +168,7 @@ func (f *frame) writeSome(ctx context.Context) (int, error) {
 	}
 	var rows []store.FrameRow
 	err := query.each(ctx, func(row PastRow) error {
-		rows = append(rows, store.FrameRow{Key: row.table.keyText(row.values), HasKey: true, Image: row.table.image(row.values)})
+		rows = append(rows, store.FrameRow{Key: row.table.keyText(row.values), HasKey: true, Image: row.table.frameImage(row.values)})
 		f.LastKey = f.LastKey[:0]
 		for _, at := range row.table.keyAt {
 			f.LastKey = append(f.LastKey, string(row.values[at]))
@@ -192,7 +192,7 @@ func (f *frame) writeSome(ctx context.Context) (int, error) {
 // to go on from.
 func (f *frame) writeWhole(ctx context.Context) error {
 	n, err := f.past.client.history.WriteFrame(ctx, f.Frame, func(yield func(store.FrameRow) error) error {
-		return f.past.rows(ctx, func(values [][]byte) error { return yield(store.FrameRow{Image: f.past.image(values)}) })
+		return f.past.rows(ctx, func(values [][]byte) error { return yield(store.FrameRow{Image: f.past.frameImage(values)}) })
 	})
 	if err != nil {
 		return err
@@ -291,7 +291,7 @@ func (t *travel) carryKeyframe(ctx context.Context, cov store.Coverage) error {
 	}
 	_, err = t.client.history.WriteFrame(ctx, f, func(yield func(store.FrameRow) error) error {
 		return past.rowsFrom(ctx, b, func(key string, values [][]byte) error {
-			return yield(store.FrameRow{Key: key, HasKey: len(past.key) > 0, Image: past.image(values)})
+			return yield(store.FrameRow{Key: key, HasKey: len(past.key) > 0, Image: past.frameImage(values)})
 		})
 	})
 	return err

@@ -152,6 +152,13 @@ func (c *collapse) room(r *netRow, n int) {
 	}
 }
 
+func (c *collapse) addCell(r *netRow, added cell) {
+	if len(r.cells) == cap(r.cells) {
+		c.budget.spend(cellBytes)
+	}
+	r.cells = append(r.cells, added)
+}
+
 func (c *collapse) created(m *imageMap, index map[string]*netRow, key string, ch *selectedChange) error {
 	r := index[key]
 	if r != nil && r.exists {
@@ -188,7 +195,7 @@ func (c *collapse) expectAll(m *imageMap, r *netRow, image []json.RawMessage) {
 			cell.expect = value
 			continue
 		}
-		r.cells = append(r.cells, cell{column: at, expect: value})
+		c.addCell(r, cell{column: at, expect: value})
 	}
 }
 
@@ -287,7 +294,7 @@ func (c *collapse) change(m *imageMap, r *netRow, at int, before, after json.Raw
 	from, to := c.datum(before, column), c.datum(after, column)
 	known := r.cell(at)
 	if known == nil {
-		r.cells = append(r.cells, cell{column: at, restore: from, expect: to})
+		c.addCell(r, cell{column: at, restore: from, expect: to})
 		return
 	}
 	if known.expect.known && !known.expect.equal(from) {
@@ -341,7 +348,7 @@ func (c *collapse) vacate(m *imageMap, r *netRow) {
 		known := r.cell(at)
 		switch {
 		case known == nil:
-			r.cells = append(r.cells, cell{column: at, restore: value})
+			c.addCell(r, cell{column: at, restore: value})
 		case known.expect.known:
 			known.interleaved = known.interleaved || !known.expect.equal(value)
 			if !known.restore.known {

@@ -132,6 +132,20 @@ func (t *target) dependsOn(column string) bool {
 		slices.ContainsFunc(t.unique, func(u *uniqueIndex) bool { return slices.Contains(u.columns, column) })
 }
 
+// doGuarded writes those rows of a step that are as expected, and gives errDiffers if
+// not all of them are. There are no triggers that would look for the application's
+// settings, and texts compare only with ours.
+func (a *applier) doGuarded(ctx context.Context, g *group, staged *stage) error {
+	tag, err := a.tx.Exec(ctx, g.guardedSQL(staged), staged.args...)
+	if err != nil {
+		return g.applyError(err)
+	}
+	if int(tag.RowsAffected()) != len(g.rows) {
+		return errDiffers
+	}
+	return nil
+}
+
 // guardedSQL is updateSQL for those rows that are as expected.
 func (g *group) guardedSQL(s *stage) string {
 	sql := g.updateSQL(s)

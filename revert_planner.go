@@ -228,7 +228,7 @@ func (p *planner) collapse(ctx context.Context) error {
 			p.rows = nil
 			return nil
 		}
-		return fmt.Errorf("audit: revert %s: %w", p.r.unit, ErrNothingSelected)
+		return fmt.Errorf("%w: revert %s", ErrNothingSelected, p.r.unit)
 	}
 	if err := p.whole(); err != nil {
 		return err
@@ -286,10 +286,10 @@ func (p *planner) whole() error {
 	}
 	for _, gap := range p.facts.Gaps {
 		if gap.From <= p.lastSelected.LSN && gap.To > p.firstSelected.LSN {
-			return fmt.Errorf("audit: revert %s: %w", p.r.unit, &HistoryError{
+			return &HistoryError{
 				Asked: "AtPosition(" + p.firstSelected.LSN.String() + ")", Reason: ErrInGap,
-				Detail: "the selection reaches across the gap; AsStored reverts what history knows of it",
-			})
+				Detail: "what " + p.r.unit.String() + " changed reaches across the gap; AsStored reverts what history knows of it",
+			}
 		}
 	}
 	return nil
@@ -377,6 +377,9 @@ func (c *Client) planRevert(ctx context.Context, r Reversal) (*Plan, error) {
 	// are few, could wait for good for another of them.
 	err = pgx.BeginTxFunc(ctx, c.snapshots, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		p.tx = tx
+		if err := pinTexts(ctx, tx); err != nil {
+			return err
+		}
 		plan, err = p.build(ctx)
 		return err
 	})

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -92,6 +93,40 @@ func TestWhileTheRevertWaits(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Capture is behind when Apply gets its lock: what moved the row away is waited for
+// and found nevertheless.
+func TestKeyMovedAwayBehindCapture(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, shop)
+	u.request(t, "first", "INSERT INTO customer VALUES (4, 'Dan', NULL)")
+	if err := u.Client.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	tx := u.holding(t, "UPDATE customer SET id = 40 WHERE id = 4")
+	done := inBackground(func() (*audit.Result, error) { return u.Client.RevertRequest("first").Apply(t.Context()) })
+	u.awaitLock(t)
+	if err := u.Client.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	conn := u.Connect(t)
+	var stopped time.Time
+	if err := conn.QueryRow(t.Context(), "SELECT clock_timestamp()").Scan(&stopped); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	u.await(t, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%pg_logical_emit_message(true, $1, %' AND query_start > $1)", stopped)
+	if err := u.Client.Start(context.WithoutCancel(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	var blocked *audit.ConflictError
+	if err := <-done; !errors.As(err, &blocked) || len(blocked.Conflicts) != 1 || blocked.Conflicts[0].Kind != audit.RowGone {
+		t.Errorf("the revert gives %v", err)
+	}
+	u.holds(t, "EXISTS (SELECT FROM customer WHERE id = 40)")
 }
 
 // Of two that revert the same at once, one does it, and the other says so.

@@ -143,10 +143,14 @@ func (p *planner) settle(ctx context.Context, found []Conflict) (more, fresh boo
 	if len(found) == 0 {
 		return false, false, nil
 	}
+	asked := make([]conflictOrigin, len(found)) // looking uses them up
+	for i := range found {
+		asked[i] = found[i].origin
+	}
 	if err := p.findOrigins(ctx, found); err != nil {
 		return false, false, err
 	}
-	if err := p.findLate(ctx, found); err != nil {
+	if err := p.findLate(ctx, found, asked); err != nil {
 		return false, false, err
 	}
 	if err := p.spendOn(found); err != nil {
@@ -210,14 +214,15 @@ func (p *planner) spendOn(found []Conflict) error {
 	return p.budget.err()
 }
 
-// findLate looks once more for what took rows away that were to be removed, when
-// history has all that is committed: somebody may have done it just now, while this
-// waited for a lock.
-func (p *planner) findLate(ctx context.Context, found []Conflict) error {
+// findLate looks once more, in the places that were asked for at first, for what took
+// rows away that were to be removed, when history has all that is committed: somebody
+// may have done it just now, while this waited for a lock.
+func (p *planner) findLate(ctx context.Context, found []Conflict, asked []conflictOrigin) error {
 	var late []Conflict
 	var at []int
 	for i, c := range found {
 		if (c.origin.moved || c.origin.unseen) && c.Change == nil {
+			c.origin = asked[i]
 			late, at = append(late, c), append(at, i)
 		}
 	}

@@ -37,19 +37,25 @@ func inBackground(do func() (*audit.Result, error)) <-chan error {
 // awaitLock waits until somebody waits for a lock.
 func (u *undo) awaitLock(t *testing.T) {
 	t.Helper()
+	u.await(t, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')")
+}
+
+// await waits until a query says true.
+func (u *undo) await(t *testing.T, sql string, args ...any) {
+	t.Helper()
 	conn := u.Connect(t)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.Now().Add(30 * time.Second); ; <-tick.C {
-		var waiting bool
-		if err := conn.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')").Scan(&waiting); err != nil {
+		var so bool
+		if err := conn.QueryRow(t.Context(), sql, args...).Scan(&so); err != nil {
 			t.Fatal(err)
 		}
-		if waiting {
+		if so {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("nobody waits for a lock")
+			t.Fatalf("this does not become true: %s", sql)
 		}
 	}
 }

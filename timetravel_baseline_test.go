@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit"
 	"github.com/hindsight-go/audit/audittest"
@@ -85,5 +86,35 @@ func TestRetentionCarriesKeyframesAlong(t *testing.T) {
 	var refused *audit.HistoryError
 	if err := before.Table("todo").List(t.Context(), &got); !errors.As(err, &refused) {
 		t.Errorf("before it all: %v", err)
+	}
+}
+
+// The null of JSON is a value, in a keyframe, too.
+func TestBaselineTellsTheNullOfJSONFromNULL(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, `CREATE TABLE item (id int PRIMARY KEY, a jsonb, b json, c text); INSERT INTO item VALUES (1, 'null', ' null ', 'null'), (2, NULL, NULL, NULL), (3, '{"x": null}', 'null', ''), (4, 'null', ' null ', 'null')`)
+	if err := u.Client.Baseline(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	u.request(t, "rename", "ALTER TABLE item RENAME a TO \"A\"")
+	u.Exec(t, "UPDATE item SET b = 'null' WHERE id = 1")
+	before := u.state(t)
+	u.request(t, "truncate", "TRUNCATE item")
+	apply(t, u.Client.RevertRequest("truncate"))
+	u.want(t, "after the revert of the truncation", before)
+	u.Exec(t, "TRUNCATE item")
+	if err := u.Client.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	err := u.Client.BeforeRequest("truncate").View(t.Context(), func(tx pgx.Tx) error {
+		var n int
+		err := tx.QueryRow(t.Context(), `SELECT count(*) FROM item WHERE "A" = 'null' AND b IS NOT NULL AND c = 'null'`).Scan(&n)
+		if n != 2 {
+			t.Errorf("a View finds %d rows with the null of JSON", n)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }

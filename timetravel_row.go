@@ -493,7 +493,7 @@ func (p *pastTable) keyframeRow(ctx context.Context, b base, key string) ([][]by
 	if err != nil {
 		return nil, wrap("read keyframe", err)
 	}
-	values, missing := Image(image).values(p.columns.list, p.versionAt(b.position))
+	values, missing := Image(image).frameValues(p.columns.list, p.versionAt(b.position))
 	if len(missing) > 0 {
 		return nil, p.unknown(missing)
 	}

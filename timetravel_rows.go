@@ -368,7 +368,7 @@ func (p *pastTable) keyframeRows(ctx context.Context, b base, yield func(key str
 		var image []byte
 		_, err = pgx.ForEachRow(rows, []any{&after, &key, &image}, func() error {
 			n++
-			values, missing := Image(image).values(p.columns.list, index)
+			values, missing := Image(image).frameValues(p.columns.list, index)
 			return yield(text(key), values, missing)
 		})
 		if err != nil {

@@ -130,6 +130,9 @@ type trackedTable struct {
 	from          string // the position from which it is covered
 	columns       []string
 	key           []string
+	// deferrable tells that two rows may have had one key in the midst of a
+	// transaction.
+	deferrable bool
 }
 
 func trackedTables(ctx context.Context, conn *pgx.Conn) ([]trackedTable, error) {
@@ -140,7 +143,8 @@ func trackedTables(ctx context.Context, conn *pgx.Conn) ([]trackedTable, error) 
 			array(SELECT quote_ident(a.attname)
 				FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(attnum, n)
 				JOIN pg_attribute a ON a.attnum = k.attnum
-				WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid ORDER BY k.n)
+				WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid ORDER BY k.n),
+			EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate)
 		FROM audit.coverage v
 		JOIN pg_class c ON c.oid = v.relation_id
 		JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = v.schema
@@ -149,7 +153,7 @@ func trackedTables(ctx context.Context, conn *pgx.Conn) ([]trackedTable, error) 
 		return nil, err
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (t trackedTable, err error) {
-		err = row.Scan(&t.oid, &t.schema, &t.table, &t.from, &t.columns, &t.key)
+		err = row.Scan(&t.oid, &t.schema, &t.table, &t.from, &t.columns, &t.key, &t.deferrable)
 		t.name = pgx.Identifier{t.schema, t.table}.Sanitize()
 		return t, err
 	})
@@ -180,6 +184,10 @@ func (t trackedTable) compare(ctx context.Context, conn *pgx.Conn) ([]string, er
 		return "(" + "ROW(" + strings.Join(parts, ", ") + "))::text"
 	}
 	checks := map[string]string{}
+	certain := "true"
+	if t.deferrable { // which of several changes was of which row cannot be told by the key
+		certain = "times = 1"
+	}
 	if len(t.key) > 0 {
 		past := fmt.Sprintf(`
 			WITH changes AS (%s),
@@ -188,9 +196,9 @@ func (t trackedTable) compare(ctx context.Context, conn *pgx.Conn) ([]string, er
 				UNION ALL
 				SELECT previous_key, position, sequence, false, '{}', NULL FROM changes WHERE previous_key IS NOT NULL),
 			last AS (
-				SELECT DISTINCT ON (key) * FROM touched ORDER BY key, position DESC, sequence DESC, alive),
+				SELECT DISTINCT ON (key) *, count(*) OVER (PARTITION BY key, position) AS times FROM touched ORDER BY key, position DESC, sequence DESC, alive),
 			past AS (
-				SELECT (jsonb_populate_record(NULL::%s, after)).* FROM last WHERE alive AND (defect IS NULL OR defect LIKE 'context%%'))`, changes, t.name)
+				SELECT (jsonb_populate_record(NULL::%s, after)).* FROM last WHERE alive AND `+certain+` AND (defect IS NULL OR defect LIKE 'context%%'))`, changes, t.name)
 		checks["rows whose last version is not what is there"] = past + fmt.Sprintf(`
 			SELECT count(*) FROM past p WHERE NOT EXISTS (SELECT FROM %s l WHERE %s = %s)`, t.name, row("l"), row("p"))
 		gone := fmt.Sprintf(`
@@ -200,16 +208,18 @@ func (t trackedTable) compare(ctx context.Context, conn *pgx.Conn) ([]string, er
 				UNION ALL
 				SELECT previous_key, position, sequence, false, before FROM changes WHERE previous_key IS NOT NULL),
 			last AS (
-				SELECT DISTINCT ON (key) * FROM touched ORDER BY key, position DESC, sequence DESC, alive DESC),
+				SELECT DISTINCT ON (key) *, count(*) OVER (PARTITION BY key, position) AS times FROM touched ORDER BY key, position DESC, sequence DESC, alive DESC),
 			gone AS (
-				SELECT (jsonb_populate_record(NULL::%s, image)).* FROM last WHERE NOT alive)`, changes, t.name)
+				SELECT (jsonb_populate_record(NULL::%s, image)).* FROM last WHERE NOT alive AND `+certain+`)`, changes, t.name)
 		var equal []string
 		for _, k := range t.key {
 			equal = append(equal, "l."+k+" = g."+k)
 		}
 		checks["rows that were deleted and are there"] = gone + fmt.Sprintf(`
 			SELECT count(*) FROM gone g WHERE EXISTS (SELECT FROM %s l WHERE %s)`, t.name, strings.Join(equal, " AND "))
-	} else if columns != "" {
+	} else if partial, err := t.partial(ctx, conn, changes); err != nil {
+		return nil, fmt.Errorf("look for columns that were added: %w", err)
+	} else if columns != "" && !partial {
 		checks["rows that history has more often than the table"] = fmt.Sprintf(`
 			WITH changes AS (%s),
 			versions AS (
@@ -232,6 +242,17 @@ func (t trackedTable) compare(ctx context.Context, conn *pgx.Conn) ([]string, er
 		}
 	}
 	return problems, nil
+}
+
+// partial tells that images of the changes do not have all columns of now: what a
+// column that was added since has in rows from before is not in them.
+func (t trackedTable) partial(ctx context.Context, conn *pgx.Conn, changes string) (partial bool, err error) {
+	err = conn.QueryRow(ctx, `
+		SELECT EXISTS (
+			SELECT FROM (`+changes+`) ch
+			JOIN pg_attribute a ON a.attrelid = $4 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+			WHERE NOT CASE ch.operation WHEN 'DELETE' THEN ch.before ELSE ch.after END ? a.attname)`, t.schema, t.table, t.from, t.oid).Scan(&partial)
+	return partial, err
 }
 
 // comparedRows is up to how many rows are compared one by one.

@@ -1,0 +1,46 @@
+package audit
+
+import (
+	"encoding/json"
+
+	"github.com/hindsight-go/audit/internal/wal"
+	"github.com/hindsight-go/audit/store"
+)
+
+// nullsOfJSON is the member of a keyframe's image that names the jsonb columns whose
+// null is a value, and not NULL. No column has an empty name.
+const nullsOfJSON = ""
+
+// frameImage makes the image of a row for a keyframe.
+func (p *pastTable) frameImage(values [][]byte) Image {
+	image := store.ImageWriter{}
+	var nulls []string
+	for i, c := range p.columns.list {
+		image.Add(c.name, c.kind, values[i])
+		if c.kind.Base == wal.JSONB && string(values[i]) == "null" { // a json is a string in an image
+			nulls = append(nulls, c.name)
+		}
+	}
+	if nulls != nil {
+		names, _ := json.Marshal(nulls) // strings can always be
+		image.Add(nullsOfJSON, wal.Kind{Base: wal.JSONB}, names)
+	}
+	return Image(image.Bytes())
+}
+
+// frameValues is values of a keyframe's image.
+func (im Image) frameValues(columns []column, index map[string]int) (values [][]byte, missing []int) {
+	values, missing = im.values(columns, index)
+	im.eachMember(func(name, value []byte) {
+		var nulls []string
+		if string(name) != nullsOfJSON || json.Unmarshal(value, &nulls) != nil {
+			return
+		}
+		for _, column := range nulls {
+			if at, ok := index[column]; ok {
+				values[at] = []byte("null")
+			}
+		}
+	})
+	return values, missing
+}
