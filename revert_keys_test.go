@@ -121,3 +121,32 @@ func TestParentThatTheRevertTakesAway(t *testing.T) {
 		})
 	}
 }
+
+// Columns that a primary key only includes are no part of it.
+func TestPrimaryKeyThatIncludesAColumn(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, `
+		CREATE TABLE a (id int, n text, w text, PRIMARY KEY (id) INCLUDE (n));
+		CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a);
+		INSERT INTO a VALUES (1, 'x', 'old'); INSERT INTO b VALUES (10, 1)`)
+	before := u.state(t)
+	u.request(t, "first", "UPDATE a SET w = 'new'")
+	u.request(t, "second", "UPDATE a SET n = 'y'")
+	if err := u.Client.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	changes, err := u.Client.Changes().ForTable("a").ForRow(1).List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(changes) != 2 || changes[0].PrimaryKey != "1" || changes[0].KeyChanged {
+		t.Errorf("the changes of the row are %v", changes)
+	}
+	wantConflicts(t, u.Client.RevertRequest("first"))
+	apply(t, u.Client.RevertRequest("first"))
+	apply(t, u.Client.RevertRequest("second"))
+	u.want(t, "after both", before)
+	u.request(t, "third", "DELETE FROM b", "DELETE FROM a")
+	apply(t, u.Client.RevertRequest("third"))
+	u.want(t, "after the third", before)
+}

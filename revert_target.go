@@ -179,11 +179,11 @@ func readForeignKeys(ctx context.Context, db capture.Querier, oids []uint32, tar
 			JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace) cols,
 		LATERAL (
 			SELECT coalesce((SELECT array_agg(a.attname::text ORDER BY x.n)
-					FROM pg_catalog.pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY x(attnum, n)
+					FROM pg_catalog.pg_index i, unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) WITH ORDINALITY x(attnum, n)
 					JOIN pg_catalog.pg_attribute a ON a.attnum = x.attnum
 					WHERE i.indrelid = k.conrelid AND i.indisprimary AND a.attrelid = k.conrelid), '{}') AS from_key,
 				coalesce((SELECT array_agg(a.attname::text ORDER BY x.n)
-					FROM pg_catalog.pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY x(attnum, n)
+					FROM pg_catalog.pg_index i, unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) WITH ORDINALITY x(attnum, n)
 					JOIN pg_catalog.pg_attribute a ON a.attnum = x.attnum
 					WHERE i.indrelid = k.confrelid AND i.indisprimary AND a.attrelid = k.confrelid), '{}') AS to_key) keys
 		WHERE k.contype = 'f' AND k.conparentid = 0 AND coalesce((to_jsonb(k) ->> 'conenforced')::bool, true) AND (k.conrelid = ANY($1::oid[]) OR k.confrelid = ANY($1::oid[]))

@@ -94,7 +94,7 @@ func (c *Client) describeTable(ctx context.Context, db capture.Querier, oid uint
 	err := db.QueryRow(ctx, `
 		SELECT n.nspname, c.relname, c.relkind::text,
 			coalesce((SELECT array_agg(a.attname::text ORDER BY k.n)
-				FROM pg_catalog.pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, n)
+				FROM pg_catalog.pg_index i, unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) WITH ORDINALITY k(attnum, n)
 				JOIN pg_catalog.pg_attribute a ON a.attnum = k.attnum
 				WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid), '{}'),
 			EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate)

@@ -141,7 +141,7 @@ func trackedTables(ctx context.Context, conn *pgx.Conn) ([]trackedTable, error) 
 			array(SELECT CASE WHEN a.atttypid = 'json'::regtype THEN quote_ident(a.attname) || '::jsonb' ELSE quote_ident(a.attname) END
 				FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum),
 			array(SELECT quote_ident(a.attname)
-				FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(attnum, n)
+				FROM pg_index i, unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) WITH ORDINALITY k(attnum, n)
 				JOIN pg_attribute a ON a.attnum = k.attnum
 				WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid ORDER BY k.n),
 			EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate)

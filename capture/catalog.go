@@ -119,7 +119,7 @@ func lookUpColumns(ctx context.Context, db Querier, oid uint32) (tableFacts, err
 	facts.exists = true
 	rows, err := db.Query(ctx, `
 		SELECT a.attname, a.attnum, a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerated::text, a.attidentity::text,
-			coalesce(array_position(i.indkey::int2[], a.attnum), -1)
+			coalesce(array_position((i.indkey::int2[])[0:i.indnkeyatts - 1], a.attnum), -1)
 		FROM pg_catalog.pg_attribute a
 		LEFT JOIN pg_catalog.pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
 		WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
