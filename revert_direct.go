@@ -132,6 +132,21 @@ func (t *target) dependsOn(column string) bool {
 		slices.ContainsFunc(t.unique, func(u *uniqueIndex) bool { return slices.Contains(u.columns, column) })
 }
 
+// doGuarded runs the statement of a step that compares and writes.
+func (a *applier) doGuarded(ctx context.Context, g *group, staged *stage) error {
+	if err := a.env.set(ctx, a.tx, a.env.guarded); err != nil {
+		return err
+	}
+	tag, err := a.tx.Exec(ctx, g.guardedSQL(staged), staged.args...)
+	if err != nil {
+		return g.applyError(err)
+	}
+	if int(tag.RowsAffected()) != len(g.rows) {
+		return errDiffers
+	}
+	return a.env.pinned(ctx, a.tx)
+}
+
 // guardedSQL is updateSQL for those rows that are as expected.
 func (g *group) guardedSQL(s *stage) string {
 	sql := g.updateSQL(s)

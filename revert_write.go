@@ -73,17 +73,16 @@ func (a *applier) do(ctx context.Context, s *step) error {
 	if err != nil {
 		return err
 	}
+	if a.guarded {
+		return a.doGuarded(ctx, g, staged)
+	}
 	if err := a.env.application(ctx, a.tx); err != nil {
 		return err
 	}
 	if g.table.keyless && g.action != Create {
 		return a.doPlaced(ctx, s, staged)
 	}
-	sql := g.writeSQL(staged)
-	if a.guarded {
-		sql = g.guardedSQL(staged)
-	}
-	tag, err := a.tx.Exec(ctx, sql, staged.args...)
+	tag, err := a.tx.Exec(ctx, g.writeSQL(staged), staged.args...)
 	if err != nil {
 		return g.applyError(err)
 	}
@@ -92,12 +91,6 @@ func (a *applier) do(ctx context.Context, s *step) error {
 	}
 	if g.table.keyless {
 		return a.finishInsert(ctx, g, int(tag.RowsAffected()))
-	}
-	if a.guarded {
-		if int(tag.RowsAffected()) != len(g.rows) {
-			return errDiffers
-		}
-		return nil
 	}
 	if int(tag.RowsAffected()) != len(g.rows) {
 		// A foreign key's action may have done it already, or have moved the row.
