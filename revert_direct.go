@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hindsight-go/audit/internal/wal"
@@ -55,22 +56,25 @@ func (a *applier) direct(ctx context.Context, p *planner, plan *Plan) (done bool
 		return false, err
 	}
 	before, settings := *a, maps.Clone(a.env.inPlace)
-	if a.tx, err = before.tx.Begin(ctx); err != nil {
+	savepoint := pgx.Identifier{"audit_revert_" + a.id[:12]}.Sanitize()
+	if _, err := a.tx.Exec(ctx, "SAVEPOINT "+savepoint); err != nil {
 		return false, wrap("set a savepoint", err)
 	}
 	a.p, a.plan, a.guarded = plan.p, plan, true
 	a.result = &Result{Of: a.r.unit, Plan: plan, Unchanged: plan.Unchanged, Skipped: plan.Skipped}
 	if err = a.write(ctx); err == nil {
-		err = wrap("release the savepoint", a.tx.Commit(ctx))
-		a.tx = before.tx
-		return err == nil, err
+		_, err = a.tx.Exec(ctx, "RELEASE SAVEPOINT "+savepoint)
+		return err == nil, wrap("release the savepoint", err)
 	}
 	var pg *pgconn.PgError
 	if !errors.Is(err, errDiffers) && (!errors.As(err, &pg) || isTransient(pg.Code)) {
 		return false, err
 	}
-	if err := a.tx.Rollback(ctx); err != nil {
-		return false, wrap("go back to the savepoint", err)
+	// The savepoint goes, too: nothing of it is left in the caller's transaction.
+	for _, command := range []string{"ROLLBACK TO SAVEPOINT ", "RELEASE SAVEPOINT "} {
+		if _, err := a.tx.Exec(ctx, command+savepoint); err != nil {
+			return false, wrap("go back to the savepoint", err)
+		}
 	}
 	stages := a.stages
 	*a = before
