@@ -111,9 +111,9 @@ func Redo(revertID string) Reversal {
 	return reversal("revert", revertID, Changes().InRevert(revertID))
 }
 
-// Revert reverts the changes that a query matches, of which at least one filter
-// must have been given. Order, Limit and After of the query must not. It works on
-// the query's client.
+// Revert reverts the changes that a query matches. The query must have a filter, and
+// neither Limit nor After; its order does not matter. It works on the query's
+// client.
 func Revert(q Query) Reversal {
 	r := Reversal{client: q.client, query: q}
 	switch {
@@ -207,8 +207,9 @@ func (r Reversal) refuse(method, reason string, cause error) Reversal {
 // default, [Skip], [Cascade], [Overwrite] or a [Resolve].
 func (r Reversal) OnConflict(policy Policy) Reversal {
 	resolution, fixed := policy.(Resolution)
-	if policy == nil || fixed && (resolution < Abort || resolution > Overwrite) {
-		return r.refuse("OnConflict", "no such policy", nil)
+	ask, asks := policy.(Resolve)
+	if policy == nil || fixed && (resolution < Abort || resolution > Overwrite) || asks && ask == nil {
+		return r.refuse("OnConflict", "no such policy: give Abort, Skip, Cascade, Overwrite or a Resolve", nil)
 	}
 	r.policy = policy
 	return r
@@ -277,8 +278,8 @@ func (r Reversal) IdempotencyKey(key string) Reversal {
 	return r
 }
 
-// IfHash makes Apply and DryRun refuse, with a [*StaleError], to do anything but
-// what the plan with this [Plan.Hash] says: for programs that show a plan in one
+// IfHash makes Apply, ApplyTx and DryRun refuse, with a [*StaleError], to do anything
+// but what the plan with this [Plan.Hash] says: for programs that show a plan in one
 // request and apply it in the next.
 func (r Reversal) IfHash(hash string) Reversal {
 	r.hash = hash
@@ -313,7 +314,7 @@ func (r Reversal) Progress(report func(Progress)) Reversal {
 
 // Progress is how far a revert has come.
 type Progress struct {
-	// Step is what is being done: "select", "compare", "apply" or "check".
+	// Step is what is being done: "select", "compare" or "apply".
 	Step string
 	// Table is the table that it is being done to, or empty.
 	Table string
@@ -333,6 +334,9 @@ func (r Reversal) report(p Progress) {
 func (r Reversal) ready() (*Client, error) {
 	if r.err != nil {
 		return nil, r.err
+	}
+	if r.unit.Kind == "" { // without a filter, it would be all of history
+		return nil, &RevertError{Method: "Reversal", Reason: "it says not what to revert: begin with RevertRequest, Revert or one of their siblings"}
 	}
 	q := r.query
 	q.client = r.client

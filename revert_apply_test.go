@@ -416,6 +416,7 @@ func TestRefusesToRevertEverything(t *testing.T) {
 		"NoFilter": u.Client.Revert(changes), "Limit": u.Client.Revert(changes.ForTable("customer").Limit(1)),
 		"NoColumn": u.Client.RevertRequest("first").Columns(), "NoRows": u.Client.RevertRequest("first").MaxRows(0),
 		"NoPolicy": u.Client.RevertRequest("first").OnConflict(nil), "NoPosition": u.Client.RevertChange(audit.Position{LSN: 5}),
+		"NoFunction": u.Client.RevertRequest("first").OnConflict(audit.Resolve(nil)), "Zero": audit.Reversal{}.MaxRows(10),
 	} {
 		var refused *audit.RevertError
 		if _, err := r.Plan(t.Context()); !errors.As(err, &refused) {
@@ -424,6 +425,11 @@ func TestRefusesToRevertEverything(t *testing.T) {
 		if _, err := r.Apply(t.Context()); !errors.As(err, &refused) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	var refused *audit.RevertError
+	var read audit.Plan // as one is that was read from JSON
+	if _, err := read.Apply(t.Context()); !errors.As(err, &refused) || read.SQL() != "" || !strings.HasPrefix(read.String(), "revert") {
+		t.Errorf("a plan that nobody made: %v", err)
 	}
 	var filter *audit.FilterError
 	if _, err := u.Client.RevertRequest("").Plan(t.Context()); !errors.As(err, &filter) {

@@ -152,8 +152,8 @@ func (c *collapse) room(r *netRow, n int) {
 	}
 }
 
-// put adds a cell to a row.
-func (c *collapse) put(r *netRow, k cell) {
+// addCell adds a cell to a row.
+func (c *collapse) addCell(r *netRow, k cell) {
 	had := cap(r.cells)
 	r.cells = append(r.cells, k)
 	c.budget.spend((cap(r.cells) - had) * cellBytes)
@@ -196,7 +196,7 @@ func (c *collapse) expectAll(m *imageMap, r *netRow, image []json.RawMessage) {
 			cell.expect = value
 			continue
 		}
-		c.put(r, cell{column: at, expect: value})
+		c.addCell(r, cell{column: at, expect: value})
 	}
 }
 
@@ -299,7 +299,7 @@ func (c *collapse) change(m *imageMap, r *netRow, at int, before, after json.Raw
 	r.retyped = r.retyped || column.retyped
 	known := r.cell(at)
 	if known == nil {
-		c.put(r, cell{column: at, restore: c.datum(before, column), expect: c.datum(after, column)})
+		c.addCell(r, cell{column: at, restore: c.datum(before, column), expect: c.datum(after, column)})
 		return
 	}
 	if known.expect.known && !c.is(known.expect, before, column) {
@@ -354,7 +354,7 @@ func (c *collapse) vacate(m *imageMap, r *netRow) {
 		known := r.cell(at)
 		switch {
 		case known == nil:
-			c.put(r, cell{column: at, restore: value})
+			c.addCell(r, cell{column: at, restore: value})
 			continue
 		case known.expect.known:
 			known.interleaved = known.interleaved || !known.expect.equal(value)

@@ -136,7 +136,10 @@ func (t *target) dependsOn(column string) bool {
 		slices.ContainsFunc(t.unique, func(u *uniqueIndex) bool { return slices.Contains(u.columns, column) })
 }
 
-// doGuarded runs the statement of a step that compares and writes.
+// doGuarded writes those rows of a step that are as expected, and gives errDiffers if
+// not all of them are. There are no triggers that would look for the application's
+// settings, and texts compare only with ours; but functions in constraints and
+// generated columns find what they name.
 func (a *applier) doGuarded(ctx context.Context, g *group, staged *stage) error {
 	if err := a.env.set(ctx, a.tx, a.env.guarded); err != nil {
 		return err

@@ -72,3 +72,25 @@ func TestDirectUndoWhereValuesArePrintedOtherwise(t *testing.T) {
 	u.want(t, "after the revert", before)
 	u.Check(t)
 }
+
+// Functions that constraints, generated columns and indexes call find what they name
+// by the search_path of the application.
+func TestDirectUndoFindsWhatFunctionsName(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, `
+		CREATE FUNCTION twice(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN 2 * n; END';
+		CREATE FUNCTION doubled(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN twice(n); END';
+		CREATE TABLE item (id int PRIMARY KEY, n int CHECK (doubled(n) < 100), m int GENERATED ALWAYS AS (doubled(n)) STORED);
+		CREATE INDEX ON item (doubled(n));
+		INSERT INTO item SELECT i, i FROM generate_series(1, 5) i`)
+	audit.DirectRows(u.Client, 1)
+	before := u.state(t)
+	u.request(t, "work", "UPDATE item SET n = n + 10")
+	looked := false
+	apply(t, u.Client.RevertRequest("work").Progress(func(p audit.Progress) { looked = looked || p.Step == "compare" }))
+	if looked {
+		t.Error("it looked first")
+	}
+	u.want(t, "after the revert", before)
+	u.Check(t)
+}

@@ -202,6 +202,31 @@ func TestDirectUndoMeetsAWriter(t *testing.T) {
 	}
 }
 
+// What the role or the database has for its settings does not make values look the
+// same that are not, nor the other way round.
+func TestDirectUndoWhateverTheSettings(t *testing.T) {
+	t.Parallel()
+	u, before, looking := directly(t, "UPDATE account SET score = 0.3, seen = '2026-01-01 12:00+00', balance = 0")
+	u.Exec(t, `DO $$ BEGIN
+		EXECUTE format('ALTER DATABASE %I SET extra_float_digits = 0', current_database());
+		EXECUTE format('ALTER DATABASE %I SET timezone = %L', current_database(), 'Asia/Tokyo');
+		EXECUTE format('ALTER DATABASE %I SET datestyle = %L', current_database(), 'German'); END $$`)
+	u.request(t, "later", "UPDATE account SET score = 0.1::float8 + 0.2 WHERE id = 7")
+	wantConflicts(t, u.Client.RevertRequest("work"), "column changed public.account[7] score")
+	r, looked := looking(u.Client.RevertRequest("work"))
+	var blocked *audit.ConflictError
+	if _, err := r.Apply(t.Context()); !errors.As(err, &blocked) || len(blocked.Conflicts) != 1 || !*looked {
+		t.Errorf("it gives %v, looked first: %t", err, *looked)
+	}
+	u.request(t, "later still", "UPDATE account SET score = 0.3 WHERE id = 7")
+	r, looked = looking(u.Client.RevertRequest("work"))
+	apply(t, r)
+	u.want(t, "after the revert", before)
+	if *looked {
+		t.Error("it looked first")
+	}
+}
+
 // A plan that was made before is carried out directly, unless it is stale.
 func TestDirectUndoOfAPlan(t *testing.T) {
 	t.Parallel()

@@ -66,6 +66,13 @@ func pinEnvironment(ctx context.Context, tx pgx.Tx, noTriggers bool) (*environme
 	return e, e.set(ctx, tx, e.pins)
 }
 
+// pinTexts is enough for a transaction in which nothing is written.
+func pinTexts(ctx context.Context, tx pgx.Tx) error {
+	pins := maps.Clone(textSettings)
+	maps.Copy(pins, inputSettings)
+	return (&environment{}).set(ctx, tx, pins)
+}
+
 func (e *environment) set(ctx context.Context, tx capture.Querier, settings map[string]string) error {
 	names, values := make([]string, 0, len(settings)), make([]string, 0, len(settings))
 	for name, value := range settings {

@@ -15,6 +15,9 @@ type step struct {
 	// side tells that the step only prepares or completes others: it takes a
 	// unique value out of the way, or a reference that goes round in a circle.
 	side bool
+	// final is the rows as they are to be in the end, where the statement leaves
+	// references empty for others to set; nil: as in the group.
+	final *group
 }
 
 // parking is a row whose unique value another row is to have before the row itself
@@ -58,7 +61,7 @@ func (p *planner) order() ([]step, error) {
 		switch g.action {
 		case Create:
 			insert, relink := g.withoutReferences(broken)
-			inserts = append(inserts, step{group: insert})
+			inserts = append(inserts, step{group: insert, final: g})
 			if relink != nil {
 				if g.table.keyless {
 					return nil, &UnrevertableError{Table: g.table.label(), Reason: "its foreign keys go round in a circle, and without a primary key its rows cannot be found again: make one of them DEFERRABLE"}

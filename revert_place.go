@@ -349,8 +349,14 @@ func (a *applier) finishPlaced(ctx context.Context, g *group, left []*netRow) er
 		}
 		if !slices.ContainsFunc(again.rows, (*netRow).placeless) {
 			again.settle()
+			if err := a.env.application(ctx, a.tx); err != nil {
+				return err
+			}
 			moved, err := again.execPlaced(ctx, a.tx, again.stageArrays())
 			if err != nil {
+				return err
+			}
+			if err := a.env.pinned(ctx, a.tx); err != nil {
 				return err
 			}
 			if !slices.ContainsFunc(moved, func(place []string) bool { return place == nil }) {

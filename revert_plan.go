@@ -78,19 +78,36 @@ func (p *Plan) Empty() bool { return p.Inserts+p.Updates+p.Deletes == 0 }
 // the live rows are no longer what the plan saw, and a [*ConflictError] if there
 // are conflicts in its way. A plan may be applied once; see [Result.Already].
 func (p *Plan) Apply(ctx context.Context) (*Result, error) {
+	if err := p.ready(); err != nil {
+		return nil, err
+	}
 	return p.p.client.applyRevert(ctx, p.p.r, p, false)
 }
 
 // DryRun does all that Apply does, triggers and constraints included, and rolls
 // it back.
 func (p *Plan) DryRun(ctx context.Context) (*Result, error) {
+	if err := p.ready(); err != nil {
+		return nil, err
+	}
 	return p.p.client.applyRevert(ctx, p.p.r, p, true)
 }
 
 // ApplyTx carries the plan out in the caller's transaction. See
 // [Reversal.ApplyTx].
 func (p *Plan) ApplyTx(ctx context.Context, tx pgx.Tx) (*Result, error) {
+	if err := p.ready(); err != nil {
+		return nil, err
+	}
 	return p.p.client.applyRevertIn(ctx, tx, p.p.r, p)
+}
+
+// ready refuses a plan that was read from JSON, say: it has no rows.
+func (p *Plan) ready() error {
+	if p.p == nil {
+		return &RevertError{Method: "Plan", Reason: "only a plan that Reversal.Plan has returned can be applied: make a new one, and give IfHash the hash of this one"}
+	}
+	return nil
 }
 
 // PlannedRow is what a plan would do to one row.
@@ -133,6 +150,9 @@ const (
 // first touched them.
 func (p *Plan) Rows() iter.Seq[PlannedRow] {
 	return func(yield func(PlannedRow) bool) {
+		if p.p == nil {
+			return
+		}
 		blocked := make(map[*netRow]bool)
 		for _, c := range p.Conflicts {
 			blocked[c.row] = blocked[c.row] || c.blocked

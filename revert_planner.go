@@ -353,6 +353,9 @@ func (c *Client) planRevert(ctx context.Context, r Reversal) (*Plan, error) {
 	// are few, could wait for good for another of them.
 	err = pgx.BeginTxFunc(ctx, c.snapshots, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		p.tx = tx
+		if err := pinTexts(ctx, tx); err != nil {
+			return err
+		}
 		plan, err = p.build(ctx)
 		return err
 	})

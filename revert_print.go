@@ -13,11 +13,12 @@ const printedRows = 200
 
 // String returns the plan as a diff for people, with values cut short:
 //
-//	revert request r-1: 3 changes, 2 rows
+//	revert request r-1: 3 changes: 1 rows to insert, 2 to update, 0 to delete, 0 already reverted, 0 skipped
 //	  ~ public.todo[26] task: "Eat" -> "Sleep"
 //	  + public.todo[27] id: "27", task: "Work"
+//	  ~ public.todo[28] (in conflict) task: "Run" -> "Walk"
 //	conflicts: 1, of which 1 in the way
-//	  ! public.todo[28] task: column changed: ...
+//	  ! public.todo[28] task: column changed: ... [Abort]
 //
 // A plus is a row that is put back, a minus one that is removed, a tilde one of
 // which columns are restored. Rows that are skipped or already as they should be
@@ -27,7 +28,11 @@ func (p *Plan) String() string {
 	fmt.Fprintf(&b, "revert %s: %d changes: %d rows to insert, %d to update, %d to delete, %d already reverted, %d skipped\n",
 		p.Of, p.Changes, p.Inserts, p.Updates, p.Deletes, p.Unchanged, p.Skipped)
 	if p.Already != nil {
-		fmt.Fprintf(&b, "already reverted by %s in revert %s at %s\n", p.Already.User, p.Already.ID, p.Already.Position.LSN)
+		by := ""
+		if p.Already.User != "" {
+			by = " by " + p.Already.User
+		}
+		fmt.Fprintf(&b, "already reverted%s in revert %s at %s\n", by, p.Already.ID, p.Already.Position.LSN)
 	}
 	if len(p.Cascaded) > 0 {
 		fmt.Fprintf(&b, "later changes that are reverted as well: %d\n", len(p.Cascaded))
@@ -96,7 +101,7 @@ func (p *Plan) SQL() string {
 
 // WriteSQL writes what [Plan.SQL] returns.
 func (p *Plan) WriteSQL(w io.Writer) error {
-	if len(p.p.steps) == 0 {
+	if p.p == nil || len(p.p.steps) == 0 {
 		return nil
 	}
 	if _, err := io.WriteString(w, "BEGIN;\nSET CONSTRAINTS ALL DEFERRED;\n"); err != nil {
@@ -168,17 +173,20 @@ func statementSQL(rows []*netRow) string {
 // shiftSQL updates several rows at once, each to values of its own.
 func shiftSQL(rows []*netRow) string {
 	t := rows[0].table
-	cases := make(map[int]string)
+	cases := make(map[int]*strings.Builder)
 	var keys, set []string
 	for _, r := range rows {
 		key := t.keySQL(r.liveKey())
 		keys = append(keys, key)
 		for _, c := range r.cells {
-			cases[c.column] += fmt.Sprintf(" WHEN %s THEN %s::%s", key, sqlLiteral(c.restore), t.columns.list[c.column].typeName)
+			if cases[c.column] == nil {
+				cases[c.column] = new(strings.Builder)
+			}
+			fmt.Fprintf(cases[c.column], " WHEN %s THEN %s::%s", key, sqlLiteral(c.restore), t.columns.list[c.column].typeName)
 		}
 	}
 	for at := range t.columns.list {
-		if when, ok := cases[at]; ok {
+		if when := cases[at]; when != nil {
 			name := columnIdent("", t.columns.list[at].name)
 			set = append(set, fmt.Sprintf("%s = CASE%s ELSE %s END", name, when, name))
 		}

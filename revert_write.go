@@ -116,9 +116,9 @@ func (a *applier) finishMoved(ctx context.Context, g *group) ([]AdjustedRow, err
 	if err != nil || g.action != Update || len(left) == 0 {
 		return left, err
 	}
-	moved := &group{table: g.table, action: Update}
+	moved, rows := &group{table: g.table, action: Update}, g.byKey()
 	for _, d := range left {
-		if r := g.find(d.Key); r != nil && !slices.Equal(r.liveKey(), d.Key) {
+		if r := rows[joinKey(d.Key)]; r != nil && !slices.Equal(r.liveKey(), d.Key) {
 			moved.rows = append(moved.rows, r.only(d.Columns))
 		}
 	}
@@ -126,8 +126,8 @@ func (a *applier) finishMoved(ctx context.Context, g *group) ([]AdjustedRow, err
 		return left, nil
 	}
 	moved.settle()
-	if _, err := a.tx.Exec(ctx, moved.updateSQL(moved.stageArrays()), moved.stageArrays().args...); err != nil {
-		return nil, moved.applyError(err)
+	if err := a.do(ctx, &step{group: moved, side: true}); err != nil {
+		return nil, err
 	}
 	return a.different(ctx, g)
 }
@@ -261,21 +261,25 @@ func (a *applier) hasTriggers() bool {
 
 func (a *applier) correct(ctx context.Context) error {
 	for _, s := range a.p.steps {
-		if s.side || s.group.table.keyless || s.group.action == Delete && !s.group.table.triggers {
+		g := s.group
+		if s.final != nil {
+			g = s.final
+		}
+		if s.side || g.table.keyless || g.action == Delete && !g.table.triggers {
 			continue
 		}
-		found, err := a.different(ctx, s.group)
+		found, err := a.different(ctx, g)
 		if err != nil {
 			return err
 		}
-		if s.group.action == Delete { // they did not want it to go
+		if g.action == Delete { // they did not want it to go
 			a.result.Adjusted = append(a.result.Adjusted, found...)
 			continue
 		}
-		fix := &group{table: s.group.table, action: Update}
+		fix, rows := &group{table: g.table, action: Update}, g.byKey()
 		for _, d := range found {
 			late := slices.DeleteFunc(slices.Clone(d.Columns), func(c string) bool { return a.early[d.RowRef.String()][c] })
-			if r := s.group.find(d.Key); r != nil && len(late) > 0 {
+			if r := rows[joinKey(d.Key)]; r != nil && len(late) > 0 {
 				fix.rows = append(fix.rows, r.only(late))
 			}
 		}
@@ -284,7 +288,7 @@ func (a *applier) correct(ctx context.Context) error {
 			if err := a.do(ctx, &step{group: fix, side: true}); err != nil {
 				return err
 			}
-			if found, err = a.different(ctx, s.group); err != nil {
+			if found, err = a.different(ctx, g); err != nil {
 				return err
 			}
 		}
@@ -293,13 +297,13 @@ func (a *applier) correct(ctx context.Context) error {
 	return nil
 }
 
-// find returns the row that has the key when it is restored.
-func (g *group) find(key []string) *netRow {
-	i := slices.IndexFunc(g.rows, func(r *netRow) bool { return slices.Equal(r.restoredKey(), key) })
-	if i < 0 {
-		return nil
+// byKey is the rows by the keys that they have when they are restored.
+func (g *group) byKey() map[string]*netRow {
+	rows := make(map[string]*netRow, len(g.rows))
+	for _, r := range g.rows {
+		rows[joinKey(r.restoredKey())] = r
 	}
-	return g.rows[i]
+	return rows
 }
 
 // only is the restored row, with some of its columns to be restored again.

@@ -27,10 +27,29 @@ func revert(ctx context.Context, b *bench) error {
 	if err := b.noise(ctx, client, b.n(5_000_000)); err != nil {
 		return err
 	}
+	if err := b.largeReverts(ctx, client, n, "updated rows in one transaction"); err != nil {
+		return err
+	}
+	if err := b.smallReverts(ctx, client); err != nil {
+		return err
+	}
+	if err := b.revertMemory(ctx, client, n); err != nil {
+		return err
+	}
+	if err := b.exec(ctx, `
+		CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.updated := clock_timestamp(); RETURN NEW; END $$;
+		CREATE TRIGGER touch BEFORE UPDATE ON item FOR EACH ROW EXECUTE FUNCTION touch()`); err != nil {
+		return err
+	}
+	return b.largeReverts(ctx, client, n, "updated rows of a table with a trigger")
+}
+
+// largeReverts measures the undo of all n rows of item.
+func (b *bench) largeReverts(ctx context.Context, client *audit.Client, n int, what string) error {
 	var byHand, undone []time.Duration
 	for i := range 3 {
-		request := fmt.Sprintf("large-%d", i)
-		if err := b.asRequest(ctx, request, "UPDATE item SET price = price + 1, title = 'changed', updated = now()"); err != nil {
+		request := fmt.Sprintf("%s-%d", what, i)
+		if err := b.asRequest(ctx, request, work); err != nil {
 			return err
 		}
 		if err := settled(ctx, client); err != nil {
@@ -47,7 +66,7 @@ func revert(ctx context.Context, b *bench) error {
 		if result.Updated != n {
 			return fmt.Errorf("%d of %d rows were restored", result.Updated, n)
 		}
-		if err := b.asRequest(ctx, "again-"+request, "UPDATE item SET price = price + 1, title = 'changed', updated = now()"); err != nil {
+		if err := b.asRequest(ctx, "again-"+request, work); err != nil {
 			return err
 		}
 		if err := settled(ctx, client); err != nil {
@@ -68,13 +87,13 @@ func revert(ctx context.Context, b *bench) error {
 			return err
 		}
 	}
-	b.printf("undo of %d updated rows in one transaction: %s; UPDATE ... FROM history by hand: %s; ratio %.2f (medians of 3)\n",
-		n, middle(undone), middle(byHand), float64(middle(undone))/float64(middle(byHand)))
-	if err := b.smallReverts(ctx, client); err != nil {
-		return err
-	}
-	return b.revertMemory(ctx, client, n)
+	b.printf("undo of %d %s: %s; UPDATE ... FROM history by hand: %s; ratio %.2f (medians of 3)\n",
+		n, what, middle(undone), middle(byHand), float64(middle(undone))/float64(middle(byHand)))
+	return nil
 }
+
+// work is what is done to all rows of item.
+const work = "UPDATE item SET price = price + 1, title = 'changed', updated = now()"
 
 // settled waits until capture has nothing to do: after the change itself, it has
 // to read over what the store wrote for that, in the same WAL.
@@ -114,7 +133,7 @@ func (p *phases) since(began time.Time) string {
 // takes of this process's memory.
 func (b *bench) revertMemory(ctx context.Context, client *audit.Client, n int) error {
 	for _, work := range []struct{ name, sql string }{
-		{"updated", "UPDATE item SET price = price + 1, title = 'changed', updated = now()"}, {"deleted", "DELETE FROM item"},
+		{"updated", work}, {"deleted", "DELETE FROM item"},
 	} {
 		if err := b.asRequest(ctx, work.name, work.sql); err != nil {
 			return err
