@@ -94,3 +94,31 @@ func TestDirectUndoFindsWhatFunctionsName(t *testing.T) {
 	u.want(t, "after the revert", before)
 	u.Check(t)
 }
+
+// Operators of the application's own do not decide what is equal.
+func TestDirectUndoComparesWithTheServersOperators(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, "CREATE TABLE item (id int PRIMARY KEY, v text); INSERT INTO item VALUES (1, 'a'), (2, 'a')")
+	audit.DirectRows(u.Client, 1)
+	u.request(t, "work", "UPDATE item SET v = 'b'")
+	u.request(t, "later", "UPDATE item SET v = 'c' WHERE id = 2")
+	u.Exec(t, `
+		CREATE SCHEMA lenient;
+		CREATE FUNCTION lenient.always(text, text) RETURNS bool LANGUAGE sql IMMUTABLE AS 'SELECT true';
+		CREATE OPERATOR lenient.= (LEFTARG = text, RIGHTARG = text, FUNCTION = lenient.always)`)
+	now := u.state(t)
+	err := pgx.BeginFunc(t.Context(), u.Connect(t), func(tx pgx.Tx) error {
+		if _, err := tx.Exec(t.Context(), "SET LOCAL search_path = lenient, pg_catalog, public"); err != nil {
+			return err
+		}
+		var blocked *audit.ConflictError
+		if _, err := u.Client.RevertRequest("work").ApplyTx(t.Context(), tx); !errors.As(err, &blocked) {
+			t.Errorf("the revert gives %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.want(t, "something was written", now)
+}

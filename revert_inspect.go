@@ -64,7 +64,7 @@ func sameSQL(column *column, live, staged string, retyped bool) string {
 	if column.hasSeveralTexts(retyped) {
 		text = fmt.Sprintf("pg_catalog.concat(%s::%s)", staged, column.typeName)
 	}
-	return fmt.Sprintf("((%s IS NOT DISTINCT FROM NULL) = (%s IS NULL) AND pg_catalog.concat(%s) COLLATE pg_catalog.\"C\" = coalesce(%s, ''))", live, staged, live, text)
+	return fmt.Sprintf("((%s IS NOT DISTINCT FROM NULL) OPERATOR(pg_catalog.=) (%s IS NULL) AND pg_catalog.concat(%s) COLLATE pg_catalog.\"C\" OPERATOR(pg_catalog.=) coalesce(%s, ''))", live, staged, live, text)
 }
 
 // hasSeveralTexts tells that a value may be written otherwise in an image than the
