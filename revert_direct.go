@@ -44,9 +44,9 @@ func (a *applier) direct(ctx context.Context, p *planner, plan *Plan) (done bool
 			return false, nil
 		}
 		if plan, err = p.finish(ctx); err != nil {
-			return false, err
+			return false, nil //nolint:nilerr // conflicts come first, and rows that are skipped
 		}
-	} else if p.lastSelected = plan.Last; len(plan.Blocked()) > 0 || !plan.plain(a.client.directRows) {
+	} else if p.lastSelected = plan.Last; plan.Already != nil || len(plan.Blocked()) > 0 || !plan.plain(a.client.directRows) {
 		return false, nil
 	}
 	if a.r.hash != "" && a.r.hash != plan.Hash {
