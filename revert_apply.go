@@ -276,9 +276,10 @@ func (a *applier) recheck(ctx context.Context) error {
 	if err := findAgain(ctx, a.tx, rows); err != nil {
 		return err
 	}
+	spare := *a.p.budget // a plan is applied as often as one likes, also at once
 	for _, g := range groupRows(rows) {
 		for _, part := range g.chunks() {
-			if err := part.inspect(ctx, a.tx, part.stageArrays(), true, a.p.budget); err != nil {
+			if err := part.inspect(ctx, a.tx, part.stageArrays(), true, &spare); err != nil {
 				return err
 			}
 		}

@@ -144,19 +144,19 @@ func (c *collapse) place(r *netRow, m *imageMap, key string) {
 	}
 }
 
-// room makes room for the cells of a row that has none yet.
+// room makes room for n cells of a row.
 func (c *collapse) room(r *netRow, n int) {
-	if r.cells == nil && n > 0 {
-		r.cells = take(&c.slabs.cells, n, n*min(slabRows, len(c.rows)))[:0]
+	if n > cap(r.cells) {
+		r.cells = append(take(&c.slabs.cells, n, min(n*len(c.rows), slabCells))[:0], r.cells...)
 		c.budget.spend(n * cellBytes)
 	}
 }
 
-func (c *collapse) addCell(r *netRow, added cell) {
-	if len(r.cells) == cap(r.cells) {
-		c.budget.spend(cellBytes)
-	}
-	r.cells = append(r.cells, added)
+// addCell adds a cell to a row.
+func (c *collapse) addCell(r *netRow, k cell) {
+	had := cap(r.cells)
+	r.cells = append(r.cells, k)
+	c.budget.spend((cap(r.cells) - had) * cellBytes)
 }
 
 func (c *collapse) created(m *imageMap, index map[string]*netRow, key string, ch *selectedChange) error {
@@ -192,6 +192,7 @@ func (c *collapse) expectAll(m *imageMap, r *netRow, image []json.RawMessage) {
 		r.retyped = r.retyped || m.at[at].retyped
 		value := c.datum(raw, m.at[at])
 		if cell := r.cell(at); cell != nil {
+			c.release(cell.expect)
 			cell.expect = value
 			continue
 		}
@@ -253,13 +254,18 @@ func (c *collapse) under(m *imageMap, index map[string]*netRow, key string, ch *
 
 // holds tells that the selection left a row as the change found it.
 func (c *collapse) holds(m *imageMap, r *netRow) bool {
-	defer c.forget(c.arena, c.budget.spent) // nobody keeps what is added
 	for at, d := range r.whole {
-		if raw := c.before[at]; raw != nil && d.known && !d.equal(c.datum(raw, m.at[at])) {
+		if raw := c.before[at]; raw != nil && d.known && !c.is(d, raw, m.at[at]) {
 			return false
 		}
 	}
 	return true
+}
+
+// is compares a value with that of an image, of which nothing is kept.
+func (c *collapse) is(d datum, raw json.RawMessage, column imageColumn) bool {
+	defer c.forget(c.arena, c.budget.spent)
+	return d.equal(c.datum(raw, column))
 }
 
 // alter notes what an UPDATE did to the columns of a row.
@@ -291,16 +297,16 @@ func (c *collapse) change(m *imageMap, r *netRow, at int, before, after json.Raw
 	}
 	column := m.at[at]
 	r.retyped = r.retyped || column.retyped
-	from, to := c.datum(before, column), c.datum(after, column)
 	known := r.cell(at)
 	if known == nil {
-		c.addCell(r, cell{column: at, restore: from, expect: to})
+		c.addCell(r, cell{column: at, restore: c.datum(before, column), expect: c.datum(after, column)})
 		return
 	}
-	if known.expect.known && !known.expect.equal(from) {
+	if known.expect.known && !c.is(known.expect, before, column) {
 		known.interleaved = true
 	}
-	known.expect = to
+	c.release(known.expect)
+	known.expect = c.datum(after, column)
 }
 
 // lose notes a change of a column that is gone.
@@ -324,7 +330,6 @@ func (c *collapse) deleted(m *imageMap, index map[string]*netRow, key string, ch
 			return err
 		}
 		r.existed = true
-		c.room(r, len(c.before))
 	} else if !r.exists {
 		r.recreated = true
 	}
@@ -339,6 +344,7 @@ func (c *collapse) deleted(m *imageMap, index map[string]*netRow, key string, ch
 
 // vacate notes what a DELETE took away with a row.
 func (c *collapse) vacate(m *imageMap, r *netRow) {
+	c.room(r, len(c.before))
 	for at, raw := range c.before {
 		if raw == nil || m.target.columns.list[at].derived {
 			continue
@@ -349,13 +355,17 @@ func (c *collapse) vacate(m *imageMap, r *netRow) {
 		switch {
 		case known == nil:
 			c.addCell(r, cell{column: at, restore: value})
+			continue
 		case known.expect.known:
 			known.interleaved = known.interleaved || !known.expect.equal(value)
+			c.release(known.expect)
+			known.expect = datum{}
 			if !known.restore.known {
 				known.restore = value
+				continue
 			}
-			known.expect = datum{}
 		}
+		c.release(value)
 	}
 	for name, sides := range c.lost {
 		if sides[0] != nil && !isNull(sides[0]) {

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hindsight-go/audit/internal/wal"
@@ -43,9 +44,9 @@ func (a *applier) direct(ctx context.Context, p *planner, plan *Plan) (done bool
 			return false, nil
 		}
 		if plan, err = p.finish(ctx); err != nil {
-			return false, err
+			return false, nil //nolint:nilerr // conflicts come first, and rows that are skipped
 		}
-	} else if p.lastSelected = plan.Last; len(plan.Blocked()) > 0 || !plan.plain(a.client.directRows) {
+	} else if p.lastSelected = plan.Last; plan.Already != nil || len(plan.Blocked()) > 0 || !plan.plain(a.client.directRows) {
 		return false, nil
 	}
 	if a.r.hash != "" && a.r.hash != plan.Hash {
@@ -55,22 +56,25 @@ func (a *applier) direct(ctx context.Context, p *planner, plan *Plan) (done bool
 		return false, err
 	}
 	before, settings := *a, maps.Clone(a.env.inPlace)
-	if a.tx, err = before.tx.Begin(ctx); err != nil {
+	savepoint := pgx.Identifier{"audit_revert_" + a.id[:12]}.Sanitize()
+	if _, err := a.tx.Exec(ctx, "SAVEPOINT "+savepoint); err != nil {
 		return false, wrap("set a savepoint", err)
 	}
 	a.p, a.plan, a.guarded = plan.p, plan, true
 	a.result = &Result{Of: a.r.unit, Plan: plan, Unchanged: plan.Unchanged, Skipped: plan.Skipped}
 	if err = a.write(ctx); err == nil {
-		err = wrap("release the savepoint", a.tx.Commit(ctx))
-		a.tx = before.tx
-		return err == nil, err
+		_, err = a.tx.Exec(ctx, "RELEASE SAVEPOINT "+savepoint)
+		return err == nil, wrap("release the savepoint", err)
 	}
 	var pg *pgconn.PgError
 	if !errors.Is(err, errDiffers) && (!errors.As(err, &pg) || isTransient(pg.Code)) {
 		return false, err
 	}
-	if err := a.tx.Rollback(ctx); err != nil {
-		return false, wrap("go back to the savepoint", err)
+	// The savepoint goes, too: nothing of it is left in the caller's transaction.
+	for _, command := range []string{"ROLLBACK TO SAVEPOINT ", "RELEASE SAVEPOINT "} {
+		if _, err := a.tx.Exec(ctx, command+savepoint); err != nil {
+			return false, wrap("go back to the savepoint", err)
+		}
 	}
 	stages := a.stages
 	*a = before
@@ -134,8 +138,12 @@ func (t *target) dependsOn(column string) bool {
 
 // doGuarded writes those rows of a step that are as expected, and gives errDiffers if
 // not all of them are. There are no triggers that would look for the application's
-// settings, and texts compare only with ours.
+// settings, and texts compare only with ours; but functions in constraints and
+// generated columns find what they name.
 func (a *applier) doGuarded(ctx context.Context, g *group, staged *stage) error {
+	if err := a.env.set(ctx, a.tx, a.env.guarded); err != nil {
+		return err
+	}
 	tag, err := a.tx.Exec(ctx, g.guardedSQL(staged), staged.args...)
 	if err != nil {
 		return g.applyError(err)
@@ -143,7 +151,7 @@ func (a *applier) doGuarded(ctx context.Context, g *group, staged *stage) error 
 	if int(tag.RowsAffected()) != len(g.rows) {
 		return errDiffers
 	}
-	return nil
+	return a.env.pinned(ctx, a.tx)
 }
 
 // guardedSQL is updateSQL for those rows that are as expected.

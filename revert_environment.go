@@ -14,9 +14,10 @@ import (
 // and those that the application's triggers expect.
 type environment struct {
 	// pins are for comparing, theirs for statements that fire triggers, home are
-	// those that the transaction began with.
-	pins, theirs, home map[string]string
-	inPlace            map[string]string
+	// those that the transaction began with. guarded are for statements that compare
+	// and write: values are printed as for comparing, names found as by triggers.
+	pins, theirs, guarded, home map[string]string
+	inPlace                     map[string]string
 }
 
 // textSettings decide how values are printed, and how names are found.
@@ -59,6 +60,8 @@ func pinEnvironment(ctx context.Context, tx pgx.Tx, noTriggers bool) (*environme
 	if noTriggers {
 		e.theirs[triggerRole] = "replica"
 	}
+	e.guarded = maps.Clone(e.pins)
+	e.guarded["search_path"] = e.home["search_path"]
 	e.inPlace = maps.Clone(e.home)
 	return e, e.set(ctx, tx, e.pins)
 }

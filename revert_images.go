@@ -29,8 +29,13 @@ func (c *collapse) datum(raw json.RawMessage, column imageColumn) datum {
 	if bytes.Equal(raw, jsonNull) {
 		return datum{text: []byte("null"), known: true}
 	}
-	if cap(c.arena)-len(c.arena) < len(raw)+16 {
-		c.arena = make([]byte, 0, max(64<<10, 2*len(raw)+16))
+	if len(raw) > ownBytes {
+		text := appendSQLText(make([]byte, 0, len(raw)+16), column.kind, raw)
+		c.budget.spend(cap(text))
+		return datum{text: text, known: true}
+	}
+	if cap(c.arena)-len(c.arena) < 2*len(raw)+16 {
+		c.arena = make([]byte, 0, 64<<10)
 	}
 	start := len(c.arena)
 	c.arena = appendSQLText(c.arena, column.kind, raw)
@@ -40,6 +45,14 @@ func (c *collapse) datum(raw json.RawMessage, column imageColumn) datum {
 	}
 	c.budget.spend(len(text))
 	return datum{text: text, known: true}
+}
+
+// release takes note that a value is not kept any longer. A small one lies among
+// others, and goes when they do.
+func (c *collapse) release(d datum) {
+	if cap(d.text) > ownBytes {
+		c.budget.spend(-cap(d.text))
+	}
 }
 
 // forget takes back what was kept since the arena was so and that much was spent.

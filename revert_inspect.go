@@ -58,13 +58,13 @@ func (g *group) inspectSQL(s *stage, lock bool, retyped bool) string {
 
 // sameSQL compares a live value with a staged text. Some types have several texts
 // for one value, or are written in an image in another way: their staged text is
-// put through the type first.
+// put through the type first. By the column's collation, other texts may be equal.
 func sameSQL(column *column, live, staged string, retyped bool) string {
 	text := staged
 	if column.hasSeveralTexts(retyped) {
 		text = fmt.Sprintf("pg_catalog.concat(%s::%s)", staged, column.typeName)
 	}
-	return fmt.Sprintf("((%s IS NOT DISTINCT FROM NULL) = (%s IS NULL) AND pg_catalog.concat(%s) = coalesce(%s, ''))", live, staged, live, text)
+	return fmt.Sprintf("((%s IS NOT DISTINCT FROM NULL) OPERATOR(pg_catalog.=) (%s IS NULL) AND pg_catalog.concat(%s) COLLATE pg_catalog.\"C\" OPERATOR(pg_catalog.=) coalesce(%s, ''))", live, staged, live, text)
 }
 
 // hasSeveralTexts tells that a value may be written otherwise in an image than the

@@ -136,8 +136,11 @@ func (c *collapse) stay(b *contents, m *imageMap, r *netRow, values []json.RawMe
 }
 
 func (c *collapse) keepWhole(m *imageMap, r *netRow, values []json.RawMessage) {
+	for _, d := range r.whole {
+		c.release(d)
+	}
+	c.budget.spend((len(values) - len(r.whole)) * datumBytes)
 	r.whole = make([]datum, len(values))
-	c.budget.spend(len(values) * datumBytes)
 	for at, raw := range values {
 		if raw != nil && !m.target.columns.list[at].derived {
 			r.whole[at] = c.datum(raw, m.at[at])

@@ -77,5 +77,11 @@ func take[T any](slab *[]T, n, size int) []T {
 	return room
 }
 
-// slabRows is how many rows there are in a slab, when there are many.
-const slabRows = 256
+const (
+	// slabRows is how many rows there are in a slab, when there are many.
+	slabRows = 256
+	// slabCells is how many cells there are in a slab then.
+	slabCells = 4096
+	// ownBytes is how large a value may be to be kept among others.
+	ownBytes = 4 << 10
+)

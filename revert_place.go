@@ -12,13 +12,14 @@ import (
 )
 
 // contentSQL is the text of a value, NULL for NULL. What a json value means is
-// compared, since that is what an image keeps of it.
+// compared, since that is what an image keeps of it, and never what is equal by a
+// column's collation.
 func contentSQL(column *column, value string) string {
 	text := "pg_catalog.concat(" + value + ")"
 	if column.kind.Base == wal.JSON {
 		text = fmt.Sprintf(`CASE WHEN pg_catalog.strpos(%[1]s, '\u0000') > 0 THEN %[1]s ELSE pg_catalog.concat(%[1]s::pg_catalog.jsonb) END`, text)
 	}
-	return "CASE WHEN " + value + " IS NOT DISTINCT FROM NULL THEN NULL ELSE " + text + " END"
+	return "(CASE WHEN " + value + " IS NOT DISTINCT FROM NULL THEN NULL ELSE " + text + ` END) COLLATE pg_catalog."C"`
 }
 
 // contentsSQL is what a row holds in the columns of a mask, as an array of texts:

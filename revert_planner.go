@@ -216,7 +216,8 @@ func (p *planner) round(ctx context.Context) (again bool, err error) {
 func (p *planner) collapse(ctx context.Context) error {
 	p.atlas = newAtlas(p.client, p.tx, p.facts)
 	c, err := p.read(ctx)
-	if err == errUnordered { //nolint:errorlint // it is ours, and never wrapped
+	if err != nil && !p.sel.inOrder() {
+		// They are not in order, or what came of them may be due to that.
 		p.sel.sorted = true
 		c, err = p.read(ctx)
 	}

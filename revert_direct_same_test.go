@@ -1,0 +1,95 @@
+package audit_test
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit"
+)
+
+// outcome is everything that came of a revert, but for where changes are in the log.
+func outcome(result *audit.Result, err error) []string {
+	var out []string
+	var blocked *audit.ConflictError
+	switch {
+	case errors.As(err, &blocked):
+		out = append(out, lines(blocked.Conflicts))
+	case err != nil:
+		out = append(out, fmt.Sprintf("%T: %v", err, err))
+	default:
+		out = append(out, fmt.Sprintf("%d %d %d %d %d adjusted %v, hash %s", result.Inserted, result.Updated, result.Deleted,
+			result.Unchanged, result.Skipped, result.Adjusted, result.Plan.Hash), result.Plan.String())
+	}
+	for i, line := range out {
+		out[i] = regexp.MustCompile("[0-9A-F]+/[0-9A-F]+").ReplaceAllString(line, "LSN")
+	}
+	return out
+}
+
+// Whether a revert is tried directly or not, the same comes of it.
+func TestDirectUndoIsLikeAnyOther(t *testing.T) {
+	t.Parallel()
+	const (
+		plain  = "CREATE TABLE a (id int PRIMARY KEY, v int, w text); INSERT INTO a VALUES (1, 1, 'x'), (2, 2, NULL), (3, 3, '')"
+		parts  = "CREATE TABLE a (id int PRIMARY KEY, v int) PARTITION BY RANGE (id); CREATE TABLE a1 PARTITION OF a FOR VALUES FROM (0) TO (2); CREATE TABLE a2 PARTITION OF a DEFAULT; INSERT INTO a VALUES (1, 1), (2, 2)"
+		circle = `CREATE TABLE a (id int PRIMARY KEY, b int NOT NULL, v int); CREATE TABLE b (id int PRIMARY KEY, a int NOT NULL REFERENCES a, v int);
+			INSERT INTO a VALUES (1, 1, 1); INSERT INTO b VALUES (1, 1, 1); ALTER TABLE a ADD FOREIGN KEY (b) REFERENCES b`
+		computed = "CREATE TABLE p (id int PRIMARY KEY); CREATE TABLE a (id int PRIMARY KEY, v int, g int GENERATED ALWAYS AS (v * 2) STORED REFERENCES p %s); INSERT INTO p VALUES (2), (4), (6); INSERT INTO a VALUES (1, 1), (2, 2)"
+		adjusts  = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.v := 77; RETURN NEW; END'; CREATE TRIGGER f BEFORE UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION f()"
+		set      = "UPDATE a SET v = 9"
+	)
+	for name, h := range map[string]struct {
+		setup, work, later, session string
+		with                        func(audit.Reversal) audit.Reversal
+		level                       pgx.TxIsoLevel
+	}{
+		"InsteadNothing":      {setup: plain, work: set, later: "CREATE RULE r AS ON UPDATE TO a DO INSTEAD NOTHING"},
+		"Also":                {setup: plain + "; CREATE TABLE b (id serial PRIMARY KEY, v int)", work: set, later: "CREATE RULE r AS ON UPDATE TO a DO ALSO INSERT INTO b (v) VALUES (NEW.v)"},
+		"TriggerOfPartition":  {setup: parts, work: set, later: fmt.Sprintf(adjusts, "a2")},
+		"TriggerOfReplicas":   {setup: plain, work: set, later: fmt.Sprintf(adjusts, "a") + "; ALTER TABLE a ENABLE REPLICA TRIGGER f", session: "SET LOCAL session_replication_role = replica"},
+		"UniqueInPartition":   {setup: parts, work: "UPDATE a SET v = v + 20", later: "CREATE UNIQUE INDEX ON a2 (v); INSERT INTO a VALUES (3, 2)"},
+		"PartialUnique":       {setup: plain + "; CREATE UNIQUE INDEX ON a (v) WHERE w IS NULL", work: "UPDATE a SET w = 'y'", later: "INSERT INTO a VALUES (4, 2, NULL)"},
+		"ComputedReference":   {setup: fmt.Sprintf(computed, ""), work: "UPDATE a SET v = 3", later: "DELETE FROM p WHERE id = 2"},
+		"ComputedAndDeferred": {setup: fmt.Sprintf(computed, "DEFERRABLE INITIALLY DEFERRED"), work: "UPDATE a SET v = 3", later: "DELETE FROM p WHERE id = 2"},
+		"CircleInConflict":    {setup: circle, work: set + "; UPDATE b SET v = 9", later: "UPDATE a SET v = 8"},
+		"CircleSkipped":       {setup: circle, work: set + "; UPDATE b SET v = 9", later: "UPDATE a SET v = 8", with: func(r audit.Reversal) audit.Reversal { return r.OnConflict(audit.Skip) }},
+		"Columns":             {setup: plain, work: "UPDATE a SET id = id + 10, v = 9, w = 'z'", with: func(r audit.Reversal) audit.Reversal { return r.Columns("w") }},
+		"SomeColumns":         {setup: plain, work: "UPDATE a SET v = NULL WHERE id < 3; UPDATE a SET w = NULL WHERE id > 2; UPDATE a SET w = '' WHERE id = 2"},
+		"Serializable":        {setup: plain, work: set, level: pgx.Serializable},
+		"Hash":                {setup: plain, work: set, with: func(r audit.Reversal) audit.Reversal { return r.IfHash("another") }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var got [2][]string
+			for i, rows := range []int{1, 1000} {
+				u := newUndo(t, h.setup)
+				audit.DirectRows(u.Client, rows)
+				u.request(t, "work", strings.Split(h.work, "; ")...)
+				u.request(t, "later", h.later)
+				r := u.Client.RevertRequest("work")
+				if h.with != nil {
+					r = h.with(r)
+				}
+				_ = pgx.BeginTxFunc(t.Context(), u.Connect(t), pgx.TxOptions{IsoLevel: h.level}, func(tx pgx.Tx) error {
+					if _, err := tx.Exec(t.Context(), h.session); err != nil {
+						t.Error(err)
+					}
+					result, err := r.ApplyTx(t.Context(), tx)
+					got[i] = append(outcome(result, err), fmt.Sprintf("status %c", tx.Conn().PgConn().TxStatus()))
+					return err
+				})
+				got[i] = append(got[i], u.state(t)...)
+				u.Check(t)
+			}
+			if diff := cmp.Diff(got[1], got[0]); diff != "" {
+				t.Errorf("ordinary (-), direct (+):\n%s", diff)
+			}
+		})
+	}
+}
