@@ -70,7 +70,14 @@ type Unit struct {
 }
 
 // stamped is the unit as it stands in the revert's context.
-func (u Unit) stamped() Unit { return Unit{Kind: u.Kind, ID: clip(u.ID, 500)} }
+func (u Unit) stamped() Unit {
+	if len(u.ID) <= 500 {
+		return u
+	}
+	// Others may begin the same.
+	whole := sha256.Sum256([]byte(u.ID))
+	return Unit{Kind: u.Kind, ID: clip(u.ID, 450) + " " + hex.EncodeToString(whole[:12])}
+}
 
 func (u Unit) String() string { return u.Kind + " " + clip(u.ID, 80) }
 

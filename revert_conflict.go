@@ -118,6 +118,9 @@ type RowRef struct {
 	Key   []string `json:"key"`
 }
 
+// identity tells rows apart, also by keys whose parts have commas in them.
+func (r RowRef) identity() string { return r.Table + "\x00" + joinKey(r.Key) }
+
 func (r RowRef) String() string { return r.Table + "[" + strings.Join(r.Key, ",") + "]" }
 
 // Conflict is one thing that stands between a row and what it was before the

@@ -2,6 +2,7 @@ package audit_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/hindsight-go/audit"
@@ -149,4 +150,27 @@ func TestPrimaryKeyThatIncludesAColumn(t *testing.T) {
 	u.request(t, "third", "DELETE FROM b", "DELETE FROM a")
 	apply(t, u.Client.RevertRequest("third"))
 	u.want(t, "after the third", before)
+}
+
+// Rows whose keys look the same when their parts are put together, and units that
+// begin the same, are told apart.
+func TestKeysAndUnitsThatLookTheSame(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, `
+		CREATE TABLE a (id int PRIMARY KEY, n int);
+		CREATE TABLE b (x text, y text, a int REFERENCES a, PRIMARY KEY (x, y))`)
+	long := strings.Repeat("r", 600)
+	u.request(t, long+"1", "INSERT INTO a VALUES (1, 1)")
+	u.request(t, "later", "INSERT INTO b VALUES ('p,q', 'r', 1), ('p', 'q,r', 1)")
+	wantConflicts(t, u.Client.RevertRequest(long+"1"), "row referenced public.a[1]", "row referenced public.a[1]")
+	u.request(t, long+"2", "INSERT INTO a VALUES (2, 2)")
+	apply(t, u.Client.RevertRequest(long+"2"))
+	u.request(t, "away", "DELETE FROM b")
+	result := apply(t, u.Client.RevertRequest(long+"1"))
+	if result.Already != nil || result.Deleted != 1 {
+		t.Errorf("the revert of the other request: %+v", result)
+	}
+	if again := apply(t, u.Client.RevertRequest(long+"1")); again.Already == nil || again.Already.ID != result.ID {
+		t.Errorf("the second revert: %+v", again)
+	}
 }

@@ -127,9 +127,9 @@ func (c *Conflict) subject() string { return fmt.Sprintf("%p %s", c.row, c.about
 func (c *Conflict) about() string {
 	other := ""
 	if c.Other != nil {
-		other = c.Other.String()
+		other = c.Other.identity()
 	}
-	return fmt.Sprintf("%d %q %q %q %q", c.Kind, c.RowRef.String(), c.Column, c.Constraint, other)
+	return fmt.Sprintf("%d %q %q %q %q", c.Kind, c.identity(), c.Column, c.Constraint, other)
 }
 
 // settle finds out who is behind conflicts, has the policy decide, and follows

@@ -214,7 +214,7 @@ func (a *applier) noteEarly(ctx context.Context, g *group) error {
 		for _, c := range d.Columns {
 			columns[c] = true
 		}
-		a.early[d.RowRef.String()] = columns
+		a.early[d.RowRef.identity()] = columns
 	}
 	return nil
 }
@@ -278,7 +278,7 @@ func (a *applier) correct(ctx context.Context) error {
 		}
 		fix, rows := &group{table: g.table, action: Update}, g.byKey()
 		for _, d := range found {
-			late := slices.DeleteFunc(slices.Clone(d.Columns), func(c string) bool { return a.early[d.RowRef.String()][c] })
+			late := slices.DeleteFunc(slices.Clone(d.Columns), func(c string) bool { return a.early[d.RowRef.identity()][c] })
 			if r := rows[joinKey(d.Key)]; r != nil && len(late) > 0 {
 				fix.rows = append(fix.rows, r.only(late))
 			}
