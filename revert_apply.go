@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"maps"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -214,24 +213,10 @@ func (a *applier) run(ctx context.Context, plan *Plan) (*Result, error) {
 
 // writeOrNothing is write in the caller's transaction. That may go on after an error
 // that is not the server's: behind a savepoint, nothing is left of what was written.
-func (a *applier) writeOrNothing(ctx context.Context) (err error) {
-	outer, settings := a.tx, maps.Clone(a.env.inPlace)
-	if a.tx, err = outer.Begin(ctx); err != nil {
-		return wrap("set a savepoint", err)
-	}
-	inner := a.tx
-	err = a.write(ctx)
-	a.tx = outer
-	switch {
-	case err == nil:
-		return wrap("release the savepoint", inner.Commit(ctx))
-	case outer.Conn().PgConn().TxStatus() == 'T':
-		a.env.inPlace = settings
-		if back := inner.Rollback(ctx); back != nil {
-			return errors.Join(err, wrap("go back to the savepoint", back))
-		}
-	}
-	return err
+func (a *applier) writeOrNothing(ctx context.Context) error {
+	return a.behindSavepoint(ctx, func() error { return a.write(ctx) }, func(error) bool {
+		return a.tx.Conn().PgConn().TxStatus() == 'T'
+	})
 }
 
 func lockKey(name string) int64 {
@@ -350,25 +335,6 @@ func (r *netRow) staleness(leaving bool) string {
 	return ""
 }
 
-// stampContext is what the revert stamps: the context of whoever does it, and what
-// it is.
-func (a *applier) stampContext(ctx context.Context) context.Context {
-	extra := map[string]any{
-		revertMember: true, revertIDName: a.id, revertHash: a.plan.Hash,
-		revertOfName: a.r.unit.stamped(),
-	}
-	if a.r.reason != "" {
-		extra[revertWhyName] = clip(a.r.reason, 2000)
-	}
-	if a.r.key != "" {
-		extra[revertKeyName] = a.r.key
-	}
-	if a.plan.Skipped > 0 || a.r.columns != nil {
-		extra[revertPartial] = true
-	}
-	return WithContext(ctx, Context{UserID: a.r.actor, Extra: extra})
-}
-
 // write carries the plan out.
 func (a *applier) write(ctx context.Context) error {
 	own := ctx
@@ -408,17 +374,4 @@ func (a *applier) write(ctx context.Context) error {
 		return stampOr(own, a.tx, "{}")
 	}
 	return nil
-}
-
-// stampOr stamps the context that ctx carries, or else content.
-func stampOr(ctx context.Context, tx Execer, content string) error {
-	own, err := StampContent(ctx)
-	if err != nil {
-		return err
-	}
-	if own != nil {
-		content = string(own)
-	}
-	_, err = tx.Exec(ctx, stampSQL, StampPrefix, content)
-	return wrap("stamp context", err)
 }

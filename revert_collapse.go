@@ -144,21 +144,6 @@ func (c *collapse) place(r *netRow, m *imageMap, key string) {
 	}
 }
 
-// room makes room for n cells of a row.
-func (c *collapse) room(r *netRow, n int) {
-	if n > cap(r.cells) {
-		r.cells = append(take(&c.slabs.cells, n, min(n*len(c.rows), slabCells))[:0], r.cells...)
-		c.budget.spend(n * cellBytes)
-	}
-}
-
-// addCell adds a cell to a row.
-func (c *collapse) addCell(r *netRow, k cell) {
-	had := cap(r.cells)
-	r.cells = append(r.cells, k)
-	c.budget.spend((cap(r.cells) - had) * cellBytes)
-}
-
 func (c *collapse) created(m *imageMap, index map[string]*netRow, key string, ch *selectedChange) error {
 	r := index[key]
 	if r != nil && r.exists {

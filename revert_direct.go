@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hindsight-go/audit/internal/wal"
@@ -55,31 +53,24 @@ func (a *applier) direct(ctx context.Context, p *planner, plan *Plan) (done bool
 	if already, err := p.alreadyReverted(ctx); already != nil || err != nil {
 		return false, err
 	}
-	before, settings := *a, maps.Clone(a.env.inPlace)
-	savepoint := pgx.Identifier{"audit_revert_" + a.id[:12]}.Sanitize()
-	if _, err := a.tx.Exec(ctx, "SAVEPOINT "+savepoint); err != nil {
-		return false, wrap("set a savepoint", err)
-	}
+	before := *a
 	a.p, a.plan, a.guarded = plan.p, plan, true
 	a.result = &Result{Of: a.r.unit, Plan: plan, Unchanged: plan.Unchanged, Skipped: plan.Skipped}
-	if err = a.write(ctx); err == nil {
-		_, err = a.tx.Exec(ctx, "RELEASE SAVEPOINT "+savepoint)
-		return err == nil, wrap("release the savepoint", err)
-	}
-	var pg *pgconn.PgError
-	if !errors.Is(err, errDiffers) && (!errors.As(err, &pg) || isTransient(pg.Code)) {
-		return false, err
-	}
-	// The savepoint goes, too: nothing of it is left in the caller's transaction.
-	for _, command := range []string{"ROLLBACK TO SAVEPOINT ", "RELEASE SAVEPOINT "} {
-		if _, err := a.tx.Exec(ctx, command+savepoint); err != nil {
-			return false, wrap("go back to the savepoint", err)
-		}
+	err = a.behindSavepoint(ctx, func() error { return a.write(ctx) }, isForAnotherWay)
+	if err == nil || !isForAnotherWay(err) {
+		return err == nil, err
 	}
 	stages := a.stages
 	*a = before
-	a.stages, a.env.inPlace = stages, settings
+	a.stages = stages
 	return false, nil
+}
+
+// isForAnotherWay tells that the ordinary way may do better, or knows better what to
+// say.
+func isForAnotherWay(err error) bool {
+	var pg *pgconn.PgError
+	return errors.Is(err, errDiffers) || errors.As(err, &pg) && !isTransient(pg.Code)
 }
 
 // plain tells that a plan only restores columns of rows, many of them, on which

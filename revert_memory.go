@@ -85,3 +85,18 @@ const (
 	// ownBytes is how large a value may be to be kept among others.
 	ownBytes = 4 << 10
 )
+
+// room makes room for n cells of a row.
+func (c *collapse) room(r *netRow, n int) {
+	if n > cap(r.cells) {
+		r.cells = append(take(&c.slabs.cells, n, min(n*len(c.rows), slabCells))[:0], r.cells...)
+		c.budget.spend(n * cellBytes)
+	}
+}
+
+// addCell adds a cell to a row.
+func (c *collapse) addCell(r *netRow, k cell) {
+	had := cap(r.cells)
+	r.cells = append(r.cells, k)
+	c.budget.spend((cap(r.cells) - had) * cellBytes)
+}

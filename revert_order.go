@@ -112,10 +112,18 @@ func (p *planner) rank(rows []*netRow) ([]*foreignKey, error) {
 	for _, r := range rows {
 		involved[r.table.oid] = r.table
 	}
+	groups := groupRows(rows)
+	// moves tells that rows of a table come, go, or change in one of the columns.
+	moves := func(oid uint32, columns []string) bool {
+		return slices.ContainsFunc(groups, func(g *group) bool {
+			return g.table.oid == oid && (g.action != Update || g.touches(columns))
+		})
+	}
 	var edges, broken []*foreignKey
 	for _, t := range involved {
 		for _, f := range t.parents {
 			switch {
+			case !moves(f.from, f.columns) && !moves(f.to, f.refs): // it stays as it is
 			case f.deferrable && f.onDelete != "r" || involved[f.to] == nil: // RESTRICT is never deferred
 			case f.from == f.to:
 				// Within one statement only RESTRICT minds the order.

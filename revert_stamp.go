@@ -1,0 +1,35 @@
+package audit
+
+import "context"
+
+// stampContext is what the revert stamps: the context of whoever does it, and what
+// it is.
+func (a *applier) stampContext(ctx context.Context) context.Context {
+	extra := map[string]any{
+		revertMember: true, revertIDName: a.id, revertHash: a.plan.Hash,
+		revertOfName: a.r.unit.stamped(),
+	}
+	if a.r.reason != "" {
+		extra[revertWhyName] = clip(a.r.reason, 2000)
+	}
+	if a.r.key != "" {
+		extra[revertKeyName] = a.r.key
+	}
+	if a.plan.Skipped > 0 || a.r.columns != nil {
+		extra[revertPartial] = true
+	}
+	return WithContext(ctx, Context{UserID: a.r.actor, Extra: extra})
+}
+
+// stampOr stamps the context that ctx carries, or else content.
+func stampOr(ctx context.Context, tx Execer, content string) error {
+	own, err := StampContent(ctx)
+	if err != nil {
+		return err
+	}
+	if own != nil {
+		content = string(own)
+	}
+	_, err = tx.Exec(ctx, stampSQL, StampPrefix, content)
+	return wrap("stamp context", err)
+}
