@@ -296,7 +296,9 @@ func (r Reversal) Progress(report func(Progress)) Reversal {
 
 // Progress is how far a revert has come.
 type Progress struct {
-	// Step is what is being done: "select", "compare" or "apply".
+	// Step is what is being done: "select", "compare" or "apply". A step can begin
+	// anew: when a cascade has added to the selection, and when a large revert finds
+	// that it has to look at its rows first.
 	Step string
 	// Table is the table that it is being done to, or empty.
 	Table string
