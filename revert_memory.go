@@ -28,11 +28,11 @@ func (b *budget) err() error {
 }
 
 const (
-	rowBytes      = int(unsafe.Sizeof(netRow{})) + 2*pointerBytes + entryBytes
+	rowBytes      = int(unsafe.Sizeof(netRow{})) + 2*headerBytes + entryBytes
 	cellBytes     = int(unsafe.Sizeof(cell{}))
 	datumBytes    = int(unsafe.Sizeof(datum{}))
 	positionBytes = int(unsafe.Sizeof(Position{}))
-	pointerBytes  = int(unsafe.Sizeof(""))
+	headerBytes   = int(unsafe.Sizeof("")) // of a string
 	// entryBytes is what a row takes in the index of the rows by their keys.
 	entryBytes = 48
 )
@@ -43,13 +43,13 @@ func (c *Conflict) bytes() int {
 	size := int(unsafe.Sizeof(*c)) + len(c.origin.later)*positionBytes
 	for _, value := range []*string{c.Restore, c.Live} {
 		if value != nil {
-			size += pointerBytes + len(*value)
+			size += headerBytes + len(*value)
 		}
 	}
 	if c.Other != nil {
 		size += int(unsafe.Sizeof(*c.Other))
 		for _, part := range c.Other.Key {
-			size += pointerBytes + len(part)
+			size += headerBytes + len(part)
 		}
 	}
 	return size
