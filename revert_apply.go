@@ -75,6 +75,9 @@ func (c *Client) applyRevert(ctx context.Context, r Reversal, plan *Plan, dry bo
 	for name := range textSettings {
 		delete(config.RuntimeParams, name) // triggers find what role and database have for it
 	}
+	// Hardly a statement comes twice: to prepare them first would be another round trip
+	// for each.
+	config.DefaultQueryExecMode = pgx.QueryExecModeExec
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, wrap("connect to the source", err)
