@@ -97,3 +97,20 @@ func (l *ledger) renamedBy(t *testing.T, row audit.PlannedRow, renamed map[strin
 		renamed[rowName(table, row.Key)] = to
 	}
 }
+
+// A row that somebody made anew got another key from a change that the cascade
+// reverts: what made it is found under the key that it had before, and reverted, too.
+func TestCascadeFindsWhatMadeARowThatWasRenamed(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, `
+		CREATE TABLE p (id int PRIMARY KEY);
+		CREATE TABLE c (id int PRIMARY KEY, p int REFERENCES p, w text);
+		INSERT INTO p VALUES (1), (7); INSERT INTO c VALUES (22, 1, 'old')`)
+	before := u.state(t)
+	u.request(t, "first", "DELETE FROM c WHERE id = 22", "UPDATE p SET id = 32 WHERE id = 7")
+	u.request(t, "second", "INSERT INTO c VALUES (22, 32, 'new')")
+	u.request(t, "third", "UPDATE c SET id = 65")
+	apply(t, u.Client.RevertRequest("first").OnConflict(audit.Cascade))
+	u.want(t, "after the cascade", before)
+	u.Check(t)
+}

@@ -83,7 +83,8 @@ func (p *planner) findOriginsNow(ctx context.Context, conflicts []Conflict) erro
 func (c *Conflict) follow() bool {
 	o := &c.origin
 	o.key, o.before, o.previous = o.previous, o.renamed, nil
-	if c.Change != nil || o.gone || o.made || o.moved {
+	// A row that was made anew may have been given its key by a selected change, too.
+	if c.Change != nil || o.gone || o.moved {
 		o.key = nil
 	}
 	return len(o.key) > 0
