@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strings"
@@ -202,11 +203,15 @@ func (s *stream) confirm(lsn LSN) error {
 	return err
 }
 
-// finish ends the copy from our side, so that the server logs no error.
+// finish ends the copy from our side, so that the server logs no error, and waits
+// until the server has read that and hangs up. A connection that is closed with
+// something unread is reset, and what was confirmed last is lost with it.
 func (s *stream) finish() {
-	_ = s.conn.SetWriteDeadline(time.Now().Add(time.Second))
-	_, _ = s.conn.Write([]byte{'c', 0, 0, 0, 4, 'X', 0, 0, 0, 4})
-	s.close()
+	defer s.close()
+	_ = s.conn.SetDeadline(time.Now().Add(time.Second))
+	if _, err := s.conn.Write([]byte{'c', 0, 0, 0, 4, 'X', 0, 0, 0, 4}); err == nil {
+		_, _ = io.Copy(io.Discard, s.conn)
+	}
 }
 
 func serverError(body []byte) error {
