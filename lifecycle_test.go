@@ -118,6 +118,41 @@ func TestStopConfirmsWhatWasRead(t *testing.T) {
 	}
 }
 
+// Also when the server is still sending: what nobody reads any more does not cost what
+// was confirmed.
+func TestStopConfirmsWhatWasReadWhileOthersWrite(t *testing.T) {
+	t.Parallel()
+	db := audittest.NewDatabase(t)
+	db.Exec(t, gapTable)
+	a := audittest.Open(t, db, audit.Config{})
+	for round := range 5 {
+		mustStart(t, a)
+		written := make(chan error, 1)
+		conn := db.Connect(t)
+		go func() {
+			_, err := conn.Exec(t.Context(), fmt.Sprintf(`DO $$ BEGIN FOR i IN 1..300 LOOP
+				INSERT INTO todo SELECT %d + i * 100 + n, repeat('x', 1000) FROM generate_series(1, 50) n; COMMIT; END LOOP; END $$`, round*1_000_000))
+			written <- err
+		}()
+		faulttest.Poll(t, faulttest.Patience, "something is stored", func() error {
+			if audittest.Value[int](t, db, "SELECT count(*) FROM audit.changes WHERE primary_key::int > $1", round*1_000_000) == 0 {
+				return errors.New("nothing is there")
+			}
+			return nil
+		})
+		a.Stop(t)
+		waitInactive(t, db)
+		if !audittest.Value[bool](t, db, "SELECT confirmed_flush_lsn = position FROM pg_replication_slots, audit.checkpoints WHERE slot_name = $1", slotOf(db)) {
+			t.Errorf("round %d: the slot is not confirmed up to the checkpoint", round)
+		}
+		if err := <-written; err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustStart(t, a)
+	a.Check(t)
+}
+
 // Stop with a context that has ended is the abrupt way, and says so.
 func TestStopWithoutTimeIsAbrupt(t *testing.T) {
 	t.Parallel()
