@@ -73,6 +73,12 @@ type Config struct {
 	// at most 1 MiB.
 	MaxContextBytes int
 
+	// MaxRowBytes bounds what is kept of one version of a row, in bytes of its values
+	// as text, and so the memory of capture, which is about six times as much while
+	// such rows come. Of a larger row values are left out until the rest fits, which
+	// the change's defect says. Default: 16 MiB; at most 200 MiB.
+	MaxRowBytes int
+
 	// Retention is how long history is kept. It is dropped a month at a time, so
 	// up to a month more is there. Default: forever. At least 24 hours.
 	Retention time.Duration
@@ -184,6 +190,12 @@ func (c Config) resolve() (resolved, error) {
 	}
 	if r.MaxContextBytes < 0 || r.MaxContextBytes > 1<<20 {
 		bad("MaxContextBytes", "%d: must be between 1 and %d", r.MaxContextBytes, 1<<20)
+	}
+	if r.MaxRowBytes == 0 {
+		r.MaxRowBytes = 16 << 20
+	}
+	if r.MaxRowBytes < 1<<20 || r.MaxRowBytes > store.MaxImage {
+		bad("MaxRowBytes", "%d: must be between %d and %d", r.MaxRowBytes, 1<<20, store.MaxImage)
 	}
 	if r.Retention < 0 || r.Retention > 0 && r.Retention < 24*time.Hour {
 		bad("Retention", "%s: must be 0 (forever) or at least 24h", r.Retention)

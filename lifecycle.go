@@ -143,6 +143,8 @@ func (c *Client) newReader(r *run) *capture.Reader {
 		Slot:        c.cfg.Slot,
 		Publication: c.cfg.Publication,
 		Prefix:      c.cfg.ContextPrefix,
+		MaxContext:  c.cfg.MaxContextBytes,
+		MaxRow:      c.cfg.MaxRowBytes,
 		Prepare:     func(ctx context.Context) (capture.Resume, error) { return c.prepareSlot(ctx, r) },
 		Open: func(ctx context.Context, progress func()) (capture.Sink, capture.LSN, error) {
 			return c.openWriter(ctx, r, progress)
@@ -156,7 +158,7 @@ func (c *Client) newReader(r *run) *capture.Reader {
 
 func (c *Client) openWriter(ctx context.Context, r *run, progress func()) (capture.Sink, capture.LSN, error) {
 	w, from, err := c.history.NewWriter(ctx, store.WriterConfig{
-		Database: r.facts.Database, Environment: c.cfg.Environment, MaxContext: c.cfg.MaxContextBytes,
+		Database: r.facts.Database, Environment: c.cfg.Environment, MaxContext: c.cfg.MaxContextBytes, MaxRow: c.cfg.MaxRowBytes,
 		Caution: r.caution, CautionUntil: r.until,
 		Progress: progress,
 		Stored: func(b store.Batch) {

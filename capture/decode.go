@@ -130,6 +130,8 @@ func (c *cursor) tuple(dst wal.Tuple) (wal.Tuple, error) {
 			dst[i] = wal.Datum{State: wal.Null}
 		case wal.Unchanged:
 			dst[i] = wal.Datum{State: wal.Unchanged}
+		case wal.Omitted: // by the condenser
+			dst[i] = wal.Datum{State: wal.Omitted, Size: c.u32()}
 		default:
 			if c.bad {
 				return dst, errShort
@@ -214,14 +216,22 @@ type logicalMessage struct {
 	Transactional bool
 	LSN           wal.LSN
 	Prefix        []byte
-	Content       []byte
+	// Content is the beginning of the content if that was of another Size.
+	Content []byte
+	Size    int
 }
 
 func decodeMessage(b []byte) (logicalMessage, error) {
 	c := cursor{b: b}
-	m := logicalMessage{Transactional: c.u8()&1 != 0, LSN: wal.LSN(c.u64())}
+	flags := c.u8()
+	m := logicalMessage{Transactional: flags&1 != 0, LSN: wal.LSN(c.u64())}
 	m.Prefix = c.str()
-	m.Content = c.take(int(c.u32()))
+	kept := int(c.u32())
+	m.Size = kept
+	if flags&cutMessage != 0 {
+		m.Size = int(c.u32())
+	}
+	m.Content = c.take(kept)
 	if c.bad {
 		return m, errShort
 	}

@@ -69,6 +69,12 @@ type Config struct {
 	Publication string
 	// Prefix is that of the context messages, "audit" by default.
 	Prefix string
+	// MaxContext is how many bytes are kept of a context message that does not fit
+	// into the read buffer of a megabyte: the default is 64 KiB.
+	MaxContext int
+	// MaxRow is how many bytes are kept of the values of one version of a row that
+	// does not fit into the read buffer. The default is 16 MiB.
+	MaxRow int
 	// Prepare is called before every attempt to stream. It makes sure that there
 	// is a slot to stream from and returns the checkpoint, with the system
 	// identifier it belongs to.
@@ -138,6 +144,12 @@ type Reader struct {
 func New(cfg Config) *Reader {
 	if cfg.Prefix == "" {
 		cfg.Prefix = defaultPrefix
+	}
+	if cfg.MaxContext <= 0 {
+		cfg.MaxContext = 64 << 10
+	}
+	if cfg.MaxRow <= 0 {
+		cfg.MaxRow = 16 << 20
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -273,7 +285,8 @@ func (r *Reader) connect(ctx context.Context, resume Resume) (*stream, error) {
 			return nil, fmt.Errorf("set encoding for replication: %w", err)
 		}
 	}
-	stream, err := startStream(ctx, pg, r.cfg.Slot, r.cfg.Publication, resume.Position)
+	stream, err := startStream(ctx, pg, r.cfg.Slot, r.cfg.Publication, resume.Position,
+		limits{row: r.cfg.MaxRow, context: r.cfg.MaxContext, prefixes: []string{r.cfg.Prefix, defaultPrefix, bemiPrefix}})
 	var pgErr *pgconn.PgError
 	if errors.As(err, &pgErr) && pgErr.Code == "55006" {
 		return nil, fmt.Errorf("%w: %w", ErrSlotInUse, err)

@@ -413,7 +413,7 @@ func (s *session) logicalMessage(body []byte) error {
 		return errors.New("transactional message outside a transaction")
 	case s.skip:
 	case prefix == s.cfg.Prefix, prefix == defaultPrefix, prefix == bemiPrefix:
-		s.sink.Stamp(m.Content)
+		s.sink.Stamp(m.Content, m.Size)
 	case prefix == s.cfg.Prefix+SyncSuffix:
 		s.sink.Barrier()
 	}

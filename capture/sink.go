@@ -27,8 +27,9 @@ type Sink interface {
 	Commit(end LSN)
 	// Relation announces a version of a table before its first row.
 	Relation(*Relation)
-	// Stamp is a context message at its place among the rows.
-	Stamp(content []byte)
+	// Stamp is a context message at its place among the rows. Of one whose size is
+	// more than that of content, content is the beginning.
+	Stamp(content []byte, size int)
 	// Row is one change.
 	Row(*Row)
 	// Barrier asks for the end of the open transaction to become durable even

@@ -40,6 +40,8 @@ type stream struct {
 	conn     net.Conn
 	buf      []byte
 	from, to int // the unread part of buf
+	limits   limits
+	large    *condenser // of the message at hand, if that is larger than buf
 	woken    atomic.Bool
 	lastRead int
 	heard    time.Time
@@ -73,12 +75,12 @@ func replicationConfig(base *pgconn.Config) *pgconn.Config {
 
 // startStream takes the connection over and starts replication on it. It does so
 // before START_REPLICATION: what the driver reads ahead after it would be lost.
-func startStream(ctx context.Context, pg *pgconn.PgConn, slot, publication string, start LSN) (*stream, error) {
+func startStream(ctx context.Context, pg *pgconn.PgConn, slot, publication string, start LSN, l limits) (*stream, error) {
 	h, err := pg.Hijack()
 	if err != nil {
 		return nil, err
 	}
-	s := &stream{conn: h.Conn, buf: make([]byte, readBuffer), heard: time.Now()}
+	s := &stream{conn: h.Conn, buf: make([]byte, readBuffer), limits: l, heard: time.Now()}
 	stop := context.AfterFunc(ctx, func() { _ = s.conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	sql := fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL %s (proto_version '1', publication_names %s, messages 'true')",
@@ -121,8 +123,12 @@ func (s *stream) wake() {
 	_ = s.conn.SetReadDeadline(time.Unix(1, 0))
 }
 
-// next returns the next whole message in the buffer.
+// next returns the next whole message. Of one that is larger than the buffer it is
+// the condensed form.
 func (s *stream) next() (kind byte, body []byte, ok bool, err error) {
+	if s.large != nil {
+		return s.condense()
+	}
 	if s.to-s.from < 5 {
 		return 0, nil, false, nil
 	}
@@ -130,10 +136,12 @@ func (s *stream) next() (kind byte, body []byte, ok bool, err error) {
 	if size < 4 {
 		return 0, nil, false, &DecodeError{Message: s.buf[s.from], Reason: errShort}
 	}
+	if size+1 > len(s.buf) {
+		s.large = newCondenser(s.limits, s.buf[s.from], size-4)
+		s.from += 5
+		return s.condense()
+	}
 	if s.to-s.from < size+1 {
-		if size+1 > len(s.buf) {
-			s.grow(size + 1)
-		}
 		return 0, nil, false, nil
 	}
 	kind = s.buf[s.from]
@@ -142,13 +150,15 @@ func (s *stream) next() (kind byte, body []byte, ok bool, err error) {
 	return kind, body, true, nil
 }
 
-// grow makes room for one message that is larger than the buffer. There is no
-// way around holding a whole row; shrink gives the memory back.
-func (s *stream) grow(size int) {
-	buf := make([]byte, size)
-	s.to = copy(buf, s.buf[s.from:s.to])
-	s.from = 0
-	s.buf = buf
+func (s *stream) condense() (kind byte, body []byte, ok bool, err error) {
+	used, done, err := s.large.feed(s.buf[s.from:s.to])
+	s.from += used
+	if err != nil || !done {
+		return 0, nil, false, err
+	}
+	kind, body = s.large.kind, s.large.out
+	s.large = nil
+	return kind, body, true, nil
 }
 
 // fill reads what there is, waiting until deadline. It returns nil without
@@ -157,9 +167,6 @@ func (s *stream) grow(size int) {
 func (s *stream) fill(deadline time.Time) (dry bool, err error) {
 	if s.from == s.to {
 		s.from, s.to = 0, 0
-		if len(s.buf) > readBuffer {
-			s.buf = make([]byte, readBuffer)
-		}
 	} else if s.from > 0 && len(s.buf)-s.to < len(s.buf)/4 {
 		s.to = copy(s.buf, s.buf[s.from:s.to])
 		s.from = 0

@@ -127,8 +127,11 @@ func (c *copyConn) copyData(message []byte) error {
 
 // between runs statements inside the store transaction after the rows so far.
 func (c *copyConn) between(sql string) error {
+	c.begin()
 	if c.copying {
 		c.endCopy()
+	} else if c.queries == 0 {
+		sql = "BEGIN; " + sql
 	}
 	c.query(sql)
 	return c.send()

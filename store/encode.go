@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -29,12 +30,12 @@ const (
 )
 
 const (
-	// maxImage is what one image may hold, in bytes of text: jsonb's own bound is
-	// 256 MiB less one, and the offsets of many members need some of it.
-	maxImage = 200 << 20
-	// maxEncoded is what one image may take on its way to the store, where quoting
-	// can make six bytes of one: a row with both images has to stay under the 1 GiB
-	// that the server allocates at once.
+	// MaxImage is the most that one image can hold, in bytes of text: jsonb's own
+	// bound is 256 MiB less one, and the offsets of many members need some of it.
+	MaxImage = 200 << 20
+	// maxEncoded is what an image of MaxImage may take on its way to the store, where
+	// quoting can make six bytes of one: a row with both images has to stay under the
+	// 1 GiB that the server allocates at once. A lower bound of images lowers it too.
 	maxEncoded = 450 << 20
 	// maxKey keeps a key's index entry under a third of a page.
 	maxKey = 2000
@@ -87,6 +88,7 @@ func newRelationPlan(rel *wal.Relation, key []int, caution Caution) *relationPla
 // encoder writes rows as binary COPY tuples. It belongs to one goroutine.
 type encoder struct {
 	caution Caution
+	limit   int      // bytes of text in an image
 	literal bool     // the store's jsonb knows no escapes beyond ASCII, only the characters
 	defects []string // scratch: the defects of the row at hand
 	keyA    []byte   // scratch
@@ -105,17 +107,21 @@ func (e *encoder) defect(format string, args ...any) {
 func (e *encoder) image(dst []byte, p *relationPlan, label string, tuple, fill wal.Tuple, keyOnly bool) []byte {
 	at := len(dst)
 	dst = append(dst, 0, 0, 0, 0, 1, '{')
-	if size := tupleSize(tuple, fill); size > maxImage {
+	if size := tupleSize(tuple, fill); size > e.limit {
 		tuple = e.shrink(p, label, tuple, fill, size)
 	}
 	separate := false
 	for i := range tuple {
 		datum := tuple[i]
 		if datum.State == wal.Unchanged {
-			if fill == nil || fill[i].State != wal.Text && fill[i].State != wal.Null {
+			if fill == nil || fill[i].State == wal.Absent || fill[i].State == wal.Unchanged {
 				continue
 			}
 			datum = fill[i]
+		}
+		if datum.State == wal.Omitted {
+			e.omit(p, label, i, int(datum.Size))
+			continue
 		}
 		if datum.State == wal.Absent || keyOnly && !p.relation.Columns[i].Identity {
 			continue
@@ -155,7 +161,7 @@ func tupleSize(tuple, fill wal.Tuple) (size int) {
 	return size
 }
 
-// textSize is what a value counts against maxImage: its length, or more if
+// textSize is what a value counts against the bound of an image: its length, or more if
 // maxEncoded is the tighter bound.
 func textSize(text []byte) int {
 	if len(text) < 1<<20 {
@@ -170,10 +176,15 @@ func textSize(text []byte) int {
 			encoded++
 		}
 	}
-	return max(len(text), encoded*(maxImage>>20)/(maxEncoded>>20))
+	return max(len(text), encoded*(MaxImage>>20)/(maxEncoded>>20))
 }
 
-// shrink drops the largest values until the rest fits into a jsonb.
+// omit notes that a value is left out of an image for its size.
+func (e *encoder) omit(p *relationPlan, label string, column, size int) {
+	e.defect("%s: column %q left out: with its %d bytes the row is larger than what is kept of one", label, p.relation.Columns[column].Name, size)
+}
+
+// shrink drops the largest values until the rest fits.
 func (e *encoder) shrink(p *relationPlan, label string, tuple, fill wal.Tuple, size int) wal.Tuple {
 	small := make(wal.Tuple, len(tuple))
 	for i := range tuple {
@@ -182,7 +193,7 @@ func (e *encoder) shrink(p *relationPlan, label string, tuple, fill wal.Tuple, s
 			small[i] = fill[i]
 		}
 	}
-	for size > maxImage {
+	for size > e.limit {
 		largest := 0
 		for i := range small {
 			if textSize(small[i].Text) > textSize(small[largest].Text) {
@@ -190,7 +201,7 @@ func (e *encoder) shrink(p *relationPlan, label string, tuple, fill wal.Tuple, s
 			}
 		}
 		text := small[largest].Text
-		e.defect("%s: column %q left out: its %d bytes are more than a jsonb holds", label, p.relation.Columns[largest].Name, len(text))
+		e.omit(p, label, largest, len(text))
 		small[largest] = wal.Datum{State: wal.Absent}
 		size -= textSize(text)
 	}
@@ -351,7 +362,13 @@ type stampField struct {
 
 // newStampField turns the content of a context message into a field. What is
 // not acceptable as a context is left out and said in the defect.
-func newStampField(content []byte, limit int) stampField {
+//
+// Of a context larger than the read buffer only the beginning is here: size says
+// how large it was.
+func newStampField(content []byte, size, limit int) stampField {
+	if size > len(content) {
+		return trimContext(content, size)
+	}
 	facts, err := scanJSON(content)
 	switch {
 	case err != nil:
@@ -361,28 +378,37 @@ func newStampField(content []byte, limit int) stampField {
 	case facts.refused:
 		return stampField{field: appendNull(nil), defect: `context holds what jsonb refuses (\u0000, a lone surrogate, a number out of range or too deep a nesting)`}
 	case len(content) > limit || facts.longUser:
-		return trimContext(content)
+		return trimContext(content, size)
 	}
 	return stampField{field: appendJSONBField(nil, content)}
 }
 
 // trimContext keeps the short scalars of a context that is too large: who, where
-// and which request usually survive.
-func trimContext(content []byte) stampField {
-	defect := "context of " + strconv.Itoa(len(content)) + " bytes cut down to its short members"
-	var members map[string]json.RawMessage
-	if json.Unmarshal(content, &members) != nil {
-		return stampField{field: appendNull(nil), defect: "context of " + strconv.Itoa(len(content)) + " bytes left out"}
-	}
+// and which request usually survive. content may end in the midst of it.
+func trimContext(content []byte, size int) stampField {
 	kept := make(map[string]json.RawMessage)
-	for name, value := range members {
-		if len(kept) < 32 && len(name) <= 64 && len(value) <= 256 && value[0] != '{' && value[0] != '[' {
-			kept[name] = value
+	decoder := json.NewDecoder(bytes.NewReader(content))
+	if open, err := decoder.Token(); err == nil && open == json.Delim('{') {
+		for decoder.More() && len(kept) < 32 {
+			name, err := decoder.Token()
+			var value json.RawMessage
+			if err != nil || decoder.Decode(&value) != nil {
+				break
+			}
+			if text, ok := name.(string); ok && len(text) <= 64 && len(value) <= 256 && value[0] != '{' && value[0] != '[' && acceptable(text, value) {
+				kept[text] = value
+			}
 		}
 	}
 	text, err := json.Marshal(kept)
 	if err != nil || len(kept) == 0 {
-		return stampField{field: appendNull(nil), defect: "context of " + strconv.Itoa(len(content)) + " bytes left out"}
+		return stampField{field: appendNull(nil), defect: "context of " + strconv.Itoa(size) + " bytes left out"}
 	}
-	return stampField{field: appendJSONBField(nil, text), defect: defect}
+	return stampField{field: appendJSONBField(nil, text), defect: "context of " + strconv.Itoa(size) + " bytes cut down to its short members"}
+}
+
+// acceptable reports whether jsonb takes a member.
+func acceptable(name string, value []byte) bool {
+	facts, err := scanJSON(value)
+	return err == nil && !facts.refused && !strings.ContainsRune(name, 0)
 }

@@ -81,7 +81,7 @@ func TestRowsAreEncoded(t *testing.T) {
 		"insert": {
 			todo(0),
 			wal.Row{Operation: wal.Insert, New: wal.Tuple{value("1"), value("a\nb"), value("t")}},
-			newStampField([]byte(`{"n":1}`), 100),
+			newStampField([]byte(`{"n":1}`), 7, 100),
 			[]string{"CREATE", "1", "-", "\x01{}", `` + "\x01" + `{"id":1,"the \"title\"":"a\nb","done":true}`, "\x01" + `{"n":1}`, "-"},
 		},
 		"update": {
@@ -130,7 +130,7 @@ func TestRowsAreEncoded(t *testing.T) {
 		"bytes that are no UTF-8, and a bad context": {
 			todo(1),
 			wal.Row{Operation: wal.Insert, New: wal.Tuple{value("1"), value("\xff"), null}},
-			newStampField([]byte("x"), 100),
+			newStampField([]byte("x"), 1, 100),
 			[]string{
 				"CREATE", `\xff`, "-", "\x01{}", "\x01" + `{"id":1,"the \"title\"":"\\xff","done":null}`, "-",
 				`context is not JSON (1 bytes); after: column "the \"title\"" is not valid UTF-8 and is kept as the hexadecimal digits of its bytes`,
@@ -140,7 +140,7 @@ func TestRowsAreEncoded(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c.row.Relation = c.relation
-			got := encode(t, &encoder{}, newRelationPlan(c.relation, c.relation.Key, CautionNone), &c.row, c.stamp)
+			got := encode(t, &encoder{limit: MaxImage}, newRelationPlan(c.relation, c.relation.Key, CautionNone), &c.row, c.stamp)
 			if diff := cmp.Diff(c.want, got); diff != "" {
 				t.Errorf("fields (-want +got):\n%s", diff)
 			}
@@ -161,7 +161,7 @@ func TestCautionLeavesOutWhatWasRefused(t *testing.T) {
 		CautionContext: `{"id":1,"the \"title\"":[1],"done":true}`,
 		CautionBare:    `{}`,
 	} {
-		got := encode(t, &encoder{caution: caution}, newRelationPlan(rel, rel.Key, caution), row, stampField{field: appendNull(nil)})
+		got := encode(t, &encoder{caution: caution, limit: MaxImage}, newRelationPlan(rel, rel.Key, caution), row, stampField{field: appendNull(nil)})
 		if got[4] != "\x01"+want || got[1] != "1" || (got[6] == "-") == (caution == CautionBare) {
 			t.Errorf("caution %d: key %s, image %q, defect %q", caution, got[1], got[4], got[6])
 		}
@@ -182,7 +182,7 @@ func TestContextsAreMadeFit(t *testing.T) {
 		{`{"params":{"x":"` + strings.Repeat("y", 5000) + `"}}`, "", true},
 		{`["` + strings.Repeat("y", 5000) + `"]`, "", true},
 	} {
-		got := newStampField([]byte(c.content), 4000)
+		got := newStampField([]byte(c.content), len(c.content), 4000)
 		want := appendNull(nil)
 		if c.want != "" {
 			want = appendJSONBField(nil, []byte(c.want))
@@ -198,7 +198,7 @@ func FuzzContexts(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, content []byte) {
-		got := newStampField(content, 100)
+		got := newStampField(content, len(content), 100)
 		size := int32(binary.BigEndian.Uint32(got.field))
 		if size < 0 {
 			if got.defect == "" {
@@ -286,7 +286,7 @@ func wide() (*wal.Relation, *wal.Row) {
 // A row costs no memory of its own.
 func TestRowsAreEncodedWithoutAllocation(t *testing.T) {
 	rel, row := wide()
-	plan, stamp, e := newRelationPlan(rel, rel.Key, CautionNone), newStampField([]byte(`{"userId":1}`), 1000), &encoder{}
+	plan, stamp, e := newRelationPlan(rel, rel.Key, CautionNone), newStampField([]byte(`{"userId":1}`), 12, 1000), &encoder{limit: MaxImage}
 	prefix := make([]byte, 100)
 	buf := make([]byte, 0, 64<<10)
 	for _, operation := range []wal.Operation{wal.Insert, wal.Update, wal.Delete} {
@@ -307,7 +307,7 @@ func TestRowsAreEncodedWithoutAllocation(t *testing.T) {
 
 func BenchmarkEncodeRow(b *testing.B) {
 	rel, row := wide()
-	plan, stamp, e := newRelationPlan(rel, rel.Key, CautionNone), newStampField([]byte(`{"userId":1}`), 1000), &encoder{}
+	plan, stamp, e := newRelationPlan(rel, rel.Key, CautionNone), newStampField([]byte(`{"userId":1}`), 12, 1000), &encoder{limit: MaxImage}
 	prefix := make([]byte, 100)
 	buf := e.row(make([]byte, 0, 64<<10), prefix, plan, row, 1, &stamp)
 	b.SetBytes(int64(len(buf)))

@@ -19,7 +19,9 @@ func (w *Writer) run() {
 	for {
 		select {
 		case s := <-w.work:
-			if err := w.execute(s); err != nil {
+			err := w.execute(s)
+			w.unsent.Add(-s.size)
+			if err != nil {
 				if s.seal == nil {
 					err = w.orFenced(fmt.Errorf("store changes: %w", err))
 				}

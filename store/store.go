@@ -108,8 +108,11 @@ func (s *Store) NewWriter(ctx context.Context, cfg WriterConfig) (*Writer, wal.L
 	if cfg.MaxContext <= 0 {
 		cfg.MaxContext = 64 << 10
 	}
+	if cfg.MaxRow <= 0 || cfg.MaxRow > MaxImage {
+		cfg.MaxRow = MaxImage
+	}
 	w := &Writer{
-		cfg: cfg, store: s, schema: s.schema,
+		cfg: cfg, enc: encoder{limit: cfg.MaxRow}, store: s, schema: s.schema,
 		plans: make(map[uint32]*relationPlan),
 		work:  make(chan step, 64), free: make(chan []byte, chunks),
 		done: make(chan struct{}),

@@ -16,7 +16,9 @@ import (
 // and latency; between 5,000 and 20,000 rows throughput is flat.
 const (
 	chunkSize    = 256 << 10 // a COPY message; the store works while the next is built
-	chunks       = 16        // in flight at most: 4 MiB, the bound on the writer's memory
+	chunks       = 16        // in flight at most, and
+	inFlight     = 4 << 20   // no more than one chunk beyond so many bytes, since a row can be large
+	batchSQL     = 1 << 20   // statements that a batch holds for its end
 	batchRows    = 20_000
 	batchBytes   = 16 << 20
 	batchAge     = 200 * time.Millisecond
@@ -58,6 +60,9 @@ type WriterConfig struct {
 	Environment string
 	// MaxContext is the size in bytes over which a context is cut down.
 	MaxContext int
+	// MaxRow is how many bytes of text one image holds, and at most MaxImage, the
+	// default.
+	MaxRow int
 	// Caution applies to transactions up to CautionUntil.
 	Caution      Caution
 	CautionUntil wal.LSN
@@ -135,6 +140,7 @@ type Writer struct {
 	free chan []byte
 
 	pending atomic.Int64 // steps not finished
+	unsent  atomic.Int64 // bytes of steps not sent
 	durable atomic.Uint64
 
 	mu   sync.Mutex
@@ -164,6 +170,7 @@ type openBatch struct {
 	position  wal.LSN // commit LSN of the last transaction with rows, or of a barrier
 	forced    bool    // there was a barrier
 	sql       []string
+	sqlBytes  int
 	fixups    []string
 }
 
@@ -172,6 +179,7 @@ type step struct {
 	data   []byte // a CopyData message with its header
 	middle []string
 	seal   *seal
+	size   int64 // bytes that it holds on to
 	make   int64 // the commit time a partition is needed for, if not zero
 }
 
@@ -210,6 +218,9 @@ func (w *Writer) Idle() bool { return w.pending.Load() == 0 }
 // Full tells that nothing more should be passed until Progress was called: the
 // store is behind, and the chunks are all in flight.
 func (w *Writer) Full() bool {
+	if w.unsent.Load() > inFlight {
+		return true
+	}
 	if w.buf == nil {
 		select {
 		case w.buf = <-w.free:
@@ -280,22 +291,25 @@ func (w *Writer) Relation(rel *wal.Relation) {
 		return
 	}
 	w.known.add(version)
-	w.batch.sql = append(w.batch.sql, version.insertSQL(w.schema, w.cfg.Database, rel, w.tx.head.CommitLSN))
-	w.batch.dirty = true
+	w.later(version.insertSQL(w.schema, w.cfg.Database, rel, w.tx.head.CommitLSN))
 }
 
 // Stamp sets the context of the rows that follow in the open transaction, and of
 // those before it if it is the transaction's first.
-func (w *Writer) Stamp(content []byte) {
+//
+// Of a context of a larger size than content, content is the beginning.
+func (w *Writer) Stamp(content []byte, size int) {
 	if !w.tx.open {
 		return
 	}
 	if w.enc.literal {
+		before := len(content)
 		content = withoutEscapes(content)
+		size -= before - len(content)
 	}
-	stamp := newStampField(content, w.cfg.MaxContext)
+	stamp := newStampField(content, size, w.cfg.MaxContext)
 	if w.enc.caution >= CautionContext {
-		stamp = stampField{field: appendNull(nil), defect: "context of " + strconv.Itoa(len(content)) + " bytes left out: the store refused it"}
+		stamp = stampField{field: appendNull(nil), defect: "context of " + strconv.Itoa(size) + " bytes left out: the store refused it"}
 	}
 	if !w.tx.stamped && w.tx.sequence > 0 {
 		w.restamp(stamp)
@@ -315,7 +329,7 @@ func (w *Writer) restamp(stamp stampField) {
 	if stamp.defect != "" {
 		defect = "concat_ws('; ', defect, " + quoteLiteral(stamp.defect) + ")"
 	}
-	w.batch.sql = append(w.batch.sql, fmt.Sprintf(
+	w.later(fmt.Sprintf(
 		"UPDATE %s.changes SET context = %s, defect = %s WHERE database = %s AND position = '%s' AND sequence <= %d AND committed_at = %s",
 		w.schema, value, defect, quoteLiteral(w.cfg.Database), w.tx.head.CommitLSN, w.tx.sequence, timeLiteral(w.tx.head.CommitTime)))
 }
@@ -375,13 +389,26 @@ func (w *Writer) push() {
 	}
 	binary.BigEndian.PutUint32(w.buf[1:], uint32(len(w.buf)-1))
 	w.batch.bytes += int64(len(w.buf))
-	w.submit(step{data: w.buf})
+	w.submit(step{data: w.buf, size: int64(cap(w.buf))})
 	w.buf = nil
 	w.Full() // takes the next free chunk, if there is one
 }
 
+// later adds a statement that is run when the rows before it are there: at the end
+// of the batch, or when there are many of them.
+func (w *Writer) later(sql string) {
+	w.batch.sql = append(w.batch.sql, sql)
+	w.batch.dirty = true
+	if w.batch.sqlBytes += len(sql); w.batch.sqlBytes >= batchSQL {
+		w.push()
+		w.submit(step{middle: append(w.batch.fixups, w.batch.sql...), size: int64(w.batch.sqlBytes)})
+		w.batch.fixups, w.batch.sql, w.batch.sqlBytes = nil, nil, 0
+	}
+}
+
 func (w *Writer) submit(s step) {
 	w.pending.Add(1)
+	w.unsent.Add(s.size)
 	select {
 	case w.work <- s:
 	case <-w.done:

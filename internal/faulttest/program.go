@@ -173,6 +173,21 @@ func (p *Program) Kill() {
 	<-p.done
 }
 
+// PeakMemory returns the most memory that the process has had at once, in bytes.
+func (p *Program) PeakMemory(t testing.TB) int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(status), "VmHWM:")
+	var kib int
+	if _, err := fmt.Sscanf(after, "%d kB", &kib); err != nil {
+		t.Fatalf("peak memory of program %s: %v", p.Name, err)
+	}
+	return kib << 10
+}
+
 // Signal sends the process a signal.
 func (p *Program) Signal(t testing.TB, signal os.Signal) {
 	t.Helper()

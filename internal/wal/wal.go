@@ -39,10 +39,11 @@ type Transaction struct {
 // State tells what a Datum carries, by its pgoutput byte.
 type State byte
 
-// The states of a value in a tuple. Absent is not on the wire: it marks a
-// column of which the stream says nothing.
+// The states of a value in a tuple. Two are not on the wire: Absent marks a column
+// of which the stream says nothing, Omitted a value that was too large to be kept.
 const (
 	Absent    State = 0
+	Omitted   State = 'o'
 	Null      State = 'n'
 	Unchanged State = 'u'
 	Text      State = 't'
@@ -52,7 +53,9 @@ const (
 // to the reader's buffer and are valid only during the call that passes them.
 type Datum struct {
 	State State
-	Text  []byte
+	// Size is how many bytes an Omitted value had.
+	Size uint32
+	Text []byte
 }
 
 // Tuple is a row version, one Datum for each column of its relation.
@@ -111,13 +114,6 @@ type Row struct {
 	// Partition is the quoted name of the only partition that a TRUNCATE emptied;
 	// without it, the whole table is empty.
 	Partition string
-}
-
-// Stamp is a context message of a transaction. Content belongs to the reader's
-// buffer.
-type Stamp struct {
-	Prefix  string
-	Content []byte
 }
 
 // epochMicro is PostgreSQL's epoch, 2000-01-01 UTC, in Unix microseconds.
