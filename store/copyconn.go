@@ -35,6 +35,8 @@ type copyConn struct {
 	out     []byte // messages not sent yet
 	copying bool   // inside a COPY
 	queries int    // answers to wait for
+	open    bool   // inside a transaction
+	failed  error  // what the store said first, in the midst of the transaction
 	begun   time.Time
 
 	abortOnce sync.Once
@@ -94,23 +96,20 @@ func (c *copyConn) send() error {
 	return err
 }
 
-// begin opens the store transaction if it is not open.
-func (c *copyConn) begin() {
-	if c.queries == 0 {
-		c.begun = time.Now()
+// begin returns what a statement needs in front of it to be part of the batch.
+func (c *copyConn) begin() string {
+	if c.open {
+		return ""
 	}
+	c.open, c.begun = true, time.Now()
+	return "BEGIN; "
 }
 
 // copyData sends a CopyData message, beginning the transaction and the COPY if
 // need be. Small ones wait for the commit, so that all goes in one write.
 func (c *copyConn) copyData(message []byte) error {
-	c.begin()
 	if !c.copying {
-		if c.queries == 0 {
-			c.query("BEGIN; " + c.copySQL)
-		} else {
-			c.query(c.copySQL)
-		}
+		c.query(c.begin() + c.copySQL)
 		c.data(copyHeader)
 		c.copying = true
 	}
@@ -125,32 +124,32 @@ func (c *copyConn) copyData(message []byte) error {
 	return err
 }
 
-// between runs statements inside the store transaction after the rows so far.
+// between runs statements inside the store transaction after the rows so far. What
+// the store has against them, commit says. The answers are read here: with many of
+// them unread the store would wait for us to listen, as we do for it.
 func (c *copyConn) between(sql string) error {
-	c.begin()
 	if c.copying {
 		c.endCopy()
-	} else if c.queries == 0 {
-		sql = "BEGIN; " + sql
 	}
-	c.query(sql)
-	return c.send()
+	c.query(c.begin() + sql)
+	if err := c.send(); err != nil {
+		return err
+	}
+	_, err := c.receive()
+	return err
 }
 
 // commit ends the COPY, runs sql, which has the COMMIT in it, and waits for all
 // answers. It returns when the batch began.
 func (c *copyConn) commit(sql string) (time.Time, error) {
-	c.begin()
 	if c.copying {
 		c.endCopy()
-	} else if c.queries == 0 {
-		sql = "BEGIN; " + sql
 	}
-	c.query(sql)
+	c.query(c.begin() + sql)
 	if err := c.send(); err != nil {
 		return c.begun, err
 	}
-	return c.begun, c.receive()
+	return c.begun, c.end()
 }
 
 // run executes sql on its own, outside a batch.
@@ -159,28 +158,39 @@ func (c *copyConn) run(sql string) error {
 	if err := c.send(); err != nil {
 		return err
 	}
-	return c.receive()
+	return c.end()
 }
 
-// receive reads the answers to every query sent, and returns the first error.
-func (c *copyConn) receive() error {
-	var first error
+// receive reads the answers to every query sent. It returns the error of the
+// connection, and notes the first of the store.
+func (c *copyConn) receive() (txStatus byte, err error) {
 	for c.queries > 0 {
 		message, err := c.frontend.Receive()
 		if err != nil {
-			return errors.Join(first, err)
+			return 0, errors.Join(c.failed, err)
 		}
 		switch m := message.(type) {
 		case *pgproto3.ReadyForQuery:
 			c.queries--
-			if c.queries == 0 && m.TxStatus != 'I' && first == nil {
-				return fmt.Errorf("transaction is still open (%c)", m.TxStatus)
-			}
+			txStatus = m.TxStatus
 		case *pgproto3.ErrorResponse:
-			if first == nil {
-				first = pgconn.ErrorResponseToPgError(m)
+			if c.failed == nil {
+				c.failed = pgconn.ErrorResponseToPgError(m)
 			}
 		}
 	}
-	return first
+	return txStatus, nil
+}
+
+// end reads the answers that are still to come and returns the first error.
+func (c *copyConn) end() error {
+	status, err := c.receive()
+	if err == nil {
+		err = c.failed
+	}
+	if err == nil && status != 'I' {
+		err = fmt.Errorf("transaction is still open (%c)", status)
+	}
+	c.open, c.failed = false, nil
+	return err
 }
