@@ -422,6 +422,9 @@ func (t PastTable) query(ctx context.Context, list string, read func(pgx.Rows, *
 	if i < 0 {
 		return past.refuse(ErrNotTracked, "", 0)
 	}
+	if v.tables[i].err != nil {
+		return v.tables[i].err
+	}
 	sql, args := t.statement(v.tables[i], list)
 	rows, err := (&viewTx{Tx: v.snapshot.tx, view: v}).Query(ctx, sql, append([]any{pgx.QueryResultFormats{pgx.TextFormatCode}}, args...)...)
 	if err != nil {
@@ -449,7 +452,7 @@ func (t PastTable) statement(table *viewTable, list string) (string, []any) {
 		args = append(args, c.args...)
 	}
 	from := table.name
-	if table.mode == viewLive || table.mode == viewBroken {
+	if table.mode == viewLive {
 		from = table.live.ident()
 	}
 	if list == "*" {
