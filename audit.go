@@ -25,10 +25,13 @@ type Client struct {
 	// meanwhile: of one pool, a few at once would wait for each other.
 	snapshots *pgxpool.Pool // of the source
 	streams   *pgxpool.Pool // of the store
-	history   *store.Store
-	setup     *capture.Setup
-	metrics   *instruments
-	kinds     *capture.Kinds // of the source's types
+	// listings is of the store, for what a role lists of it: row-level security
+	// applies there, and is an error in the others.
+	listings *pgxpool.Pool
+	history  *store.Store
+	setup    *capture.Setup
+	metrics  *instruments
+	kinds    *capture.Kinds // of the source's types
 
 	starting sync.Mutex // held by Start throughout, so that two calls are one
 
@@ -68,6 +71,8 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 			pool.ConnConfig.RuntimeParams[name] = value
 		}
 	}
+	// A part of history must not pass for the whole of it.
+	r.store.ConnConfig.RuntimeParams["row_security"] = "off"
 	r.source.MaxConns = 4
 	// Questions to the source are few. Asking first whether the connection is
 	// still there spares the caller an error after a restart of the server.
@@ -111,6 +116,13 @@ func (c *Client) openLongHeld(ctx context.Context) (err error) {
 		c.snapshots.Close()
 		return fmt.Errorf("audit: open store: %w", err)
 	}
+	listings := c.cfg.store.Copy()
+	listings.ConnConfig.RuntimeParams["row_security"] = "on"
+	if c.listings, err = pgxpool.NewWithConfig(ctx, listings); err != nil {
+		c.snapshots.Close()
+		c.streams.Close()
+		return fmt.Errorf("audit: open store: %w", err)
+	}
 	return nil
 }
 
@@ -150,7 +162,7 @@ func (c *Client) Close() {
 		<-r.done
 	}
 	c.metrics.close()
-	for _, pool := range []*pgxpool.Pool{c.source, c.store, c.snapshots, c.streams} {
+	for _, pool := range []*pgxpool.Pool{c.source, c.store, c.snapshots, c.streams, c.listings} {
 		pool.Close()
 	}
 }

@@ -83,6 +83,12 @@ var (
 	// schema is another one, or capture was never started.
 	ErrNoHistory = errors.New("audit: there is no history in this database and schema: call Client.Start once, or set Config.StoreURL and Config.Schema to where it is")
 
+	// ErrRowSecurity is returned by what computes a past or a revert when row-level
+	// security hides rows, of a tracked table or of the history, from the role. A
+	// part of them would give a wrong answer. Use a role with BYPASSRLS, or the
+	// owner. [Changes] lists what the role may see.
+	ErrRowSecurity = errors.New("audit: row-level security hides rows from this role, and the past cannot be computed from a part of them: use the owner of the table, or a role with BYPASSRLS")
+
 	// ErrNotFound is returned by [Query.First] when no change matches.
 	ErrNotFound = errors.New("audit: no change matches the query")
 )

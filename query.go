@@ -34,6 +34,13 @@ type Query struct {
 	cursor *cursor
 	since  time.Time
 	until  time.Time
+	whole  bool // the answer must not lack changes that row-level security hides
+}
+
+// wholly makes the query one whose answer something else is computed from.
+func (q Query) wholly() Query {
+	q.whole = true
+	return q
 }
 
 // Changes begins a query on the default client. See [SetDefault].

@@ -203,7 +203,11 @@ func nextSize(size int, changes []Change) int {
 
 // read reads the next changes, size of them unless there are fewer.
 func (p *pages) read(ctx context.Context, size int) ([]Change, error) {
-	changes, err := collect(ctx, p.client, "read changes", p.statement(size), scanChange)
+	read := collect[Change]
+	if p.query.whole {
+		read = collectAll[Change]
+	}
+	changes, err := read(ctx, p.client, "read changes", p.statement(size), scanChange)
 	if n := len(changes); n > 0 {
 		last := markOf(changes[n-1])
 		p.after = &last
@@ -250,7 +254,11 @@ func (p *pages) unfence(ctx context.Context) error {
 	}
 	inner := p.bounded(p.query.from(p.client, "c.position")).Suffix("OFFSET 0")
 	b := sq.StatementBuilder.PlaceholderFormat(sq.Dollar).Select(far+"(c.position)").FromSelect(inner, "c")
-	ends, err := collect(ctx, p.client, "read changes", b, pgx.RowTo[*string])
+	read := collect[*string]
+	if p.query.whole {
+		read = collectAll[*string]
+	}
+	ends, err := read(ctx, p.client, "read changes", b, pgx.RowTo[*string])
 	if err != nil {
 		return err
 	}

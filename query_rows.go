@@ -7,6 +7,8 @@ import (
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/capture"
 )
 
 // changeColumns are the columns that scanChange reads.
@@ -68,13 +70,24 @@ func text(s *string) string {
 }
 
 // collect runs a statement on the store and reads all of its rows before it
-// returns, so that the connection is free while the caller looks at them.
+// returns, so that the connection is free while the caller looks at them. It reads
+// the changes that row-level security lets the role see.
 func collect[T any](ctx context.Context, c *Client, operation string, b sq.Sqlizer, scan pgx.RowToFunc[T]) ([]T, error) {
+	return collectFrom(ctx, c.listings, operation, b, scan)
+}
+
+// collectAll is collect for answers that a part of the changes would make wrong:
+// if row-level security hides any, it returns [ErrRowSecurity].
+func collectAll[T any](ctx context.Context, c *Client, operation string, b sq.Sqlizer, scan pgx.RowToFunc[T]) ([]T, error) {
+	return collectFrom(ctx, c.store, operation, b, scan)
+}
+
+func collectFrom[T any](ctx context.Context, db capture.Querier, operation string, b sq.Sqlizer, scan pgx.RowToFunc[T]) ([]T, error) {
 	statement, args, err := b.ToSql()
 	if err != nil {
 		return nil, wrap(operation, err)
 	}
-	rows, err := c.store.Query(ctx, statement, args...)
+	rows, err := db.Query(ctx, statement, args...)
 	if err != nil {
 		return nil, wrap(operation, err)
 	}

@@ -19,6 +19,9 @@ func wrap(operation string, err error) error {
 	if err == nil {
 		return nil
 	}
+	if isRowSecurity(err) {
+		return fmt.Errorf("%w (%s: %w)", ErrRowSecurity, operation, err)
+	}
 	if isUndefined(err) {
 		return fmt.Errorf("%w (%s: %w)", ErrNoHistory, operation, err)
 	}

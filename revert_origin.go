@@ -141,7 +141,7 @@ func (p *planner) findOriginsIn(ctx context.Context, schema, table string, confl
 	}
 	// There may be very many of a row: only those that conflicts refer to are kept.
 	var last Position
-	_, err := collect(ctx, p.client, "find later changes", p.laterOf(schema, table, keys), func(row pgx.CollectableRow) (none struct{}, err error) {
+	_, err := collectAll(ctx, p.client, "find later changes", p.laterOf(schema, table, keys), func(row pgx.CollectableRow) (none struct{}, err error) {
 		change, err := scanChange(row)
 		if err == nil && change.Position != last { // else it is there for either of its keys
 			p.attribute(&change, conflicts, byKey)

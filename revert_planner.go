@@ -173,7 +173,7 @@ func (p *planner) changesAt(ctx context.Context, at []Position) ([]Change, error
 		Join("unnest(?::text[], ?::integer[]) AS wanted (at, ordinal) ON c.position = wanted.at::pg_lsn AND c.sequence = wanted.ordinal", positions, sequences).
 		Where(sq.Expr("c.database = ?", p.database)).
 		OrderBy("c.position", "c.sequence")
-	return collect(ctx, p.client, "read changes", b, scanChange)
+	return collectAll(ctx, p.client, "read changes", b, scanChange)
 }
 
 // round makes a plan for the selection as it is, and tells whether a cascade has

@@ -185,6 +185,13 @@ func (c *Client) observe(ctx context.Context) error {
 	return nil
 }
 
+// isRowSecurity reports whether the server refused because a policy of row-level
+// security would hide rows.
+func isRowSecurity(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == "42501" && pgErr.Routine == "check_enable_rls"
+}
+
 func isUndefined(err error) bool { return isCode(err, "42P01", "3F000") }
 
 func isCode(err error, codes ...string) bool {

@@ -253,6 +253,8 @@ func (g *guard) explained(sql string, err error) error {
 		return err
 	}
 	switch {
+	case isRowSecurity(err):
+		return wrap("read the past", err)
 	case pgErr.Code == "42P01":
 		return g.explainMissing(sql, err)
 	case pgErr.Code == "42601" && strings.Contains(pgErr.Message, "multiple commands"):

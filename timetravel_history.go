@@ -197,7 +197,7 @@ func (p *pastTable) changesOf(ctx context.Context, parts []string) ([]Change, er
 		if t.position > p.through {
 			continue
 		}
-		c, err := p.client.Changes().InDatabase(p.database).AtPosition(Position{t.position, t.sequence}).First(ctx)
+		c, err := p.client.Changes().wholly().InDatabase(p.database).AtPosition(Position{t.position, t.sequence}).First(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -222,7 +222,7 @@ func (p *pastTable) changesUnder(ctx context.Context, parts []string, bound Posi
 	for i, span := range p.names {
 		names[i] = qualifiedName(span.schema, span.name)
 	}
-	for c, err := range p.client.Changes().InDatabase(p.database).ForTable(names...).ForRow(key...).All(ctx) {
+	for c, err := range p.client.Changes().wholly().InDatabase(p.database).ForTable(names...).ForRow(key...).All(ctx) {
 		if err != nil {
 			return nil, nil, err
 		}

@@ -363,7 +363,7 @@ func (t *travel) widen(ctx context.Context) error {
 
 // resolveUnit finds the position of a transaction or a request.
 func (t *travel) resolveUnit(ctx context.Context) error {
-	query := t.client.Changes().InDatabase(t.database)
+	query := t.client.Changes().wholly().InDatabase(t.database)
 	switch t.point.kind {
 	case pointBeforeTransaction, pointAfterTransaction:
 		query = query.InTransaction(t.point.id)
