@@ -19,6 +19,9 @@ type run struct {
 	settled chan struct{} // closed at the first state that says how it goes
 	caution store.Caution
 	until   capture.LSN
+	// undecodable is up to where the store held everything when the server could not
+	// go on with the slot: it is of no use unless it was made anew behind that.
+	undecodable capture.LSN
 	// shapes are what the tracked tables looked like last. They belong to whoever
 	// holds the lock on setting up.
 	shapes map[uint32]string
@@ -186,12 +189,9 @@ func (c *Client) recover(ctx context.Context, r *run, err error) error {
 		// Whatever was written without a publication cannot be decoded any more:
 		// the slot has to begin anew, and the history has a gap.
 		c.cfg.Logger.Error("audit: the publication was dropped under the slot", "publication", c.cfg.Publication)
-		if dropErr := c.setup.DropSlot(ctx); dropErr != nil {
-			return errors.Join(err, dropErr)
-		}
-		if _, setupErr := c.setup.EnsurePublication(ctx, r.facts.Version); setupErr != nil {
-			return errors.Join(err, setupErr)
-		}
+		r.undecodable = c.durable()
+	case errors.Is(err, capture.ErrTimeline):
+		c.source.Reset() // its connections are to the server of before
 	}
 	return err
 }

@@ -88,7 +88,7 @@ func (c *Client) makeSource(ctx context.Context, facts capture.Facts) error {
 	checkpoint, err := c.history.Checkpoint(ctx, facts.Database)
 	switch {
 	case err == nil:
-		if err := c.sameSource(ctx, checkpoint); err != nil {
+		if _, err := c.sameSource(ctx, checkpoint); err != nil {
 			return err
 		}
 	case !errors.Is(err, store.ErrNoCheckpoint):
@@ -109,7 +109,7 @@ func (c *Client) makeSource(ctx context.Context, facts capture.Facts) error {
 	if err != nil {
 		return err
 	}
-	if _, err := c.prepareSlot(ctx, r); err != nil {
+	if _, err := c.ensureSlot(ctx, r, true); err != nil {
 		return err
 	}
 	// Again, now that there is a slot: coverage begins where the slot does.
@@ -148,8 +148,28 @@ func (c *Client) lockSetup(ctx context.Context) (release func(), err error) {
 	}, nil
 }
 
-// prepareSlot makes sure that there is a slot and a checkpoint to stream from.
+// errMustSetUp tells that there is something to make, which takes the lock.
+var errMustSetUp = errors.New("audit: the slot has to be made")
+
+// prepareSlot makes sure that there is a slot and a checkpoint to stream from. What
+// has to be made or dropped is looked at again while nobody else sets up: of two
+// instances that see a lost slot, one drops it, and the other must not drop the
+// slot that was made in its place.
 func (c *Client) prepareSlot(ctx context.Context, r *run) (capture.Resume, error) {
+	resume, err := c.ensureSlot(ctx, r, false)
+	if !errors.Is(err, errMustSetUp) {
+		return resume, err
+	}
+	release, err := c.lockSetup(ctx)
+	if err != nil {
+		return resume, err
+	}
+	defer release()
+	return c.ensureSlot(ctx, r, true)
+}
+
+// ensureSlot is prepareSlot; locked tells that nobody else sets up.
+func (c *Client) ensureSlot(ctx context.Context, r *run, locked bool) (capture.Resume, error) {
 	// The slot before the checkpoint: it is confirmed only up to a checkpoint,
 	// so read in this order it can be ahead of one only if history was lost.
 	slot, slotErr := c.setup.SlotState(ctx)
@@ -165,65 +185,72 @@ func (c *Client) prepareSlot(ctx context.Context, r *run) (capture.Resume, error
 	if err != nil && !first {
 		return capture.Resume{}, err
 	}
+	timeline := int32(0)
 	if !first {
-		if err := c.sameSource(ctx, checkpoint); err != nil {
+		if timeline, err = c.sameSource(ctx, checkpoint); err != nil {
 			return capture.Resume{}, err
 		}
 	}
-	reason := ""
+	reason, useless := "", true // a slot that is there and of no use
 	switch {
 	case slotErr != nil:
-		reason = "the replication slot was gone"
+		reason, useless = "the replication slot was gone", false
 	case slot.Lost():
 		reason = "the replication slot was invalidated"
 		if slot.Reason != "" {
 			reason += ": " + slot.Reason
 		}
+	case r.undecodable != 0 && slot.Confirmed <= r.undecodable:
+		reason = "the publication was dropped under the slot"
 	case !first && slot.Confirmed > checkpoint.Position:
-		reason = "the replication slot was recreated or moved by somebody else"
+		reason, useless = "the replication slot was recreated or moved by somebody else", false
+	}
+	if (first || reason != "") && !locked {
+		return capture.Resume{}, errMustSetUp
 	}
 	switch {
 	case first && reason == "":
 		checkpoint, err = c.firstCheckpoint(ctx, r, slot.Confirmed)
 	case first:
-		checkpoint, err = c.newSlot(ctx, r, slotErr == nil)
+		checkpoint, err = c.newSlot(ctx, r, slot, useless)
 	case reason != "":
-		checkpoint, err = c.bridgeGap(ctx, r, checkpoint, slot, slotErr == nil, reason)
+		checkpoint, err = c.bridgeGap(ctx, r, checkpoint, slot, slotErr == nil && !useless, reason)
 	}
 	if err != nil {
 		return capture.Resume{}, err
 	}
-	return capture.Resume{Position: checkpoint.Position, SystemIdentifier: checkpoint.SystemIdentifier, Held: slot.Active}, nil
+	return capture.Resume{Position: checkpoint.Position, SystemIdentifier: checkpoint.SystemIdentifier, Timeline: timeline, Held: slot.Active}, nil
 }
 
 // sameSource refuses to go on from a checkpoint of another cluster, before
-// anything is made there.
-func (c *Client) sameSource(ctx context.Context, checkpoint store.Checkpoint) error {
+// anything is made there, and returns the timeline that the source is on.
+func (c *Client) sameSource(ctx context.Context, checkpoint store.Checkpoint) (timeline int32, err error) {
 	var system, walFile string
 	var end capture.LSN
-	err := c.source.QueryRow(ctx, `
+	err = c.source.QueryRow(ctx, `
 		SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()), pg_catalog.pg_current_wal_flush_lsn()::text,
 			pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn())`).Scan(&system, &end, &walFile)
 	if err != nil {
-		return fmt.Errorf("identify the source: %w", err)
+		return 0, fmt.Errorf("identify the source: %w", err)
 	}
 	if err := capture.CheckSource(system, end, capture.Resume{Position: checkpoint.Position, SystemIdentifier: checkpoint.SystemIdentifier}); err != nil {
-		return capture.Permanent(err)
+		return 0, capture.Permanent(err)
 	}
 	// The name of a WAL file begins with its timeline; the control file would
 	// name the one before until the first checkpoint after a promotion.
-	timeline, err := strconv.ParseInt(walFile[:8], 16, 32)
+	number, err := strconv.ParseInt(walFile[:8], 16, 32)
 	if err != nil {
-		return fmt.Errorf("identify the source: %w", err)
+		return 0, fmt.Errorf("identify the source: %w", err)
 	}
-	if int32(timeline) == checkpoint.Timeline {
-		return nil
+	timeline = int32(number)
+	if timeline == checkpoint.Timeline {
+		return timeline, nil
 	}
-	if err := capture.CheckTimeline(ctx, &c.cfg.source.ConnConfig.Config, int32(timeline), checkpoint.Timeline, checkpoint.Position); err != nil {
-		return err
+	if err := capture.CheckTimeline(ctx, &c.cfg.source.ConnConfig.Config, timeline, checkpoint.Timeline, checkpoint.Position); err != nil {
+		return 0, err
 	}
 	c.cfg.Logger.Info("audit: the source is on a new timeline", "from", checkpoint.Timeline, "to", timeline)
-	return c.history.SetTimeline(ctx, checkpoint.Database, int32(timeline))
+	return timeline, c.history.SetTimeline(ctx, checkpoint.Database, timeline)
 }
 
 func (c *Client) firstCheckpoint(ctx context.Context, r *run, at capture.LSN) (store.Checkpoint, error) {
@@ -236,9 +263,9 @@ func (c *Client) firstCheckpoint(ctx context.Context, r *run, at capture.LSN) (s
 	return c.history.Checkpoint(ctx, r.facts.Database)
 }
 
-func (c *Client) newSlot(ctx context.Context, r *run, drop bool) (store.Checkpoint, error) {
+func (c *Client) newSlot(ctx context.Context, r *run, was capture.Slot, drop bool) (store.Checkpoint, error) {
 	if drop {
-		if err := c.setup.DropSlot(ctx); err != nil {
+		if err := c.setup.DropSlot(ctx, was); err != nil {
 			return store.Checkpoint{}, err
 		}
 	}
@@ -249,18 +276,17 @@ func (c *Client) newSlot(ctx context.Context, r *run, drop bool) (store.Checkpoi
 	return c.firstCheckpoint(ctx, r, at)
 }
 
-// bridgeGap records the hole that a lost slot leaves, and goes on behind it.
-func (c *Client) bridgeGap(ctx context.Context, r *run, checkpoint store.Checkpoint, slot capture.Slot, exists bool, reason string) (store.Checkpoint, error) {
+// bridgeGap records the hole that a lost slot leaves, and goes on behind it: from
+// where the slot begins if it is usable, else with another one.
+func (c *Client) bridgeGap(ctx context.Context, r *run, checkpoint store.Checkpoint, slot capture.Slot, usable bool, reason string) (store.Checkpoint, error) {
 	gap := &GapError{Gap: Gap{From: checkpoint.Position, To: slot.Confirmed, FromTime: checkpoint.UpdatedAt, Reason: reason}}
 	if c.cfg.OnGap == StopAtGap {
 		return checkpoint, capture.Permanent(gap)
 	}
 	to := slot.Confirmed
-	if !exists || slot.Lost() {
-		if exists {
-			if err := c.setup.DropSlot(ctx); err != nil {
-				return checkpoint, err
-			}
+	if !usable {
+		if err := c.setup.DropSlot(ctx, slot); err != nil {
+			return checkpoint, err
 		}
 		if _, err := c.setup.EnsurePublication(ctx, r.facts.Version); err != nil {
 			return checkpoint, err

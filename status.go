@@ -99,6 +99,12 @@ func (c *Client) setPending(pending []capture.Pending) {
 	c.last.pending = pending
 }
 
+func (c *Client) durable() LSN {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.last.durable
+}
+
 func (c *Client) setDurable(lsn LSN) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -98,6 +98,8 @@ type Config struct {
 type Resume struct {
 	Position         LSN
 	SystemIdentifier string
+	// Timeline is that of the server that was looked at, or 0 if nobody looked.
+	Timeline int32
 	// Held tells that another session streams from the slot at the moment. Asking
 	// for it would only fill the server's log with errors.
 	Held bool
@@ -106,6 +108,26 @@ type Resume struct {
 // ErrSlotInUse is returned by an attempt to stream while another session, as a
 // rule another instance of the program, holds the slot.
 var ErrSlotInUse = errors.New("capture: slot is in use")
+
+// ErrTimeline is returned by an attempt to stream from a server on another timeline
+// than the one that was prepared: there was a failover in between.
+var ErrTimeline = errors.New("capture: the server is on another timeline than a moment ago")
+
+// ErrPublicationLost is returned when the server could not send changes because the
+// publication did not exist when they were made.
+var ErrPublicationLost = errors.New("capture: the publication did not exist when changes were made")
+
+// SlotMovedError is returned when the slot that streams begins behind what the sink
+// holds: somebody made it anew, or moved it, since it was looked at. What lies in
+// between would be missing without a trace.
+type SlotMovedError struct {
+	Slot                string
+	Confirmed, Position LSN
+}
+
+func (e *SlotMovedError) Error() string {
+	return fmt.Sprintf("capture: slot %q begins at %s, the history ends at %s: the slot was made anew or moved", e.Slot, e.Confirmed, e.Position)
+}
 
 // SourceMismatchError is returned when the server is not the one that the
 // checkpoint was made on: another cluster, or one restored to an earlier state.
@@ -137,7 +159,10 @@ type Reader struct {
 	cfg      Config
 	stopping chan struct{}
 	stopOnce sync.Once
-	streamed bool // the last session got as far as streaming
+	advanced bool // the last session has stored something
+
+	mu     sync.Mutex
+	stream *stream // guarded by mu: of the session in progress
 }
 
 // New returns a Reader. Run starts it.
@@ -167,7 +192,7 @@ func (r *Reader) Run(ctx context.Context) error {
 	backoff := retryMin
 	for {
 		r.state(Starting, nil)
-		r.streamed = false
+		r.advanced = false
 		err := r.session(ctx)
 		if err == nil || ctx.Err() != nil {
 			r.state(Stopped, nil)
@@ -192,7 +217,7 @@ func (r *Reader) Run(ctx context.Context) error {
 			wait = time.Millisecond
 			r.state(Retrying, err)
 		default:
-			if r.streamed {
+			if r.advanced {
 				backoff = retryMin
 			}
 			wait, backoff = backoff, min(backoff*2, retryMax)
@@ -235,6 +260,8 @@ func (r *Reader) session(ctx context.Context) error {
 		return err
 	}
 	defer stream.close()
+	r.hold(stream)
+	defer r.hold(nil)
 
 	s := &session{
 		cfg: &r.cfg, stream: stream,
@@ -256,10 +283,65 @@ func (r *Reader) session(ctx context.Context) error {
 	}
 	defer s.sink.Close()
 	s.confirmed = s.start
+	if err := r.checkHeld(ctx, stream, s.start); err != nil {
+		return err
+	}
 	r.state(Streaming, nil)
 	err = s.run(ctx)
-	r.streamed = s.through > s.start
+	r.advanced = s.sink.Durable() > s.start
 	return err
+}
+
+func (r *Reader) hold(s *stream) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stream = s
+}
+
+// checkHeld looks at the slot once nobody else can move it. What was seen of it
+// before may have been another slot of the name, which begins later: the server
+// streams from where a slot begins, whatever it is asked for.
+func (r *Reader) checkHeld(ctx context.Context, held *stream, from LSN) error {
+	var confirmed LSN
+	var pid int
+	err := r.cfg.Catalog.QueryRow(ctx, `
+		SELECT coalesce(s.confirmed_flush_lsn, '0/0')::text, coalesce(s.active_pid, 0)
+		FROM pg_catalog.pg_replication_slots s
+		WHERE s.slot_name = $1`, r.cfg.Slot).Scan(&confirmed, &pid)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return ErrNoSlot
+	}
+	if err != nil {
+		return fmt.Errorf("look at slot %q: %w", r.cfg.Slot, err)
+	}
+	if confirmed > from {
+		return &SlotMovedError{Slot: r.cfg.Slot, Confirmed: confirmed, Position: from}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	held.pid = pid
+	return nil
+}
+
+// Holder returns the process of the server that streams to us, or 0.
+func (r *Reader) Holder() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.stream == nil {
+		return 0
+	}
+	return r.stream.pid
+}
+
+// Break ends the session in progress with an error, if it is the one that the given
+// process of the server streams to: somebody has found out that it does not any
+// more. The session is tried again like after any other error.
+func (r *Reader) Break(holder int, reason error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.stream != nil && r.stream.pid == holder && holder != 0 {
+		r.stream.fail(reason)
+	}
 }
 
 // connect starts streaming from the slot, which is what holding it means.
@@ -276,6 +358,10 @@ func (r *Reader) connect(ctx context.Context, resume Resume) (*stream, error) {
 	if err := CheckSource(system.SystemID, system.XLogPos, resume); err != nil {
 		_ = pg.Close(context.WithoutCancel(ctx))
 		return nil, Permanent(err)
+	}
+	if resume.Timeline != 0 && system.Timeline != resume.Timeline {
+		_ = pg.Close(context.WithoutCancel(ctx))
+		return nil, fmt.Errorf("%w: %d, not %d", ErrTimeline, system.Timeline, resume.Timeline)
 	}
 	if pg.ParameterStatus("server_encoding") == "SQL_ASCII" {
 		// Such a database takes any bytes. The server would stop at the first that
@@ -317,10 +403,10 @@ func CheckSource(systemIdentifier string, end LSN, resume Resume) error {
 	return nil
 }
 
-// IsPublicationLost tells that the server could not decode because the
+// IsPublicationLost reports whether the server could not decode because the
 // publication did not exist when the change was made: it was dropped, or
 // recreated, under the slot.
 func IsPublicationLost(err error) bool {
 	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && pgErr.Code == "42704" && strings.HasPrefix(pgErr.Message, "publication ")
+	return errors.Is(err, ErrPublicationLost) || errors.As(err, &pgErr) && pgErr.Code == "42704" && strings.HasPrefix(pgErr.Message, "publication ")
 }

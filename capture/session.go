@@ -8,6 +8,8 @@ import (
 	"io"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgproto3"
+
 	"github.com/hindsight-go/audit/internal/wal"
 )
 
@@ -186,12 +188,28 @@ func (s *session) message(ctx context.Context, kind byte, body []byte) error {
 		return s.copyData(ctx, body[0], body[1:])
 	case 'E':
 		return serverError(body)
-	case 'N', 'S': // a notice, a parameter status
+	case 'N':
+		return s.notice(ctx, body)
+	case 'S': // a parameter status
 		return nil
 	case 'c', 'C', 'Z':
 		return errors.New("read replication stream: the server ended it")
 	}
 	return &DecodeError{Message: kind, Reason: errors.New("not part of the replication protocol")}
+}
+
+// notice heeds the warnings of the server. From 18 on it goes on with one where the
+// publication did not exist when a change was made, and leaves the change out.
+func (s *session) notice(ctx context.Context, body []byte) error {
+	var m pgproto3.NoticeResponse
+	if err := m.Decode(body); err != nil {
+		return &DecodeError{Message: 'N', Reason: err}
+	}
+	if m.Code == "55000" && m.SeverityUnlocalized == "WARNING" {
+		return fmt.Errorf("%w: %s", ErrPublicationLost, m.Message)
+	}
+	s.cfg.Logger.WarnContext(ctx, "audit: the source warns", "code", m.Code, "message", m.Message)
+	return nil
 }
 
 func (s *session) copyData(ctx context.Context, kind byte, body []byte) error {

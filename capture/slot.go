@@ -167,14 +167,18 @@ func (s *Setup) blockers(ctx context.Context) ([]Blocker, error) {
 	})
 }
 
-// DropSlot drops the slot if it is there and nobody reads from it.
-func (s *Setup) DropSlot(ctx context.Context) error {
-	_, err := s.DB.Exec(ctx, "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots WHERE slot_name = $1", s.Slot)
+// DropSlot drops a slot that was looked at, if it is still that one and nobody reads
+// from it. One that was made since begins later, and is somebody's.
+func (s *Setup) DropSlot(ctx context.Context, was Slot) error {
+	_, err := s.DB.Exec(ctx, `
+		SELECT pg_catalog.pg_drop_replication_slot(s.slot_name)
+		FROM pg_catalog.pg_replication_slots s
+		WHERE s.slot_name = $1 AND coalesce(s.confirmed_flush_lsn, '0/0') = $2::text::pg_lsn`, was.Name, was.Confirmed.String())
 	if isCode(err, "42704") {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("drop slot %q: %w", s.Slot, err)
+		return fmt.Errorf("drop slot %q: %w", was.Name, err)
 	}
 	return nil
 }

@@ -34,8 +34,8 @@ const (
 	writeTimeout = 30 * time.Second
 )
 
-// stream is a connection in copy-both mode. One goroutine owns it; only wake may
-// be called from others.
+// stream is a connection in copy-both mode. One goroutine owns it; only wake and fail
+// may be called from others.
 type stream struct {
 	conn     net.Conn
 	buf      []byte
@@ -43,6 +43,8 @@ type stream struct {
 	limits   limits
 	large    *condenser // of the message at hand, if that is larger than buf
 	woken    atomic.Bool
+	broken   atomic.Pointer[error] // why fail was called
+	pid      int                   // of the server's process, guarded by the reader's mu
 	lastRead int
 	heard    time.Time
 	status   [1 + 4 + 1 + 8 + 8 + 8 + 8 + 1]byte
@@ -57,6 +59,7 @@ func replicationConfig(base *pgconn.Config) *pgconn.Config {
 		"replication":           "database",
 		"application_name":      "audit capture",
 		"client_encoding":       "UTF8",
+		"client_min_messages":   "warning",
 		"datestyle":             "ISO",
 		"intervalstyle":         "postgres",
 		"timezone":              "UTC",
@@ -123,6 +126,12 @@ func (s *stream) wake() {
 	_ = s.conn.SetReadDeadline(time.Unix(1, 0))
 }
 
+// fail makes the session end with the given error.
+func (s *stream) fail(reason error) {
+	s.broken.CompareAndSwap(nil, &reason)
+	_ = s.conn.Close()
+}
+
 // next returns the next whole message. Of one that is larger than the buffer it is
 // the condensed form.
 func (s *stream) next() (kind byte, body []byte, ok bool, err error) {
@@ -172,7 +181,7 @@ func (s *stream) fill(deadline time.Time) (dry bool, err error) {
 		s.from = 0
 	}
 	if err := s.conn.SetReadDeadline(deadline); err != nil {
-		return false, err
+		return false, s.reason(err)
 	}
 	if s.woken.Swap(false) {
 		return false, nil
@@ -186,7 +195,15 @@ func (s *stream) fill(deadline time.Time) (dry bool, err error) {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return !s.woken.Swap(false), nil
 	}
-	return false, err
+	return false, s.reason(err)
+}
+
+// reason returns why the connection was broken, if it was from here.
+func (s *stream) reason(err error) error {
+	if broken := s.broken.Load(); broken != nil {
+		return *broken
+	}
+	return err
 }
 
 // confirm tells the server up to where everything is stored for good.
@@ -207,7 +224,7 @@ func (s *stream) confirm(lsn LSN) error {
 		return err
 	}
 	_, err := s.conn.Write(b)
-	return err
+	return s.reason(err)
 }
 
 // finish ends the copy from our side, so that the server logs no error, and waits
