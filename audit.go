@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/deadpeer"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -70,6 +71,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		for name, value := range sessionSettings {
 			pool.ConnConfig.RuntimeParams[name] = value
 		}
+		deadpeer.Guard(&pool.ConnConfig.Config)
 	}
 	// A part of history must not pass for the whole of it.
 	r.store.ConnConfig.RuntimeParams["row_security"] = "off"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/hindsight-go/audit/capture"
@@ -105,14 +106,12 @@ func (c *Client) running() *run {
 func (c *Client) capture(ctx context.Context, r *run) {
 	defer close(r.done)
 	defer r.cancel()
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		c.maintain(ctx, r)
-	}()
+	var others sync.WaitGroup
+	others.Go(func() { c.maintain(ctx, r) })
+	others.Go(func() { c.watchHealth(ctx, r) })
 	err := r.reader.Run(ctx)
 	r.cancel()
-	<-ended
+	others.Wait()
 	if err != nil {
 		c.cfg.Logger.Error("audit: capture has ended and will not be tried again", "error", err)
 	}
@@ -238,8 +237,6 @@ func (c *Client) maintain(ctx context.Context, r *run) {
 	defer tables.Stop()
 	hourly := time.NewTicker(time.Hour)
 	defer hourly.Stop()
-	health := time.NewTicker(10 * time.Second)
-	defer health.Stop()
 	for {
 		var err error
 		select {
@@ -253,12 +250,28 @@ func (c *Client) maintain(ctx context.Context, r *run) {
 			err = c.refreshTables(ctx, r)
 		case <-hourly.C:
 			err = c.keepPartitions(ctx)
-		case <-health.C:
-			err = c.observe(ctx)
 		}
-		if err != nil && ctx.Err() == nil {
-			c.metrics.failed(err)
-			c.cfg.Logger.Warn("audit: maintenance", "error", err)
+		c.maintenanceFailed(ctx, err)
+	}
+}
+
+func (c *Client) maintenanceFailed(ctx context.Context, err error) {
+	if err != nil && ctx.Err() == nil {
+		c.metrics.failed(err)
+		c.cfg.Logger.Warn("audit: maintenance", "error", err)
+	}
+}
+
+// watchHealth looks at the source every ten seconds, whatever else waits for what.
+func (c *Client) watchHealth(ctx context.Context, r *run) {
+	tick := time.NewTicker(10 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			c.maintenanceFailed(ctx, c.observe(ctx, r))
 		}
 	}
 }

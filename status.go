@@ -167,15 +167,22 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return s, nil
 }
 
-// observe refreshes what the metrics show and warns of what an operator should
-// know before it hurts.
-func (c *Client) observe(ctx context.Context) error {
-	if c.state() != capture.Streaming {
-		return nil
-	}
+// observeTimeout bounds a look at the source, which may be gone without a word.
+const observeTimeout = 5 * time.Second
+
+// observe refreshes what the metrics show, in every state, since a capture that has
+// stopped is when WAL gathers. It warns of what an operator should know before it
+// hurts, and breaks the session whose slot the server does not give to us any more.
+func (c *Client) observe(ctx context.Context, r *run) error {
+	ctx, cancel := context.WithTimeout(ctx, observeTimeout)
+	defer cancel()
+	holder := r.reader.Holder()
 	slot, err := c.setup.SlotState(ctx)
-	if err != nil {
+	if err != nil && !errors.Is(err, capture.ErrNoSlot) {
 		return err
+	}
+	if holder != 0 && slot.ActivePID != holder {
+		r.reader.Break(holder, fmt.Errorf("the server does not stream to us any more: slot %q is held by process %d, not %d", slot.Name, slot.ActivePID, holder))
 	}
 	var here LSN
 	if err := c.source.QueryRow(ctx, "SELECT pg_catalog.pg_current_wal_flush_lsn()::text").Scan(&here); err != nil {
@@ -183,7 +190,9 @@ func (c *Client) observe(ctx context.Context) error {
 	}
 	c.mu.Lock()
 	c.last.slot = slot.Retained
-	c.last.lag = int64(here - min(here, c.last.durable))
+	if c.last.durable != 0 {
+		c.last.lag = int64(here - min(here, c.last.durable))
+	}
 	c.mu.Unlock()
 	if slot.Status == "unreserved" {
 		c.cfg.Logger.Error("audit: the source is about to drop WAL that was not captured yet", "slot", slot.Name, "retained", slot.Retained)

@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
+	"github.com/hindsight-go/audit/internal/deadpeer"
 	"github.com/hindsight-go/audit/internal/wal"
 )
 
@@ -73,6 +74,7 @@ func replicationConfig(base *pgconn.Config) *pgconn.Config {
 	} {
 		config.RuntimeParams[name] = value
 	}
+	deadpeer.Guard(config)
 	return config
 }
 

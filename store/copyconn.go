@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -39,8 +41,13 @@ type copyConn struct {
 	failed  error  // what the store said first, in the midst of the transaction
 	begun   time.Time
 
+	// working reports whether the session at the other end is at work on something,
+	// as another session sees it.
+	working func(ctx context.Context, pid int) (bool, error)
+
 	abortOnce sync.Once
 	aborted   chan struct{}
+	dead      atomic.Pointer[error] // why the connection was taken for dead
 }
 
 func newCopyConn(ctx context.Context, config *pgconn.Config, copySQL string) (*copyConn, error) {
@@ -70,6 +77,58 @@ func (c *copyConn) abort() {
 	})
 }
 
+const (
+	// stall is how long the store may say or take nothing before somebody looks.
+	stall = 15 * time.Second
+	// lookTimeout bounds the look.
+	lookTimeout = 10 * time.Second
+)
+
+// watched does something that waits for the store. If that takes long, another
+// session looks whether the store is at work: a commit may take its time, while a
+// connection that leads nowhere any more would be waited for for ever.
+func (c *copyConn) watched(do func() error) error {
+	ended := make(chan struct{})
+	defer close(ended)
+	timer := time.AfterFunc(stall, func() { c.watch(ended) })
+	defer timer.Stop()
+	err := do()
+	if cause := c.dead.Load(); cause != nil && err != nil {
+		return *cause
+	}
+	return err
+}
+
+func (c *copyConn) watch(ended <-chan struct{}) {
+	for misses := 0; ; {
+		ctx, cancel := context.WithTimeout(context.Background(), lookTimeout)
+		working, err := c.working(ctx, c.pid)
+		cancel()
+		if misses++; working {
+			misses = 0
+		}
+		select {
+		case <-ended:
+			return
+		default:
+		}
+		if misses > 1 { // what was seen once may have been a moment
+			cause := fmt.Errorf("the store has taken and said nothing for %s, and its session waits for us or is gone: %w", stall, os.ErrDeadlineExceeded)
+			if err != nil {
+				cause = fmt.Errorf("the store has taken and said nothing for %s: %w", stall, err)
+			}
+			c.dead.Store(&cause)
+			_ = c.conn.Close()
+			return
+		}
+		select {
+		case <-ended:
+			return
+		case <-time.After(stall / 3):
+		}
+	}
+}
+
 func (c *copyConn) query(sql string) {
 	c.out = append(c.out, 'Q')
 	c.out = binary.BigEndian.AppendUint32(c.out, uint32(len(sql)+5))
@@ -91,9 +150,16 @@ func (c *copyConn) endCopy() {
 }
 
 func (c *copyConn) send() error {
-	_, err := c.conn.Write(c.out)
+	err := c.write(c.out)
 	c.out = c.out[:0]
 	return err
+}
+
+func (c *copyConn) write(b []byte) error {
+	return c.watched(func() error {
+		_, err := c.conn.Write(b)
+		return err
+	})
 }
 
 // begin returns what a statement needs in front of it to be part of the batch.
@@ -120,8 +186,7 @@ func (c *copyConn) copyData(message []byte) error {
 	if err := c.send(); err != nil {
 		return err
 	}
-	_, err := c.conn.Write(message)
-	return err
+	return c.write(message)
 }
 
 // between runs statements inside the store transaction after the rows so far. What
@@ -165,7 +230,11 @@ func (c *copyConn) run(sql string) error {
 // connection, and notes the first of the store.
 func (c *copyConn) receive() (txStatus byte, err error) {
 	for c.queries > 0 {
-		message, err := c.frontend.Receive()
+		var message pgproto3.BackendMessage
+		err := c.watched(func() (err error) {
+			message, err = c.frontend.Receive()
+			return err
+		})
 		if err != nil {
 			return 0, errors.Join(c.failed, err)
 		}

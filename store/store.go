@@ -19,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/hindsight-go/audit/internal/deadpeer"
 	"github.com/hindsight-go/audit/internal/wal"
 )
 
@@ -151,6 +152,7 @@ func (s *Store) NewWriter(ctx context.Context, cfg WriterConfig) (*Writer, wal.L
 	if err != nil {
 		return nil, 0, fmt.Errorf("connect writer to the store: %w", err)
 	}
+	w.conn.working = s.sessionWorks
 	w.enc.literal = w.conn.encoding == "SQL_ASCII"
 	_, err = s.pool.Exec(ctx, `
 		UPDATE `+s.schema+`.checkpoints
@@ -163,6 +165,18 @@ func (s *Store) NewWriter(ctx context.Context, cfg WriterConfig) (*Writer, wal.L
 	}
 	go w.run()
 	return w, w.from, nil
+}
+
+// sessionWorks reports whether a session is at work, and not waiting for us.
+func (s *Store) sessionWorks(ctx context.Context, pid int) (works bool, err error) {
+	err = s.pool.QueryRow(ctx, `
+		SELECT EXISTS (
+			SELECT FROM pg_catalog.pg_stat_activity
+			WHERE pid = $1 AND state = 'active' AND coalesce(wait_event_type, '') <> 'Client')`, pid).Scan(&works)
+	if err != nil {
+		return false, fmt.Errorf("look at the writer's session: %w", err)
+	}
+	return works, nil
 }
 
 // relationVersions is the newest version of each relation, and which relation had
@@ -250,5 +264,6 @@ func (s *Store) writerConfig() *pgconn.Config {
 	} {
 		config.RuntimeParams[name] = value
 	}
+	deadpeer.Guard(config)
 	return config
 }

@@ -27,7 +27,9 @@ type Proxy struct {
 	frozen  chan struct{}          // guarded by mu: closed while traffic flows
 	rewrite func(answer []byte)    // guarded by mu: changes what the server says, in place
 	conns   map[io.Closer]struct{} // guarded by mu
-	ended   bool                   // guarded by mu
+	// guarded by mu: connections of an earlier generation are frozen for good
+	generation int
+	ended      bool // guarded by mu
 }
 
 // NewProxy starts a proxy in front of the server of a connection string. It ends
@@ -64,6 +66,14 @@ func (p *Proxy) Freeze() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.frozen = make(chan struct{})
+}
+
+// FreezeOpen lets nothing through any more on the connections that there are, and
+// says so to nobody. New ones work.
+func (p *Proxy) FreezeOpen() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.generation++
 }
 
 // Thaw lets traffic flow again.
@@ -120,20 +130,30 @@ func (p *Proxy) accept() {
 			_, _ = client.Close(), server.Close()
 		}
 		p.conns[client], p.conns[server] = struct{}{}, struct{}{}
+		generation := p.generation
 		p.mu.Unlock()
-		go p.copy(server, client, false)
-		go p.copy(client, server, true)
+		go p.copy(server, client, generation, false)
+		go p.copy(client, server, generation, true)
 	}
 }
 
-func (p *Proxy) copy(to, from net.Conn, answers bool) {
-	defer func() { _, _ = to.Close(), from.Close() }()
+func (p *Proxy) copy(to, from net.Conn, generation int, answers bool) {
+	frozen := false
+	defer func() {
+		if !frozen { // Cut closes it
+			_, _ = to.Close(), from.Close()
+		}
+	}()
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := from.Read(buf)
 		p.mu.Lock()
 		gate, rewrite := p.frozen, p.rewrite
+		frozen = generation < p.generation && !p.ended
 		p.mu.Unlock()
+		if frozen {
+			return
+		}
 		<-gate
 		if answers && rewrite != nil {
 			rewrite(buf[:n])
