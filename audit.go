@@ -26,6 +26,9 @@ type Client struct {
 	// meanwhile: of one pool, a few at once would wait for each other.
 	snapshots *pgxpool.Pool // of the source
 	streams   *pgxpool.Pool // of the store
+	// reading is source, or of the role of Config.ReadURL: for what runs code of the
+	// source's.
+	reading *pgxpool.Pool
 	// listings is of the store, for what a role lists of it: row-level security
 	// applies there, and is an error in the others.
 	listings *pgxpool.Pool
@@ -67,7 +70,11 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		return nil, err
 	}
 	// Sessions of our own, so that the settings they need disturb nobody.
-	for _, pool := range []*pgxpool.Config{r.source, r.store} {
+	pools := []*pgxpool.Config{r.source, r.store}
+	if r.read != nil {
+		pools = append(pools, r.read)
+	}
+	for _, pool := range pools {
 		for name, value := range sessionSettings {
 			pool.ConnConfig.RuntimeParams[name] = value
 		}
@@ -107,6 +114,17 @@ const longHeld = 16
 // They connect when they are needed.
 func (c *Client) openLongHeld(ctx context.Context) (err error) {
 	source := c.cfg.source.Copy()
+	if c.cfg.read != nil {
+		source = c.cfg.read.Copy()
+	}
+	c.reading = c.source
+	if c.cfg.read != nil {
+		reading := source.Copy()
+		reading.MaxConns = 4
+		if c.reading, err = pgxpool.NewWithConfig(ctx, reading); err != nil {
+			return fmt.Errorf("audit: open source: %w", err)
+		}
+	}
 	source.MaxConns = longHeld
 	source.ConnConfig.Tracer = viewTracer{}
 	if c.snapshots, err = pgxpool.NewWithConfig(ctx, source); err != nil {
@@ -126,6 +144,14 @@ func (c *Client) openLongHeld(ctx context.Context) (err error) {
 		return fmt.Errorf("audit: open store: %w", err)
 	}
 	return nil
+}
+
+// reader is the role that the past is read with.
+func (c *Client) reader() string {
+	if c.cfg.read != nil {
+		return c.cfg.read.ConnConfig.User
+	}
+	return c.cfg.source.ConnConfig.User
 }
 
 // sessionSettings pin what a role or a database may have for its default, and
@@ -164,6 +190,9 @@ func (c *Client) Close() {
 		<-r.done
 	}
 	c.metrics.close()
+	if c.reading != c.source {
+		c.reading.Close()
+	}
 	for _, pool := range []*pgxpool.Pool{c.source, c.store, c.snapshots, c.streams, c.listings} {
 		pool.Close()
 	}

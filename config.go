@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"regexp"
 	"strings"
 	"time"
 
@@ -83,6 +84,17 @@ type Config struct {
 	// up to a month more is there. Default: forever. At least 24 hours.
 	Retention time.Duration
 
+	// ReadURL is the connection string that the past is read with, for a role with
+	// fewer rights in the source: it needs SELECT on the tracked tables and TEMPORARY
+	// on the database. Default: SourceURL.
+	ReadURL string
+
+	// TrustOwners lets questions about the past run functions that other roles own,
+	// in views, queries and generated columns, with the rights of the role that reads
+	// the past. Functions of that role itself, of superusers and of extensions always
+	// may. Default: such functions are refused.
+	TrustOwners bool
+
 	// OnGap says what to do when history was lost. Default: ContinueAfterGap.
 	OnGap GapPolicy
 
@@ -117,6 +129,8 @@ func (e *ConfigError) Unwrap() error { return e.cause }
 type resolved struct {
 	Config
 	source, store *pgxpool.Config
+	read          *pgxpool.Config // nil: source
+	path          string          // the search_path that SourceURL asks for
 	patterns      capture.Patterns
 }
 
@@ -139,6 +153,12 @@ func (c Config) resolve() (resolved, error) {
 		return config
 	}
 	r.source = parse("SourceURL", c.SourceURL)
+	if c.ReadURL != "" {
+		r.read = parse("ReadURL", c.ReadURL)
+	}
+	if r.source != nil {
+		r.path = searchPath(r.source.ConnConfig.RuntimeParams)
+	}
 	if r.StoreURL == "" {
 		r.StoreURL = c.SourceURL
 	}
@@ -210,6 +230,20 @@ func (c Config) resolve() (resolved, error) {
 		r.Logger = slog.Default()
 	}
 	return r, errors.Join(problems...)
+}
+
+// pathOption finds the search_path among the options for the server.
+var pathOption = regexp.MustCompile(`(?:^|\s)(?:-c\s*|--)search_path=((?:[^\s\\]|\\.)*)`)
+
+// searchPath returns the search_path that a connection string asks for, or nothing.
+func searchPath(params map[string]string) string {
+	if path := params["search_path"]; path != "" {
+		return path
+	}
+	if match := pathOption.FindStringSubmatch(params["options"]); match != nil {
+		return strings.ReplaceAll(match[1], `\ `, " ")
+	}
+	return ""
 }
 
 // withoutDSN gives the reason why a connection string could not be read, without

@@ -33,6 +33,7 @@ type Point struct {
 	columns []string
 	lax     bool
 	live    []string
+	schemas []string
 	search  strategy
 }
 

@@ -33,6 +33,9 @@ var (
 	// that were truncated or dropped before history saw them, values of a column
 	// that was dropped.
 	ErrIncomplete = errors.New("audit: history does not know all of it")
+	// ErrUntrusted is returned when the answer takes code that another role owns, see
+	// Config.TrustOwners.
+	ErrUntrusted = errors.New("audit: it would run code of another role")
 )
 
 // HistoryError is returned when the past asked for cannot be told truly. It names

@@ -139,7 +139,7 @@ var escapes = []question{
 	{name: "plain name", want: 3, must: true, sql: countTodo},
 	{name: "join", want: 3, must: true, sql: "SELECT count(*) FROM todo JOIN owner ON owner.id = todo.owner"},
 	{name: "values of a changed row", want: 3, must: true, sql: "SELECT count(*) FROM todo WHERE task = 'task'"},
-	{name: "qualified", want: 3, sql: "SELECT count(*) FROM public.todo"},
+	{name: "qualified", want: 3, must: true, sql: "SELECT count(*) FROM public.todo"},
 	{name: "qualified in a join with the plain name", want: 3, sql: "SELECT count(*) FROM todo JOIN public.todo t USING (id)"},
 	{name: "ONLY", want: 3, must: true, sql: "SELECT count(*) FROM ONLY todo"},
 	{name: "ONLY qualified", want: 3, sql: "SELECT count(*) FROM ONLY public.todo"},
@@ -233,8 +233,10 @@ var escapes = []question{
 	{name: "min of the index", want: 3, sql: "SELECT max(id) FROM public.todo"},
 	{name: "min of the index by the plain name", want: 3, must: true, sql: "SELECT max(id) FROM todo"},
 	{name: "untracked table", want: 1, sql: "SELECT count(*) FROM plain.settings"},
-	{name: "another schema's table of the name", want: 2, sql: "SELECT count(*) FROM billing.todo"},
-	{name: "another schema's table by the name to write", want: 2, must: true, sql: `SELECT count(*) FROM "billing.todo"`},
+	{name: "another schema's table of the name", want: 2, must: true, sql: "SELECT count(*) FROM billing.todo"},
+	{name: "another schema's table, its columns with the table", want: 3, must: true, sql: "SELECT sum(billing.todo.id) FROM billing.todo WHERE todo.id < 9"},
+	{name: "another schema's table, with an alias", want: 3, must: true, sql: "SELECT sum(b.id) FROM billing.todo b JOIN todo ON todo.id = b.id"},
+	{name: "another schema's table in a join with the plain name", want: 2, must: true, sql: "SELECT count(*) FROM todo t, billing.todo WHERE t.id = todo.id"},
 	{name: "table without a key", want: 3, must: true, sql: "SELECT count(*) FROM log"},
 	{name: "table without a key, qualified", want: 3, sql: "SELECT count(*) FROM public.log"},
 	{name: "the temporary tables themselves", want: 3, sql: "SELECT count(*) FROM todo JOIN pg_temp.todo t USING (id)"},
@@ -426,7 +428,7 @@ func escapesWith(ctx context.Context) []question {
 		}},
 		question{name: "after a refused query", want: 3, must: true, ask: func(_ context.Context, tx pgx.Tx) (int64, error) {
 			for _, refused := range []string{
-				"SELECT count(*) FROM public.todo", "SELECT 1; SELECT 2", "SET LOCAL search_path = public", "DELETE FROM todo",
+				"SELECT f_sql_qualified()", "SELECT 1; SELECT 2", "SET LOCAL search_path = public", "DELETE FROM todo",
 				"INSERT INTO owner VALUES (1000, 'x')", "SELECT count(*) FROM settings", "LOCK TABLE todo", "SELECT f_execute()", "COPY todo TO STDOUT",
 			} {
 				if _, err := tx.Exec(ctx, refused); err == nil {

@@ -130,7 +130,11 @@ func (f Fork) run(ctx context.Context, tx pgx.Tx, tables []*pastTable, result *F
 	if _, err := tx.Exec(ctx, "CREATE SCHEMA "+schema); err != nil {
 		return wrap("make fork", err)
 	}
-	for _, table := range tables {
+	for _, past := range tables {
+		table, err := f.plain(ctx, tx, past)
+		if err != nil {
+			return err
+		}
 		if _, err := tx.Exec(ctx, f.createSQL(table)); err != nil {
 			return wrap("make "+table.qualified(), err)
 		}
@@ -139,7 +143,7 @@ func (f Fork) run(ctx context.Context, tx pgx.Tx, tables []*pastTable, result *F
 			return err
 		}
 		result.Rows[table.qualified()] = n
-		if err := f.finish(ctx, tx, table, result); err != nil {
+		if err := f.finish(ctx, tx, past, result); err != nil {
 			return err
 		}
 	}
@@ -158,12 +162,16 @@ func (p *pastTable) isLike() bool { return p.live != nil && p.columns.same(p.liv
 
 // createSQL makes the table. What is checked of rows may be younger than they are,
 // so it comes later, or not at all.
-func (f Fork) createSQL(table *pastTable) string {
+func (f Fork) createSQL(table *forkTable) string {
 	ident := f.ident(table.name)
-	if !table.isLike() {
+	if table.types != nil || !table.isLike() {
 		var columns []string
-		for _, c := range table.columns.list {
-			columns = append(columns, pgx.Identifier{c.name}.Sanitize()+" "+c.typeName)
+		for i, c := range table.columns.list {
+			typeName := c.typeName
+			if table.types != nil {
+				typeName = table.types[i]
+			}
+			columns = append(columns, pgx.Identifier{c.name}.Sanitize()+" "+typeName)
 		}
 		return "CREATE UNLOGGED TABLE " + ident + " (" + strings.Join(columns, ", ") + ")"
 	}
@@ -176,22 +184,51 @@ func (f Fork) createSQL(table *pastTable) string {
 	return statement
 }
 
-func (f Fork) load(ctx context.Context, tx pgx.Tx, table *pastTable) (int64, error) {
+// forkTable is a table of a fork. types are those of its columns where they are not
+// just the live table's: then it has no generated columns either, but their values.
+type forkTable struct {
+	*pastTable
+	types []string
+}
+
+// plain decides whether the table can be like the live one: not if it would run the
+// code of another role, as checks of domains and generated columns do.
+func (f Fork) plain(ctx context.Context, tx pgx.Tx, past *pastTable) (*forkTable, error) {
+	table := &forkTable{pastTable: past}
+	types := make([]string, len(past.columns.list))
+	same := true
+	for i, c := range past.columns.list {
+		base, err := baseType(ctx, tx, c.typeOID)
+		if err != nil {
+			return nil, err
+		}
+		if types[i] = c.typeName; base != "" {
+			types[i], same = base, false
+		}
+	}
+	if !same {
+		table.types = types
+	}
+	return table, nil
+}
+
+func (f Fork) load(ctx context.Context, tx pgx.Tx, table *forkTable) (int64, error) {
+	like := table.isLike() && table.types == nil
 	var names []string
 	for _, c := range table.columns.list {
-		if c.generated == "" || !table.isLike() {
+		if c.generated == "" || !like {
 			names = append(names, pgx.Identifier{c.name}.Sanitize())
 		}
 	}
 	columns := table.columns.list
-	if !table.isLike() {
+	if !like {
 		columns = nil
 	}
 	rows := newCopier(tx.Conn(), f.ident(table.name), names)
 	var n int64
 	err := table.rows(ctx, func(values [][]byte) error {
 		if n++; n%5000 == 0 {
-			f.report(table, n, false)
+			f.report(table.pastTable, n, false)
 		}
 		return rows.add(ctx, columns, values)
 	})
@@ -199,9 +236,9 @@ func (f Fork) load(ctx context.Context, tx pgx.Tx, table *pastTable) (int64, err
 		err = rows.flush(ctx)
 	}
 	if err != nil {
-		return n, err
+		return n, table.misfit(err)
 	}
-	f.report(table, n, true)
+	f.report(table.pastTable, n, true)
 	return n, nil
 }
 
@@ -223,7 +260,7 @@ func (f Fork) finish(ctx context.Context, tx pgx.Tx, table *pastTable, result *F
 		return nil
 	}
 	rows, err := tx.Query(ctx, `
-		SELECT c.relname, pg_catalog.pg_get_indexdef(i.indexrelid)
+		SELECT c.relname, pg_catalog.pg_get_indexdef(i.indexrelid), i.indexrelid
 		FROM pg_catalog.pg_index i
 		JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
 		WHERE i.indrelid = $1 AND NOT i.indisprimary AND i.indisvalid
@@ -231,12 +268,22 @@ func (f Fork) finish(ctx context.Context, tx pgx.Tx, table *pastTable, result *F
 	if err != nil {
 		return wrap("read indexes", err)
 	}
-	type index struct{ Name, Definition string }
+	type index struct {
+		Name, Definition string
+		OID              uint32
+	}
 	indexes, err := pgx.CollectRows(rows, pgx.RowToStructByPos[index])
 	if err != nil {
 		return wrap("read indexes", err)
 	}
 	for _, x := range indexes {
+		if owner, err := f.foreignCode(ctx, tx, x.OID); err != nil || owner != "" {
+			if err != nil {
+				return err
+			}
+			result.Skipped = append(result.Skipped, fmt.Sprintf("index %s: it calls %s, which another role owns: see Config.TrustOwners", x.Name, owner))
+			continue
+		}
 		definition := x.Definition
 		for _, on := range []string{" ON ONLY " + table.live.ident() + " ", " ON " + table.live.ident() + " ", " ON ONLY " + table.live.printed() + " ", " ON " + table.live.printed() + " "} {
 			definition = strings.Replace(definition, on, " ON "+ident+" ", 1)
@@ -246,6 +293,24 @@ func (f Fork) finish(ctx context.Context, tx pgx.Tx, table *pastTable, result *F
 		}
 	}
 	return nil
+}
+
+// foreignCode returns the function of another role that an index calls, or nothing.
+func (f Fork) foreignCode(ctx context.Context, tx pgx.Tx, index uint32) (string, error) {
+	c, err := f.point.ready()
+	if err != nil || c.cfg.TrustOwners {
+		return "", err
+	}
+	var function *string
+	err = tx.QueryRow(ctx, `
+		SELECT (SELECT f.oid::regprocedure::text
+			FROM pg_catalog.pg_depend d
+			LEFT JOIN pg_catalog.pg_operator o ON d.refclassid = 'pg_catalog.pg_operator'::regclass AND o.oid = d.refobjid
+			JOIN pg_catalog.pg_proc f ON f.oid = CASE WHEN d.refclassid = 'pg_catalog.pg_proc'::regclass THEN d.refobjid ELSE o.oprcode::oid END
+			WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = $1 AND f.oid >= 16384
+			  AND NOT pg_catalog.pg_has_role(f.proowner, current_user, 'MEMBER')
+			LIMIT 1)`, index).Scan(&function)
+	return text(function), wrap("read indexes", err)
 }
 
 // printed is the table's name as the server prints it, with quotes only where

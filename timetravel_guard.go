@@ -5,11 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -31,119 +29,37 @@ func (e *ViewError) Error() string {
 	return "audit: view as of " + e.Asked + ": " + e.Object + ": " + e.Reason
 }
 
-// guard looks at the plan of each query before it runs: it is where a table that
-// is read can no longer hide behind a name, a view or an inlined function. What a
-// plan does not show, the body of a function, it reads as text.
+// guard looks at each query before it runs: at the functions that it calls, whose
+// bodies it reads, and at its plan, which is where a table that is read can no
+// longer hide behind a name, a view or an inlined function.
 type guard struct {
 	view *pastView
-	// checked are the queries that were found to read nothing but the past.
-	checked map[string]bool
-	// tracked are the tables of the view by the names that they have now, their
-	// partitions included.
-	tracked map[string]*viewTable
-	// parts are partitions, by their plain names.
-	parts map[string]*viewTable
+	// checked are the queries that were found to read nothing but the past, with
+	// what is sent for each; prepared those that have a name.
+	checked  map[string]string
+	prepared map[string]string
 	// allowed are the tables that may be read as they are now.
 	allowed map[string]bool
-	// functions are those of users, by name; nil until one may have been called.
-	functions map[string][]function
-	relations map[string]bool // names of untracked tables, read with functions
+	// functions are those that were looked for, by name.
+	functions map[string][]*function
+	implicit  []implicitCall
+	visited   map[string]bool
 	plans     int
-	// implicit are calls of functions that run without their names being written:
-	// behind operators, casts, aggregates and domains.
-	implicit []string
-	// folds tells that there are functions which the planner computes where their
-	// arguments are constants.
-	folds bool
 }
 
-type function struct {
-	schema, name, language, body, config string
-	atomic                               bool
-}
-
-func newGuard(v *pastView) *guard {
-	return &guard{view: v, checked: make(map[string]bool), tracked: make(map[string]*viewTable), parts: make(map[string]*viewTable), allowed: make(map[string]bool)}
-}
-
-// learn reads which tables there are.
-func (g *guard) learn(ctx context.Context) error {
-	tx := g.view.snapshot.tx
-	var oids []uint32
-	byOID := make(map[uint32]*viewTable)
-	for _, t := range g.view.tables {
-		if t.live != nil {
-			oids = append(oids, t.oid)
-			byOID[t.oid] = t
-		}
+func newGuard(ctx context.Context, v *pastView) (*guard, error) {
+	g := &guard{
+		view: v, checked: make(map[string]string), prepared: make(map[string]string), allowed: make(map[string]bool),
+		functions: make(map[string][]*function), visited: make(map[string]bool),
 	}
-	rows, err := tx.Query(ctx, `
-		SELECT t.oid, n.nspname, c.relname
-		FROM pg_catalog.unnest($1::oid[]) t (oid)
-		CROSS JOIN LATERAL (
-			SELECT t.oid AS relid
-			UNION
-			SELECT p.relid FROM pg_catalog.pg_partition_tree(t.oid) p) part
-		JOIN pg_catalog.pg_class c ON c.oid = part.relid
-		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace`, oids)
-	if err != nil {
-		return wrap("read tables", err)
-	}
-	var oid uint32
-	var schema, name string
-	_, err = pgx.ForEachRow(rows, []any{&oid, &schema, &name}, func() error {
-		t := byOID[oid]
-		g.tracked[qualifiedName(schema, name)] = t
-		if name != t.live.name || schema != t.live.schema {
-			g.parts[name] = t
-		}
-		return nil
-	})
-	if err != nil {
-		return wrap("read tables", err)
-	}
-	rows, err = tx.Query(ctx, `
-		WITH implicit (oid) AS (
-			SELECT o.oprcode::oid FROM pg_catalog.pg_operator o WHERE o.oid >= 16384
-			UNION
-			SELECT c.castfunc FROM pg_catalog.pg_cast c WHERE c.oid >= 16384
-			UNION
-			SELECT pg_catalog.unnest(ARRAY[a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn]::oid[])
-			FROM pg_catalog.pg_aggregate a
-			WHERE a.aggfnoid::oid >= 16384
-			UNION
-			SELECT d.refobjid
-			FROM pg_catalog.pg_constraint c
-			JOIN pg_catalog.pg_depend d ON d.objid = c.oid AND d.classid = 'pg_catalog.pg_constraint'::regclass
-			WHERE c.contypid <> 0 AND d.refclassid = 'pg_catalog.pg_proc'::regclass)
-		SELECT DISTINCT pg_catalog.quote_ident(p.proname) || '('
-		FROM implicit i
-		JOIN pg_catalog.pg_proc p ON p.oid = i.oid
-		JOIN pg_catalog.pg_language l ON l.oid = p.prolang
-		WHERE l.lanname NOT IN ('c', 'internal') AND p.pronamespace <> 'pg_catalog'::regnamespace`)
-	if err != nil {
-		return wrap("read functions", err)
-	}
-	if g.implicit, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
-		return wrap("read functions", err)
-	}
-	err = tx.QueryRow(ctx, `
-		SELECT EXISTS (
-			SELECT FROM pg_catalog.pg_proc p
-			JOIN pg_catalog.pg_language l ON l.oid = p.prolang
-			WHERE p.provolatile = 'i' AND l.lanname NOT IN ('c', 'internal')
-			  AND p.pronamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace))`).Scan(&g.folds)
-	if err != nil {
-		return wrap("read functions", err)
-	}
-	for _, name := range g.view.point.live {
+	for _, name := range v.point.live {
 		parsed, err := parseTable(name)
 		if err != nil {
-			return &FilterError{Filter: "WithLive", Reason: err.Error(), cause: err}
+			return nil, &FilterError{Filter: "WithLive", Reason: err.Error(), cause: err}
 		}
 		g.allowed[qualifiedName(parsed.schema, parsed.table)] = true
 	}
-	return nil
+	return g, g.readImplicit(ctx)
 }
 
 // refuse makes the error for something that a query reads.
@@ -151,35 +67,190 @@ func (g *guard) refuse(object, reason string) error {
 	return &ViewError{Asked: g.view.point.String(), Object: object, Reason: reason}
 }
 
-// check tells that a query reads nothing but the past, and loads what it reads.
-func (g *guard) check(ctx context.Context, sql string) error {
-	if g.checked[sql] {
-		return nil
+// check tells that a query reads nothing but the past, loads what it reads, and
+// returns what to send for it.
+func (g *guard) check(ctx context.Context, sql string) (string, error) {
+	if g.view.snapshot.conn.Conn().PgConn().TxStatus() == 'E' {
+		return "", &pgconn.PgError{Severity: "ERROR", Code: "25P02", Message: "current transaction is aborted, commands ignored until it is rolled back"}
 	}
-	plan, err := g.explain(ctx, sql)
-	if err != nil {
-		return err
+	if sent, ok := g.checked[sql]; ok {
+		return sent, nil
 	}
-	for _, scan := range plan.scans {
-		if err := g.checkScan(ctx, scan); err != nil {
-			return err
+	query := explained(sql)
+	tokens := scanSQL(sql[query:])
+	if err := g.view.needAll(ctx, tokens); err != nil {
+		return "", err
+	}
+	if err := g.checkSystemColumns(tokens); err != nil {
+		return "", err
+	}
+	// Before the planner computes what it can.
+	if err := g.checkCalls(ctx, tokens, g.top()); err != nil {
+		return "", err
+	}
+	if err := g.checkViews(ctx, tokens); err != nil {
+		return "", err
+	}
+	for range 20 {
+		sent, again, err := g.checkPlan(ctx, sql[query:], tokens)
+		if err != nil {
+			return "", err
+		}
+		if !again {
+			g.checked[sql] = sql[:query] + sent
+			return g.checked[sql], nil
 		}
 	}
-	if plan.writes {
-		return g.refuse("", "it would write: only queries can be run in the past")
+	return "", g.refuse("", "what it reads cannot be told")
+}
+
+// checkPlan looks at a query's plan; again says that something was made ready for
+// it meanwhile.
+func (g *guard) checkPlan(ctx context.Context, sql string, tokens []sqlToken) (sent string, again bool, err error) {
+	sent = g.view.rewrite(sql)
+	plan, err := g.explain(ctx, sent)
+	if err != nil && sent != sql && isCode(err, "42P01", "42601", "42703", "42704") {
+		if other, otherErr := g.explain(ctx, sql); otherErr == nil {
+			sent, plan, err = sql, other, nil
+		}
 	}
-	// What the planner has computed already is not in the plan.
-	texts := append(plan.texts, sql)
-	definitions, err := g.definitions(ctx, sql)
 	if err != nil {
-		return err
+		return g.recover(ctx, tokens, err)
 	}
-	texts = append(texts, definitions...)
-	if err := g.checkFunctions(ctx, append(texts, g.implicit...), make(map[string]bool)); err != nil {
-		return err
+	for _, scan := range plan.scans {
+		made, err := g.checkScan(ctx, scan)
+		if err != nil {
+			return "", false, err
+		}
+		again = again || made
 	}
-	g.checked[sql] = true
+	if plan.writes {
+		return "", false, g.refuse("", "it would write: only queries can be run in the past")
+	}
+	for _, text := range plan.texts {
+		if err := g.checkCalls(ctx, scanSQL(text), g.top()); err != nil {
+			return "", false, err
+		}
+	}
+	return sent, again, nil
+}
+
+// checkSystemColumns refuses what the server says of where and when it stored a
+// row: of a past row it is not in history, and our temporary tables have their own.
+func (g *guard) checkSystemColumns(tokens []sqlToken) error {
+	names := sqlNames(tokens)
+	for _, name := range names {
+		switch name {
+		case "ctid", "tableoid", "xmin", "xmax", "cmin", "cmax":
+		default:
+			continue
+		}
+		for _, t := range g.view.tables {
+			if t.changed() && slices.Contains(names, t.pastTable.name) {
+				return g.refuse(t.qualified(), "its rows have changed since, and "+name+" of a past row is not in history")
+			}
+		}
+	}
 	return nil
+}
+
+// checkViews looks at what the views that a text names call: what the planner can
+// compute of it is not in the plan.
+func (g *guard) checkViews(ctx context.Context, tokens []sqlToken) error {
+	for _, named := range sqlRelations(tokens) {
+		for _, r := range g.view.relations[named.name] {
+			if r.kind != "v" || r.looked || named.schema != "" && named.schema != r.schema {
+				continue
+			}
+			r.looked = true
+			inner := scanSQL(r.definition)
+			err := g.checkCalls(ctx, inner, g.top())
+			if err == nil {
+				err = g.checkViews(ctx, inner)
+			}
+			if err != nil {
+				r.looked = false
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// recover makes real tables for a query that needs them, or says in our words what
+// keeps it from being looked at.
+func (g *guard) recover(ctx context.Context, tokens []sqlToken, err error) (string, bool, error) {
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) {
+		return "", false, err
+	}
+	names := sqlNames(tokens)
+	changed := slices.ContainsFunc(g.view.tables, func(t *viewTable) bool { return t.changed() && slices.Contains(names, t.pastTable.name) })
+	sample := slices.Contains(names, "tablesample")
+	if pgErr.Code == "42803" || sample && (pgErr.Code == "42809" || pgErr.Code == "0A000") {
+		made := g.view.materializeAll(ctx, tokens)
+		if errors.Is(made, errNothingToMaterialize) {
+			return "", false, err
+		}
+		if made == nil {
+			made = g.view.needAll(ctx, tokens)
+		}
+		if made == nil {
+			for name := range g.view.relations {
+				names = append(names, name)
+			}
+			for _, name := range names {
+				for _, r := range g.view.relations[name] {
+					if made == nil {
+						made = g.view.repeatView(ctx, r)
+					}
+				}
+			}
+		}
+		return "", made == nil, made
+	}
+	switch {
+	case changed && (pgErr.Code == "42883" || pgErr.Code == "42703") && g.callsOfRows(ctx, tokens):
+		return "", false, g.refuse("", "it calls a function over the row of a table, and the rows of then have no such type: write f(ROW(t.*)::schema.table) for f(t) and t.f")
+	case isRowSecurity(err):
+		return "", false, wrap("read the past", err)
+	case pgErr.Code == "42P01":
+		return "", false, g.explainMissing(names, err)
+	case pgErr.Code == "55000" && slices.ContainsFunc(names, func(n string) bool { return n == "delete" || n == "update" || n == "insert" || n == "merge" }):
+		return "", false, g.refuse("", "it would write: only queries can be run in the past")
+	case pgErr.Code == "42601" && strings.Contains(pgErr.Message, "multiple commands"):
+		return "", false, g.refuse("", "it is several statements in one string: run them one by one")
+	case pgErr.Code == "0A000", pgErr.Code == "42P14", pgErr.Code == "42601" && strings.Contains(pgErr.Message, "EXPLAIN"),
+		strings.Contains(pgErr.Message, "prepared statement is not"), pgErr.Code == "42809":
+		return "", false, g.refuse("", notAQuery)
+	}
+	return "", false, err
+}
+
+// explained returns where the query of an EXPLAIN begins; 0 if it is none.
+func explained(sql string) int {
+	tokens := scanSQL(sql)
+	if len(tokens) < 2 || !tokens[0].is("explain") {
+		return 0
+	}
+	i := 1
+	if tokens[i].is("(") {
+		for i < len(tokens) && !tokens[i].is(")") {
+			i++
+		}
+		i++
+	}
+	for i < len(tokens) && (tokens[i].is("analyze") || tokens[i].is("analyse") || tokens[i].is("verbose")) {
+		i++
+	}
+	if i >= len(tokens) {
+		return 0
+	}
+	switch tokens[i].text {
+	case "select", "with", "values", "table", "(":
+		return tokens[i].begin
+	}
+	return 0
 }
 
 // scan is a table that a plan reads.
@@ -205,7 +276,10 @@ func (g *guard) explain(ctx context.Context, sql string) (*queryPlan, error) {
 		// The view goes on after a query that was refused.
 		_, rollbackErr := conn.Exec(ctx, "ROLLBACK TO SAVEPOINT audit_plan; RELEASE SAVEPOINT audit_plan").ReadAll()
 		_ = conn.Deallocate(ctx, name)
-		return nil, errors.Join(g.explained(sql, err), rollbackErr)
+		if rollbackErr != nil {
+			return nil, errors.Join(err, rollbackErr)
+		}
+		return nil, err
 	}
 	var plan queryPlan
 	for _, result := range results {
@@ -246,30 +320,10 @@ func (g *guard) plan(ctx context.Context, conn *pgconn.PgConn, name, sql string)
 		RELEASE SAVEPOINT audit_plan`).ReadAll()
 }
 
-// explained says in our words what keeps a query from being looked at.
-func (g *guard) explained(sql string, err error) error {
-	var pgErr *pgconn.PgError
-	if !errors.As(err, &pgErr) {
-		return err
-	}
-	switch {
-	case isRowSecurity(err):
-		return wrap("read the past", err)
-	case pgErr.Code == "42P01":
-		return g.explainMissing(sql, err)
-	case pgErr.Code == "42601" && strings.Contains(pgErr.Message, "multiple commands"):
-		return g.refuse("", "it is several statements in one string: run them one by one")
-	case pgErr.Code == "0A000", pgErr.Code == "42P14", pgErr.Code == "42601" && strings.Contains(pgErr.Message, "EXPLAIN"),
-		strings.Contains(pgErr.Message, "prepared statement is not"), pgErr.Code == "42809":
-		return g.refuse("", notAQuery)
-	}
-	return err
-}
-
 // explainMissing says why a table is not there: it may be one that history knows.
-func (g *guard) explainMissing(sql string, err error) error {
+func (g *guard) explainMissing(names []string, err error) error {
 	for name, reason := range g.view.missing {
-		if mentions(sql, name) {
+		if slices.Contains(names, name) {
 			return reason
 		}
 	}
@@ -308,227 +362,79 @@ func (p *queryPlan) readValue(value any) {
 	}
 }
 
-// definitions returns those of the views that a text mentions, and of the views
-// in them, where there are functions that the planner may compute.
-func (g *guard) definitions(ctx context.Context, sql string) ([]string, error) {
-	if !g.folds {
-		return nil, nil
-	}
-	var texts []string
-	seen := make(map[string]bool)
-	for texts = []string{sql}; ; {
-		var names []string
-		for _, text := range texts {
-			for _, w := range identifiers(text) {
-				if !seen[w.name] {
-					seen[w.name] = true
-					names = append(names, w.name)
-				}
-			}
-		}
-		rows, err := g.view.snapshot.tx.Query(pass(ctx), `
-			SELECT pg_catalog.pg_get_viewdef(c.oid)
-			FROM pg_catalog.pg_class c
-			WHERE c.relkind = 'v' AND c.relname = ANY ($1) AND c.relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)`, names)
-		if err != nil {
-			return nil, wrap("read views", err)
-		}
-		found, err := pgx.CollectRows(rows, pgx.RowTo[string])
-		if err != nil || len(found) == 0 {
-			return texts, wrap("read views", err)
-		}
-		texts = append(texts, found...)
-	}
-}
-
-// checkScan decides about one table that a plan reads.
-func (g *guard) checkScan(ctx context.Context, s scan) error {
+// checkScan decides about one table that a plan reads. made says that it was not
+// known until then.
+func (g *guard) checkScan(ctx context.Context, s scan) (made bool, err error) {
 	if strings.HasPrefix(s.schema, "pg_temp") {
-		return g.fillTemp(ctx, s.name)
+		return false, g.fillTemp(ctx, s.name)
 	}
 	if s.schema == "pg_catalog" || s.schema == "information_schema" || s.schema == "pg_toast" {
-		return nil
+		return false, nil
 	}
-	name := qualifiedName(s.schema, s.name)
-	t, ok := g.tracked[name]
+	made = !g.view.sought[s.name]
+	if err := g.view.need(ctx, []string{s.name}); err != nil {
+		return false, err
+	}
+	return made, g.checkLive(s.schema, s.name, strings.HasPrefix(s.alias, g.view.alias))
+}
+
+// checkLive decides about reading what the source has now. ours tells that one of
+// our views does.
+func (g *guard) checkLive(schema, name string, ours bool) error {
+	qualified := qualifiedName(schema, name)
+	t := g.view.holder(schema, name)
 	switch {
-	case ok && (t.mode == viewLive || t.mode == viewOverlay && strings.HasPrefix(s.alias, g.view.alias)):
+	case t != nil && (t.mode == viewLive || t.mode == viewOverlay && ours):
 		return nil
-	case g.allowed[name] || g.allowed[s.name]:
+	case g.allowed[qualified] || g.allowed[name]:
 		return nil
-	case ok && t.mode == viewBroken:
+	case t != nil && t.mode == viewBroken:
 		return t.err
-	case ok:
-		return g.refuse(name, "the query reads the table as it is now: by its name with the schema, or in a view or function that does; write it as "+t.name)
+	case t != nil:
+		return g.refuse(qualified, "it is read as it is now, as a view, a function or another name of it does; write "+t.written())
 	}
-	if err, ok := g.view.missing[s.name]; ok {
+	for _, r := range g.view.relations[name] {
+		if r.schema == schema && r.err != nil {
+			return r.err
+		}
+	}
+	if err, ok := g.view.missing[name]; ok {
 		return err
 	}
-	return g.refuse(name, "it is not tracked, so there is only its present: if that will do, say so with WithLive")
+	return g.refuse(qualified, "it is not tracked, so there is only its present: if that will do, say so with WithLive")
+}
+
+// holder returns the table that a live one is, or is a part of.
+func (v *pastView) holder(schema, name string) *viewTable {
+	for _, r := range v.relations[name] {
+		if r.schema != schema {
+			continue
+		}
+		for _, t := range v.tables {
+			if t.oid == r.oid {
+				return t
+			}
+		}
+		for _, t := range v.tables {
+			if slices.Contains(r.ancestors, t.oid) {
+				return t
+			}
+		}
+	}
+	return nil
 }
 
 // fillTemp loads the table that a temporary one belongs to.
 func (g *guard) fillTemp(ctx context.Context, name string) error {
 	for _, t := range g.view.tables {
-		for _, what := range []string{"rows", "keys", "copy"} {
-			if t.temp(what) == "pg_temp."+name {
+		if t.temp == name {
+			return g.view.fill(ctx, t)
+		}
+		for _, what := range []string{"rows", "keys"} {
+			if t.store(what) == "pg_temp."+name {
 				return g.view.fill(ctx, t)
 			}
 		}
 	}
 	return nil
-}
-
-// called finds what may be the name of a function in an expression.
-var called = regexp.MustCompile(`("(?:[^"]|"")+"|[\pL_][\pL\pN_$]*)\s*\(`)
-
-// runsText are functions of the server and its extensions that run SQL given as
-// text, or change what names mean.
-var runsText = regexp.MustCompile(`^(set_config|(query|cursor|table|schema|database)_to_xml.*|ts_stat|ts_rewrite|dblink.*|crosstab.*|connectby|xpath_table)$`)
-
-// checkFunctions reads the functions that the expressions call.
-func (g *guard) checkFunctions(ctx context.Context, texts []string, visited map[string]bool) error {
-	for _, text := range texts {
-		for _, match := range called.FindAllStringSubmatch(text, -1) {
-			name := unquoted(match[1])
-			if visited[name] {
-				continue
-			}
-			visited[name] = true
-			if runsText.MatchString(name) {
-				return g.refuse("function "+name, "it runs SQL given as text, or changes how names are read, so what is read cannot be told")
-			}
-			if err := g.readFunctions(ctx); err != nil {
-				return err
-			}
-			for _, f := range g.functions[name] {
-				if err := g.checkFunction(ctx, f, visited); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	return nil
-}
-
-func unquoted(name string) string {
-	if strings.HasPrefix(name, `"`) {
-		return strings.ReplaceAll(name[1:len(name)-1], `""`, `"`)
-	}
-	return strings.ToLower(name)
-}
-
-// readFunctions reads the functions of users, and the names of the tables that
-// they may not read.
-func (g *guard) readFunctions(ctx context.Context) error {
-	if g.functions != nil {
-		return nil
-	}
-	tx, ctx := g.view.snapshot.tx, pass(ctx)
-	rows, err := tx.Query(ctx, `
-		SELECT n.nspname, p.proname, l.lanname,
-			CASE WHEN pg_catalog.to_jsonb(p) ->> 'prosqlbody' IS NULL THEN coalesce(p.prosrc, '') ELSE pg_catalog.pg_get_functiondef(p.oid) END,
-			coalesce(p.proconfig::text, ''),
-			(pg_catalog.to_jsonb(p) ->> 'prosqlbody') IS NOT NULL
-		FROM pg_catalog.pg_proc p
-		JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-		JOIN pg_catalog.pg_language l ON l.oid = p.prolang
-		WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND l.lanname NOT IN ('c', 'internal') AND p.prokind <> 'a'`)
-	if err != nil {
-		return wrap("read functions", err)
-	}
-	g.functions = make(map[string][]function)
-	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (f function, err error) {
-		err = row.Scan(&f.schema, &f.name, &f.language, &f.body, &f.config, &f.atomic)
-		g.functions[f.name] = append(g.functions[f.name], f)
-		return f, err
-	})
-	if err != nil {
-		return wrap("read functions", err)
-	}
-	rows, err = tx.Query(ctx, `
-		SELECT n.nspname, c.relname
-		FROM pg_catalog.pg_class c
-		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\_t%'`)
-	if err != nil {
-		return wrap("read functions", err)
-	}
-	g.relations = make(map[string]bool)
-	var schema, name string
-	_, err = pgx.ForEachRow(rows, []any{&schema, &name}, func() error {
-		qualified := qualifiedName(schema, name)
-		if g.tracked[qualified] == nil && !g.allowed[qualified] && !g.allowed[name] {
-			g.relations[name] = true
-		}
-		return nil
-	})
-	return wrap("read functions", err)
-}
-
-// checkFunction reads a function's body. It runs with our names in front of the
-// search path, so that plain names in it mean the past.
-func (g *guard) checkFunction(ctx context.Context, f function, visited map[string]bool) error {
-	object := "function " + qualifiedName(f.schema, f.name)
-	if f.language != "sql" && f.language != "plpgsql" {
-		return g.refuse(object, "what a function in "+f.language+" reads cannot be told")
-	}
-	words := identifiers(f.body)
-	if strings.Contains(strings.ToLower(f.body), `u&"`) || slices.ContainsFunc(words, func(w word) bool { return w.name == "search_path" }) {
-		return g.refuse(object, "it writes names in a way, or changes how they are read, that what it reads cannot be told")
-	}
-	for _, w := range words {
-		if t := g.parts[w.name]; t != nil && t.mode != viewLive {
-			return g.refuse(object, "it reads "+w.name+", a partition, as it is now; write "+t.name)
-		}
-	}
-	if f.language == "plpgsql" && slices.ContainsFunc(words, func(w word) bool { return w.name == "execute" }) {
-		return g.refuse(object, "it runs SQL that it makes itself, so what it reads cannot be told")
-	}
-	for _, t := range g.view.tables {
-		for _, w := range words {
-			if w.name != t.pastTable.name && (t.live == nil || w.name != t.live.name) {
-				continue
-			}
-			switch {
-			case t.mode == viewLive:
-			case t.mode == viewBroken:
-				return t.err
-			case w.qualifier != "" && (w.qualifier == t.schema || t.live != nil && w.qualifier == t.live.schema), f.atomic, strings.Contains(f.config, "search_path="):
-				return g.refuse(object, "it reads "+t.qualified()+" as it is now: by its name with the schema, or with a search_path of its own; write "+t.name+" in a function without")
-			}
-			if err := g.view.fill(ctx, t); err != nil {
-				return err
-			}
-		}
-	}
-	for _, w := range words {
-		if g.relations[w.name] && !slices.ContainsFunc(g.view.tables, func(t *viewTable) bool { return t.pastTable.name == w.name }) {
-			return g.refuse(object, "it reads "+w.name+", of which there is only the present: if that will do, say so with WithLive")
-		}
-	}
-	return g.checkFunctions(ctx, []string{f.body}, visited)
-}
-
-// word is an identifier in a text, with what stands before it and a dot.
-type word struct{ qualifier, name string }
-
-var identifier = regexp.MustCompile(`(?:("(?:[^"]|"")+"|[\pL_][\pL\pN_$]*)\s*\.\s*)?("(?:[^"]|"")+"|[\pL_][\pL\pN_$]*)`)
-
-// identifiers returns the words of a text, those in comments and literals, too.
-func identifiers(text string) []word {
-	var words []word
-	for _, match := range identifier.FindAllStringSubmatch(text, -1) {
-		w := word{name: unquoted(match[2])}
-		if match[1] != "" {
-			w.qualifier = unquoted(match[1])
-			words = append(words, word{name: w.qualifier})
-		}
-		words = append(words, w)
-	}
-	return words
-}
-
-func mentions(sql, name string) bool {
-	return slices.ContainsFunc(identifiers(sql), func(w word) bool { return w.name == name })
 }

@@ -4,66 +4,100 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // fill loads the past of a table into its temporary tables, once. If that fails the
 // view goes on without the table.
 func (v *pastView) fill(ctx context.Context, t *viewTable) error {
-	if t.full || t.mode == viewLive || t.mode == viewBroken {
+	if t.full || !t.changed() {
 		return nil
 	}
 	load := v.fillCopy
 	if t.mode == viewOverlay {
 		load = v.fillOverlay
 	}
-	err := pgx.BeginFunc(pass(ctx), v.snapshot.tx, func(pgx.Tx) error { return load(pass(ctx), t) })
+	err := v.prepare(ctx, func(ctx context.Context) error { return load(ctx, t) })
 	t.full = err == nil
-	return err
+	return t.misfit(err)
+}
+
+// misfits finds the column in what the server says of a row that it does not take.
+var misfits = regexp.MustCompile(`^COPY [^,]+, line \d+, column ([^:]+)`)
+
+// misfit says of which column a past value is none of today's type. The server's own
+// words hold the value.
+func (p *pastTable) misfit(err error) error {
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) || !strings.HasPrefix(pgErr.Code, "22") && !strings.HasPrefix(pgErr.Code, "23") {
+		return err
+	}
+	name := pgErr.ColumnName
+	if match := misfits.FindStringSubmatch(pgErr.Where); match != nil {
+		name = match[1]
+	}
+	detail := "a past value does not fit today's type of its column (SQLSTATE " + pgErr.Code + ")"
+	if i, ok := p.columns.index[name]; ok {
+		detail = fmt.Sprintf("a past value of column %q does not fit its type of today, %s (SQLSTATE %s): leave the column out with Point.Columns, or read the table without conditions, which gives the text", name, p.columns.list[i].typeName, pgErr.Code)
+	}
+	return p.refuse(ErrIncomplete, detail, 0)
+}
+
+// quotedNames are those of the columns.
+func (t *viewTable) quotedNames() []string {
+	var names []string
+	for _, c := range t.columns.list {
+		names = append(names, pgx.Identifier{c.name}.Sanitize())
+	}
+	return names
 }
 
 func (v *pastView) fillOverlay(ctx context.Context, t *viewTable) error {
-	var sent []string
-	for _, c := range t.columns.list {
-		if c.generated == "" {
-			sent = append(sent, pgx.Identifier{c.name}.Sanitize())
-		}
-	}
 	conn := v.snapshot.tx.Conn()
-	rows, keys := newCopier(conn, t.temp("rows"), sent), newCopier(conn, t.temp("keys"), t.keys)
+	rows, keys := newCopier(conn, t.store("rows"), t.quotedNames()), newCopier(conn, t.store("keys"), t.keys)
+	var derived [][][]byte
 	err := t.touched(ctx, t.base, v.snapshot, func(row touchedRow) error {
 		if err := keys.add(ctx, nil, row.keyValues); err != nil || row.values == nil {
 			return err
 		}
-		return rows.add(ctx, t.columns.list, row.values)
+		if t.columns.hasDerived() {
+			derived = append(derived, row.values)
+			return nil
+		}
+		return rows.add(ctx, nil, row.values)
 	})
+	if err == nil {
+		err = t.derive(ctx, derived)
+	}
+	for _, values := range derived {
+		if err == nil {
+			err = rows.add(ctx, nil, values)
+		}
+	}
 	if err == nil {
 		err = errors.Join(rows.flush(ctx), keys.flush(ctx))
 	}
 	if err != nil {
 		return err
 	}
-	_, err = v.snapshot.tx.Exec(pass(ctx), "ANALYZE "+t.temp("rows")+", "+t.temp("keys"))
-	return wrap("set up view", err)
+	return v.script(ctx, "ANALYZE "+t.store("rows")+", "+t.store("keys"))
 }
 
 func (v *pastView) fillCopy(ctx context.Context, t *viewTable) error {
-	var names []string
-	for _, c := range t.columns.list {
-		names = append(names, pgx.Identifier{c.name}.Sanitize())
-	}
-	rows := newCopier(v.snapshot.tx.Conn(), t.temp("copy"), names)
-	err := t.rebuild(pass(ctx), t.base, v.snapshot, func(_ string, values [][]byte) error { return rows.add(ctx, nil, values) })
+	rows := newCopier(v.snapshot.tx.Conn(), t.tempIdent(), t.quotedNames())
+	err := t.rebuild(ctx, t.base, v.snapshot, func(_ string, values [][]byte) error { return rows.add(ctx, nil, values) })
 	if err == nil {
 		err = rows.flush(ctx)
 	}
 	if err != nil {
 		return err
 	}
-	_, err = v.snapshot.tx.Exec(pass(ctx), "ANALYZE "+t.temp("copy"))
-	return wrap("set up view", err)
+	return v.script(ctx, "ANALYZE "+t.tempIdent())
 }
 
 // errStop ends a loop that its caller has left.

@@ -468,7 +468,14 @@ func (p *pastTable) deriveSome(ctx context.Context, statement string, at []int, 
 		}
 		batch.Queue(statement, args...)
 	}
-	results := p.client.source.SendBatch(ctx, batch)
+	// The expressions may call code of the table's owner: it may read, and whatever
+	// else it does is undone.
+	tx, err := p.client.reading.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	results := tx.SendBatch(ctx, batch)
 	defer func() { _ = results.Close() }()
 	for _, values := range rows {
 		computed := make([]*string, len(at))
@@ -515,6 +522,9 @@ func (p *pastTable) deriveSQL(ctx context.Context) (statement string, at []int, 
 	}); err != nil {
 		return "", nil, wrap("read generated columns", err)
 	}
+	if err := p.checkOwners(ctx); err != nil {
+		return "", nil, err
+	}
 	var computed, given []string
 	for i, c := range p.columns.list {
 		quoted := pgx.Identifier{c.name}.Sanitize()
@@ -526,6 +536,34 @@ func (p *pastTable) deriveSQL(ctx context.Context) (statement string, at []int, 
 		at = append(at, i)
 	}
 	return "SELECT " + strings.Join(computed, ", ") + " FROM (SELECT " + strings.Join(given, ", ") + ") AS given", at, nil
+}
+
+// checkOwners refuses generated columns that call functions of other roles, unless
+// those may run with our rights.
+func (p *pastTable) checkOwners(ctx context.Context) error {
+	if p.client.cfg.TrustOwners {
+		return nil
+	}
+	var function *string
+	err := p.client.reading.QueryRow(ctx, `
+		SELECT (SELECT f.oid::regprocedure::text
+			FROM pg_catalog.pg_attrdef a
+			JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid = a.oid
+			LEFT JOIN pg_catalog.pg_operator o ON d.refclassid = 'pg_catalog.pg_operator'::regclass AND o.oid = d.refobjid
+			JOIN pg_catalog.pg_proc f ON f.oid = CASE WHEN d.refclassid = 'pg_catalog.pg_proc'::regclass THEN d.refobjid ELSE o.oprcode::oid END
+			WHERE a.adrelid = $1 AND f.oid >= 16384
+			  AND NOT pg_catalog.pg_has_role(f.proowner, current_user, 'MEMBER')
+			  AND NOT EXISTS (
+				SELECT FROM pg_catalog.pg_depend e
+				WHERE e.classid = 'pg_catalog.pg_proc'::regclass AND e.objid = f.oid AND e.deptype = 'e')
+			LIMIT 1)`, p.oid).Scan(&function)
+	if err != nil {
+		return wrap("read generated columns", err)
+	}
+	if function != nil {
+		return p.refuse(ErrUntrusted, "a generated column calls "+*function+", which another role owns: leave the column out with Point.Columns, or say with Config.TrustOwners that such code may run", 0)
+	}
+	return nil
 }
 
 // rowText is a row as one string, for telling rows without a key apart.

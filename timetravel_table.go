@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"iter"
 	"reflect"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,7 +33,8 @@ type condition struct {
 
 // Table is the table of the given name, as "todo", "billing.invoices" or, with
 // odd characters, `"My Table"`. It may be the name that the table had then, or
-// one that it had before or has since. Without a schema, public comes first.
+// one that it had before or has since. Without a schema, the first of
+// [Point.SearchPath] comes first.
 func (p Point) Table(name string) PastTable { return PastTable{point: p, name: name} }
 
 // Where keeps the rows for which a condition in SQL is true. It is applied to the
@@ -417,9 +417,15 @@ func (t PastTable) query(ctx context.Context, list string, read func(pgx.Rows, *
 	if err != nil {
 		return err
 	}
-	defer v.snapshot.close()
+	defer v.close()
+	if err := v.need(ctx, []string{past.name}); err != nil {
+		return err
+	}
 	i := slices.IndexFunc(v.tables, func(o *viewTable) bool { return o.oid == past.oid })
 	if i < 0 {
+		if err := v.missing[past.name]; err != nil {
+			return err
+		}
 		return past.refuse(ErrNotTracked, "", 0)
 	}
 	if v.tables[i].err != nil {
@@ -434,27 +440,35 @@ func (t PastTable) query(ctx context.Context, list string, read func(pgx.Rows, *
 	return read(rows, v.tables[i].pastTable)
 }
 
-var placeholder = regexp.MustCompile(`\$([0-9]+)`)
+// renumber adds to the numbers of a condition's parameters.
+func renumber(sql string, offset int) string {
+	var b strings.Builder
+	at := 0
+	for _, token := range scanSQL(sql) {
+		n, err := strconv.Atoi(strings.TrimPrefix(token.text, "$"))
+		if token.kind != tokenParameter || err != nil {
+			continue
+		}
+		b.WriteString(sql[at:token.begin])
+		b.WriteString("$" + strconv.Itoa(n+offset))
+		at = token.end
+	}
+	return b.String() + sql[at:]
+}
 
 // statement is the SELECT. Every Where numbers its placeholders from 1.
 func (t PastTable) statement(table *viewTable, list string) (string, []any) {
 	var where []string
 	var args []any
 	for _, c := range t.where {
-		offset := len(args)
-		where = append(where, "("+placeholder.ReplaceAllStringFunc(c.sql, func(p string) string {
-			n, err := strconv.Atoi(p[1:])
-			if err != nil {
-				return p
-			}
-			return "$" + strconv.Itoa(n+offset)
-		})+")")
+		where = append(where, "("+renumber(c.sql, len(args))+"\n)")
 		args = append(args, c.args...)
 	}
-	from := table.name
+	from := table.tempIdent()
 	if table.mode == viewLive {
 		from = table.live.ident()
 	}
+	from += " AS " + pgx.Identifier{table.pastTable.name}.Sanitize()
 	if list == "*" {
 		var names []string
 		for _, c := range table.columns.list {

@@ -132,7 +132,7 @@ func (t *travel) coverageOf(ctx context.Context, name tableName) (store.Coverage
 	for range 2 {
 		for _, candidates := range [][]store.Coverage{named, others} {
 			if found := t.holding(candidates); len(found) > 0 {
-				return t.one(name, found)
+				return t.one(ctx, name, found)
 			}
 		}
 		if err := t.widen(ctx); err != nil {
@@ -167,15 +167,24 @@ func (t *travel) renamedTo(ctx context.Context, name tableName) ([]store.Coverag
 }
 
 // one picks the stay that a name without a schema means.
-func (t *travel) one(name tableName, found []store.Coverage) (store.Coverage, error) {
+func (t *travel) one(ctx context.Context, name tableName, found []store.Coverage) (store.Coverage, error) {
 	if len(found) == 1 {
 		return found[0], nil
 	}
+	path, err := t.client.applicationPath(ctx, t.point)
+	if err != nil {
+		return store.Coverage{}, err
+	}
+	for _, schema := range sqlNames(scanSQL(path)) {
+		if schema == "$user" {
+			schema = t.client.reader()
+		}
+		if i := slices.IndexFunc(found, func(cov store.Coverage) bool { return cov.Schema == schema }); i >= 0 {
+			return found[i], nil
+		}
+	}
 	var schemas []string
 	for _, cov := range found {
-		if cov.Schema == "public" {
-			return cov, nil
-		}
 		schemas = append(schemas, cov.Schema)
 	}
 	return store.Coverage{}, &FilterError{Filter: "Table", Reason: fmt.Sprintf("%q is in the schemas %s: write it with its schema", name.table, strings.Join(schemas, ", "))}

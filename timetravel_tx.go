@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -13,81 +14,99 @@ import (
 // before it runs.
 type viewTx struct {
 	pgx.Tx
-	view   *pastView
-	nested bool
-	// full are the tables that were loaded before the savepoint.
-	full map[int]bool
+	view *pastView
+	// savepoint is that of a nested one, depth how many are around it.
+	savepoint string
+	depth     int
+	done      bool
 }
 
 // errViewEnds is why a view cannot be committed.
 var errViewEnds = errors.New("audit: a view of the past is read-only: it ends, rolled back, when its function returns")
 
-// Begin makes a savepoint.
+// Begin makes a savepoint. It is ours, not pgx's, so that it can be made again
+// behind what a later query needs.
 func (t *viewTx) Begin(ctx context.Context) (pgx.Tx, error) {
-	tx, err := t.Tx.Begin(pass(ctx))
-	if err != nil {
+	if t.done {
+		return nil, pgx.ErrTxClosed
+	}
+	v := t.view
+	v.serial++
+	nested := &viewTx{Tx: t.Tx, view: v, savepoint: fmt.Sprintf("audit_sp_%d", v.serial), depth: len(v.savepoints)}
+	if _, err := t.Tx.Exec(pass(ctx), "SAVEPOINT "+nested.savepoint); err != nil {
 		return nil, err
 	}
-	return &viewTx{Tx: tx, view: t.view, nested: true, full: t.view.filled()}, nil
+	v.savepoints = append(v.savepoints, nested.savepoint)
+	return nested, nil
 }
 
 // Commit ends a savepoint.
-func (t *viewTx) Commit(ctx context.Context) error {
-	if !t.nested {
-		return errViewEnds
-	}
-	return t.Tx.Commit(pass(ctx))
-}
+func (t *viewTx) Commit(ctx context.Context) error { return t.end(ctx, "RELEASE SAVEPOINT ") }
 
-// Rollback ends a savepoint, and takes with it what was loaded since.
-func (t *viewTx) Rollback(ctx context.Context) error {
-	if !t.nested {
+// Rollback ends a savepoint.
+func (t *viewTx) Rollback(ctx context.Context) error { return t.end(ctx, "ROLLBACK TO SAVEPOINT ") }
+
+func (t *viewTx) end(ctx context.Context, statement string) error {
+	switch {
+	case t.savepoint == "":
 		return errViewEnds
+	case t.done:
+		return pgx.ErrTxClosed
 	}
-	err := t.Tx.Rollback(pass(ctx))
-	if err == nil {
-		t.view.forget(t.full)
-	}
+	t.done = true
+	t.view.savepoints = t.view.savepoints[:min(t.depth, len(t.view.savepoints))]
+	_, err := t.Tx.Exec(pass(ctx), statement+t.savepoint)
 	return err
 }
 
 func (t *viewTx) Exec(ctx context.Context, sql string, arguments ...any) (pgconn.CommandTag, error) {
-	if err := t.check(ctx, sql, arguments); err != nil {
+	sql, arguments, err := t.check(ctx, sql, arguments)
+	if err != nil {
 		return pgconn.CommandTag{}, err
 	}
 	return t.Tx.Exec(pass(ctx), sql, arguments...)
 }
 
 func (t *viewTx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
-	if err := t.check(ctx, sql, args); err != nil {
+	sql, args, err := t.check(ctx, sql, args)
+	if err != nil {
 		return refusedRows{err: err}, err
 	}
 	return t.Tx.Query(pass(ctx), sql, args...)
 }
 
 func (t *viewTx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
-	if err := t.check(ctx, sql, args); err != nil {
+	sql, args, err := t.check(ctx, sql, args)
+	if err != nil {
 		return refusedRows{err: err}
 	}
 	return t.Tx.QueryRow(pass(ctx), sql, args...)
 }
 
+// Prepare prepares a query. A name means the query from then on, whatever query it
+// may be the text of.
 func (t *viewTx) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
-	if err := t.view.guard.check(ctx, sql); err != nil {
+	if t.done {
+		return nil, pgx.ErrTxClosed
+	}
+	checked, err := t.view.guard.check(ctx, sql)
+	if err != nil {
 		return nil, err
 	}
-	description, err := t.Tx.Prepare(pass(ctx), name, sql)
+	description, err := t.Tx.Prepare(pass(ctx), name, checked)
 	if err == nil && name != "" {
-		t.view.guard.checked[name] = true
+		t.view.guard.prepared[name] = sql
 	}
 	return description, err
 }
 
 func (t *viewTx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	for _, q := range b.QueuedQueries {
-		if err := t.check(ctx, q.SQL, q.Arguments); err != nil {
+		sql, args, err := t.check(ctx, q.SQL, q.Arguments)
+		if err != nil {
 			return refusedBatch{err}
 		}
+		q.SQL, q.Arguments = sql, args
 	}
 	return t.Tx.SendBatch(pass(ctx), b)
 }
@@ -96,42 +115,34 @@ func (t *viewTx) CopyFrom(context.Context, pgx.Identifier, []string, pgx.CopyFro
 	return 0, t.view.guard.refuse("", "it would write: only queries can be run in the past")
 }
 
-// filled returns which tables are loaded.
-func (v *pastView) filled() map[int]bool {
-	full := make(map[int]bool)
-	for _, t := range v.tables {
-		full[t.n] = t.full
+// check looks at the statement as it will be sent, and returns what to send.
+func (t *viewTx) check(ctx context.Context, sql string, args []any) (string, []any, error) {
+	if t.done {
+		return "", nil, pgx.ErrTxClosed
 	}
-	return full
-}
-
-// forget takes note that only these tables are loaded.
-func (v *pastView) forget(full map[int]bool) {
-	for _, t := range v.tables {
-		t.full = full[t.n]
-	}
-	clear(v.guard.checked)
-}
-
-// check looks at the statement as it will be sent.
-func (t *viewTx) check(ctx context.Context, sql string, args []any) error {
+	var options []any
 	for len(args) > 0 {
-		rewriter, ok := args[0].(pgx.QueryRewriter)
-		if ok {
-			rewritten, _, err := rewriter.RewriteQuery(ctx, t.Conn(), sql, args[1:])
-			if err != nil {
-				return err
+		switch arg := args[0].(type) {
+		case pgx.QueryRewriter:
+			var err error
+			if sql, args, err = arg.RewriteQuery(ctx, t.Conn(), sql, args[1:]); err != nil {
+				return "", nil, err
 			}
-			return t.view.guard.check(ctx, rewritten)
-		}
-		switch args[0].(type) {
+			continue
 		case pgx.QueryExecMode, pgx.QueryResultFormats, pgx.QueryResultFormatsByOID:
-			args = args[1:]
+			options, args = append(options, arg), args[1:]
 			continue
 		}
 		break
 	}
-	return t.view.guard.check(ctx, sql)
+	g := t.view.guard
+	if text, ok := g.prepared[sql]; ok {
+		// The name is sent, and means this.
+		_, err := g.check(ctx, text)
+		return sql, append(options, args...), err
+	}
+	sql, err := g.check(ctx, sql)
+	return sql, append(options, args...), err
 }
 
 // refusedRows is the answer to a query that was not run.
