@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -210,6 +211,9 @@ func (c Config) resolve() (resolved, error) {
 	}
 	if r.MaxContextBytes < 0 || r.MaxContextBytes > 1<<20 {
 		bad("MaxContextBytes", "%d: must be between 1 and %d", r.MaxContextBytes, 1<<20)
+	}
+	if strings.ContainsRune(r.Environment, 0) || !utf8.ValidString(r.Environment) {
+		bad("Environment", "holds a NUL byte or is not UTF-8: no text of PostgreSQL can hold it")
 	}
 	if r.MaxRowBytes == 0 {
 		r.MaxRowBytes = 16 << 20

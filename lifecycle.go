@@ -23,6 +23,11 @@ type run struct {
 	// undecodable is up to where the store held everything when the server could not
 	// go on with the slot: it is of no use unless it was made anew behind that.
 	undecodable capture.LSN
+	// unsendable is the transaction that the server failed at sending last, failures
+	// how often, and why.
+	unsendable capture.LSN
+	failures   int
+	why        string
 	// shapes are what the tracked tables looked like last. They belong to whoever
 	// holds the lock on setting up.
 	shapes map[uint32]string
@@ -178,7 +183,21 @@ func (c *Client) openWriter(ctx context.Context, r *run, progress func()) (captu
 // recover turns the error that ended a session into what to do about it.
 func (c *Client) recover(ctx context.Context, r *run, err error) error {
 	var refused *store.RefusedError
+	var unsendable *capture.UnsendableError
 	switch {
+	case errors.As(err, &unsendable) && unsendable.Stored:
+		reason := fmt.Sprintf("the server cannot send the transaction at %s: %s", unsendable.Position, r.why)
+		// Behind the beginning of its commit record, and before the next transaction's.
+		return c.leaveOut(ctx, r, unsendable.Position+1, reason, err)
+	case errors.As(err, &unsendable):
+		if r.unsendable != unsendable.Position {
+			r.unsendable, r.failures = unsendable.Position, 0
+		}
+		r.failures++
+		r.why = unsendable.Cause.Error()
+	case errors.As(err, &refused) && refused.Caution == store.CautionBare:
+		// Each transaction is alone since the first level of care, so this is one.
+		return c.leaveOut(ctx, r, refused.To, fmt.Sprintf("the store refused the transaction before %s: %v", refused.To, refused.Cause), err)
 	case errors.As(err, &refused):
 		// Not the whole batch may suffer for one row: first every transaction
 		// alone, then the one at fault with less and less.
@@ -193,6 +212,29 @@ func (c *Client) recover(ctx context.Context, r *run, err error) error {
 		c.source.Reset() // its connections are to the server of before
 	}
 	return err
+}
+
+// leaveOut records that the one transaction behind the checkpoint cannot be had, and
+// goes on behind it: all that follows would otherwise never be.
+func (c *Client) leaveOut(ctx context.Context, r *run, to capture.LSN, reason string, cause error) error {
+	checkpoint, err := c.history.Checkpoint(ctx, r.facts.Database)
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	if checkpoint.Position >= to {
+		return cause // another instance has done it
+	}
+	gap := &GapError{Gap: Gap{From: checkpoint.Position, To: to, FromTime: checkpoint.UpdatedAt, Reason: reason}}
+	if c.cfg.OnGap == StopAtGap {
+		return capture.Permanent(gap)
+	}
+	if err := c.history.RecordGap(ctx, r.facts.Database, checkpoint, to, reason); err != nil {
+		return errors.Join(cause, err)
+	}
+	r.caution, r.until, r.unsendable, r.failures = store.CautionNone, 0, 0, 0
+	c.metrics.failed(gap)
+	c.cfg.Logger.Error("audit: history has a gap", "from", checkpoint.Position, "to", to, "reason", reason)
+	return cause
 }
 
 // onState follows the reader's states.

@@ -69,18 +69,53 @@ func (c *Client) check(ctx context.Context) (capture.Facts, error) {
 	if err != nil && !errors.As(err, &notReady) {
 		return facts, err
 	}
+	var problems []capture.Problem
 	what, sql, storeErr := c.history.Check(ctx)
 	if storeErr != nil {
 		return facts, storeErr
 	}
-	if what == "" {
+	if what != "" {
+		problems = append(problems, capture.Problem{What: what, SQL: sql})
+	}
+	encoding, storeErr := c.encodingProblem(ctx)
+	if storeErr != nil {
+		return facts, storeErr
+	}
+	if encoding != "" {
+		problems = append(problems, capture.Problem{What: encoding})
+	}
+	if len(problems) == 0 {
 		return facts, err
 	}
-	all := &SetupError{Problems: []capture.Problem{{What: what, SQL: sql}}}
+	all := &SetupError{Problems: problems}
 	if notReady != nil {
 		all.Problems = append(notReady.Problems, all.Problems...)
 	}
 	return facts, all
+}
+
+// encodingProblem says what the store cannot hold of what the source has, or nothing:
+// sooner or later a key or a name would come that it refuses.
+func (c *Client) encodingProblem(ctx context.Context) (string, error) {
+	var source, history string
+	if err := c.source.QueryRow(ctx, "SELECT current_setting('server_encoding')").Scan(&source); err != nil {
+		return "", fmt.Errorf("look at the source: %w", err)
+	}
+	if err := c.store.QueryRow(ctx, "SELECT current_setting('server_encoding')").Scan(&history); err != nil {
+		return "", fmt.Errorf("look at the store: %w", err)
+	}
+	if history != source && history != "UTF8" && history != "SQL_ASCII" {
+		return fmt.Sprintf("the store's encoding, %s, lacks characters that the source's, %s, has: keep the history in a database made with ENCODING 'UTF8' (Config.StoreURL)", history, source), nil
+	}
+	var same string
+	err := c.store.QueryRow(ctx, "SELECT $1::text", c.cfg.Environment).Scan(&same)
+	if isCode(err, "22P05", "22021") {
+		return fmt.Sprintf("Config.Environment has a character that the store's encoding, %s, lacks: choose another name", history), nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("look at the store: %w", err)
+	}
+	return "", nil
 }
 
 func (c *Client) makeSource(ctx context.Context, facts capture.Facts) error {
@@ -147,6 +182,10 @@ func (c *Client) lockSetup(ctx context.Context) (release func(), err error) {
 		<-c.turn
 	}, nil
 }
+
+// attempts is how often the server may fail at sending a transaction before that is
+// left out.
+const attempts = 2
 
 // errMustSetUp tells that there is something to make, which takes the lock.
 var errMustSetUp = errors.New("audit: the slot has to be made")
@@ -219,7 +258,11 @@ func (c *Client) ensureSlot(ctx context.Context, r *run, locked bool) (capture.R
 	if err != nil {
 		return capture.Resume{}, err
 	}
-	return capture.Resume{Position: checkpoint.Position, SystemIdentifier: checkpoint.SystemIdentifier, Timeline: timeline, Held: slot.Active}, nil
+	resume := capture.Resume{Position: checkpoint.Position, SystemIdentifier: checkpoint.SystemIdentifier, Timeline: timeline, Held: slot.Active}
+	if r.failures >= attempts {
+		resume.Before = r.unsendable
+	}
+	return resume, nil
 }
 
 // sameSource refuses to go on from a checkpoint of another cluster, before

@@ -100,6 +100,9 @@ type Resume struct {
 	SystemIdentifier string
 	// Timeline is that of the server that was looked at, or 0 if nobody looked.
 	Timeline int32
+	// Before, unless 0, ends the session in front of the transaction that committed
+	// there, with an *UnsendableError once the sink holds what came earlier.
+	Before LSN
 	// Held tells that another session streams from the slot at the moment. Asking
 	// for it would only fill the server's log with errors.
 	Held bool
@@ -116,6 +119,25 @@ var ErrTimeline = errors.New("capture: the server is on another timeline than a 
 // ErrPublicationLost is returned when the server could not send changes because the
 // publication did not exist when they were made.
 var ErrPublicationLost = errors.New("capture: the publication did not exist when changes were made")
+
+// UnsendableError is returned when the server fails at sending a change of the
+// transaction that committed at Position. It will again, and never comes to what
+// follows: somebody has to begin behind it.
+type UnsendableError struct {
+	Position LSN
+	// Stored tells that the sink holds everything that committed before.
+	Stored bool
+	Cause  error
+}
+
+func (e *UnsendableError) Error() string {
+	return fmt.Sprintf("capture: the server cannot send the transaction at %s: %v", e.Position, e.Cause)
+}
+
+func (e *UnsendableError) Unwrap() error { return e.Cause }
+
+// RetryAtOnce reports whether waiting is of no use.
+func (e *UnsendableError) RetryAtOnce() bool { return e.Stored }
 
 // SlotMovedError is returned when the slot that streams begins behind what the sink
 // holds: somebody made it anew, or moved it, since it was looked at. What lies in
@@ -266,7 +288,7 @@ func (r *Reader) session(ctx context.Context) error {
 	s := &session{
 		cfg: &r.cfg, stream: stream,
 		progress: make(chan struct{}, 1), stopping: r.stopping,
-		relations: make(map[uint32]*relationState), kinds: NewKinds(r.cfg.Catalog),
+		charset: stream.charset, before: resume.Before, relations: make(map[uint32]*relationState), kinds: NewKinds(r.cfg.Catalog),
 	}
 	if err := r.cfg.Catalog.QueryRow(ctx, "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::bigint").Scan(&s.xid); err != nil {
 		return fmt.Errorf("read the current transaction id: %w", err)
@@ -363,10 +385,15 @@ func (r *Reader) connect(ctx context.Context, resume Resume) (*stream, error) {
 		_ = pg.Close(context.WithoutCancel(ctx))
 		return nil, fmt.Errorf("%w: %d, not %d", ErrTimeline, system.Timeline, resume.Timeline)
 	}
-	if pg.ParameterStatus("server_encoding") == "SQL_ASCII" {
-		// Such a database takes any bytes. The server would stop at the first that
-		// are not UTF-8, if it were asked for UTF-8.
-		if _, err := pg.Exec(ctx, "SET client_encoding = 'SQL_ASCII'").ReadAll(); err != nil {
+	charset, err := readCharset(ctx, pg)
+	if err != nil {
+		_ = pg.Close(context.WithoutCancel(ctx))
+		return nil, err
+	}
+	if encoding := pg.ParameterStatus("server_encoding"); charset != nil || encoding == "SQL_ASCII" {
+		// A SQL_ASCII database takes any bytes, others have bytes that UTF-8 has no
+		// character for. The server would stop there, if it were asked for UTF-8.
+		if _, err := pg.Exec(ctx, "SET client_encoding = "+quoteLiteral(encoding)).ReadAll(); err != nil {
 			_ = pg.Close(context.WithoutCancel(ctx))
 			return nil, fmt.Errorf("set encoding for replication: %w", err)
 		}
@@ -380,6 +407,7 @@ func (r *Reader) connect(ctx context.Context, resume Resume) (*stream, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start replication from slot %q: %w", r.cfg.Slot, err)
 	}
+	stream.charset = charset
 	return stream, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/hindsight-go/audit/internal/wal"
@@ -40,6 +41,9 @@ type session struct {
 	lastOID   uint32
 	lastState *relationState
 
+	charset   *charset
+	before    LSN // the transaction to end in front of, or 0
+	position  LSN // of the transaction at hand
 	inTx      bool
 	skip      bool
 	xid       uint64 // the newest 64-bit transaction id seen
@@ -187,7 +191,7 @@ func (s *session) message(ctx context.Context, kind byte, body []byte) error {
 		}
 		return s.copyData(ctx, body[0], body[1:])
 	case 'E':
-		return serverError(body)
+		return s.failed(serverError(body))
 	case 'N':
 		return s.notice(ctx, body)
 	case 'S': // a parameter status
@@ -196,6 +200,50 @@ func (s *session) message(ctx context.Context, kind byte, body []byte) error {
 		return errors.New("read replication stream: the server ended it")
 	}
 	return &DecodeError{Message: kind, Reason: errors.New("not part of the replication protocol")}
+}
+
+// failed tells an error about what is being sent from one about the connection or the
+// server: data that has no equivalent in our encoding (22), a row larger than a message
+// can be (54), what the server finds corrupt (XX).
+func (s *session) failed(err error) error {
+	var pgErr *pgconn.PgError
+	if !s.inTx || s.skip || !errors.As(err, &pgErr) || len(pgErr.Code) != 5 {
+		return err
+	}
+	switch pgErr.Code[:2] {
+	case "22", "54", "XX":
+		return &UnsendableError{Position: s.position, Cause: withoutValues(pgErr)}
+	}
+	return err
+}
+
+// withoutValues drops what of an error of the server may quote a row.
+func withoutValues(e *pgconn.PgError) *pgconn.PgError {
+	c := *e
+	c.Detail, c.Where = "", ""
+	return &c
+}
+
+// endBefore ends the session in front of a transaction that the server cannot send,
+// when the sink has stored what came before it.
+func (s *session) endBefore(ctx context.Context) error {
+	s.inTx = false
+	s.sink.Finish()
+	for !s.sink.Idle() {
+		if err := s.sink.Err(); err != nil {
+			return err
+		}
+		select {
+		case <-s.progress:
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	if err := s.sink.Err(); err != nil {
+		return err
+	}
+	return &UnsendableError{Position: s.position, Stored: true, Cause: errors.New("its changes are left out")}
 }
 
 // notice heeds the warnings of the server. From 18 on it goes on with one where the
@@ -253,7 +301,7 @@ func (s *session) change(ctx context.Context, kind byte, body []byte) error {
 	case msgInsert, msgUpdate, msgDelete:
 		err = s.row(kind, body)
 	case msgBegin:
-		err = s.begin(body)
+		err = s.begin(ctx, body)
 	case msgCommit:
 		err = s.commit(body)
 	case msgMessage:
@@ -271,13 +319,14 @@ func (s *session) change(ctx context.Context, kind byte, body []byte) error {
 		return nil
 	}
 	var lookup *lookupError
-	if errors.As(err, &lookup) {
+	var unsendable *UnsendableError
+	if errors.As(err, &lookup) || errors.As(err, &unsendable) || err == s.sink.Err() || err == context.Cause(ctx) { //nolint:errorlint // Those very errors.
 		return err
 	}
 	return &DecodeError{Message: kind, Reason: err}
 }
 
-func (s *session) begin(body []byte) error {
+func (s *session) begin(ctx context.Context, body []byte) error {
 	m, err := decodeBegin(body)
 	if err != nil {
 		return err
@@ -285,7 +334,10 @@ func (s *session) begin(body []byte) error {
 	if s.inTx {
 		return errors.New("transaction inside a transaction")
 	}
-	s.inTx, s.committed = true, m.CommitTime
+	s.inTx, s.committed, s.position = true, m.CommitTime, m.FinalLSN
+	if s.before != 0 && m.FinalLSN >= s.before {
+		return s.endBefore(ctx)
+	}
 	// What committed before the checkpoint is stored. The server skips it by
 	// itself unless the checkpoint moved between reading it and starting.
 	if s.skip = m.FinalLSN < s.start; s.skip {
@@ -339,6 +391,9 @@ func (s *session) row(kind byte, body []byte) error {
 	row, err := s.rows.decode(kind, body, state.relation)
 	if err != nil {
 		return err
+	}
+	if s.charset != nil {
+		s.charset.row(row)
 	}
 	return s.pass(state, row)
 }
@@ -431,6 +486,10 @@ func (s *session) logicalMessage(body []byte) error {
 		return errors.New("transactional message outside a transaction")
 	case s.skip:
 	case prefix == s.cfg.Prefix, prefix == defaultPrefix, prefix == bemiPrefix:
+		if s.charset != nil && m.Size == len(m.Content) { // the server does not convert it
+			m.Content = s.charset.name(m.Content)
+			m.Size = len(m.Content)
+		}
 		s.sink.Stamp(m.Content, m.Size)
 	case prefix == s.cfg.Prefix+SyncSuffix:
 		s.sink.Barrier()
@@ -442,6 +501,9 @@ func (s *session) relation(ctx context.Context, body []byte) error {
 	m, err := decodeRelation(body)
 	if err != nil {
 		return err
+	}
+	if s.charset != nil {
+		s.charset.relation(&m)
 	}
 	rel, err := s.describe(ctx, m)
 	if err != nil {

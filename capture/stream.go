@@ -42,6 +42,7 @@ type stream struct {
 	buf      []byte
 	from, to int // the unread part of buf
 	limits   limits
+	charset  *charset   // nil where nothing has to be converted
 	large    *condenser // of the message at hand, if that is larger than buf
 	woken    atomic.Bool
 	broken   atomic.Pointer[error] // why fail was called

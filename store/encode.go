@@ -141,8 +141,13 @@ func (e *encoder) image(dst []byte, p *relationPlan, label string, tuple, fill w
 		if p.kinds[i].Base == wal.JSONB && string(datum.Text) == "null" {
 			e.defect("%s: column %q is the null of JSON, not NULL", label, p.relation.Columns[i].Name)
 		}
-		var valid bool
-		if dst, valid = appendValue(dst, p.kinds[i], datum.Text); !valid {
+		valid := false
+		if datum.Raw {
+			dst = appendHex(dst, datum.Text)
+		} else {
+			dst, valid = appendValue(dst, p.kinds[i], datum.Text)
+		}
+		if !valid {
 			e.defect("%s: column %q is not valid UTF-8 and is kept as the hexadecimal digits of its bytes", label, p.relation.Columns[i].Name)
 		}
 	}
@@ -227,7 +232,7 @@ func (e *encoder) key(dst []byte, p *relationPlan, tuple, fill wal.Tuple) ([]byt
 			return dst, false
 		}
 		if len(p.key) == 1 {
-			if !utf8.Valid(datum.Text) { // as in an image
+			if datum.Raw || !utf8.Valid(datum.Text) { // as in an image
 				dst = append(dst, `\x`...)
 				dst = hex.AppendEncode(dst, datum.Text)
 				break
@@ -238,7 +243,11 @@ func (e *encoder) key(dst []byte, p *relationPlan, tuple, fill wal.Tuple) ([]byt
 		if n > 0 {
 			dst = append(dst, ',')
 		}
-		dst, _ = appendString(dst, datum.Text)
+		if datum.Raw {
+			dst = appendHex(dst, datum.Text)
+		} else {
+			dst, _ = appendString(dst, datum.Text)
+		}
 	}
 	if len(p.key) > 1 {
 		dst = append(dst, ']')

@@ -96,6 +96,13 @@ func IsExactText(content []byte) bool {
 
 const hexDigits = "0123456789abcdef"
 
+// appendHex writes a string of the hexadecimal digits of text.
+func appendHex(dst, text []byte) []byte {
+	dst = append(dst, `"\\x`...)
+	dst = hex.AppendEncode(dst, text)
+	return append(dst, '"')
+}
+
 // appendString writes text as a JSON string. It reports false if the text was
 // not valid UTF-8 and is written as the hexadecimal digits of its bytes.
 func appendString(dst, text []byte) ([]byte, bool) {
@@ -120,9 +127,7 @@ func appendString(dst, text []byte) ([]byte, bool) {
 		case c >= utf8.RuneSelf:
 			if !checked {
 				if !utf8.Valid(text[i:]) {
-					dst = append(dst[:begin], `"\\x`...)
-					dst = hex.AppendEncode(dst, text)
-					return append(dst, '"'), false
+					return appendHex(dst[:begin], text), false
 				}
 				checked = true
 			}

@@ -328,6 +328,22 @@ func (s *jsonScanner) number() bool {
 	return true
 }
 
+// replaceLacking replaces characters beyond ASCII that the store cannot hold by
+// question marks, and counts them.
+func replaceLacking(text []byte, known map[rune]bool) (out []byte, lacking int) {
+	if !utf8.Valid(text) {
+		return text, 0 // which will be refused
+	}
+	out = bytes.Map(func(r rune) rune {
+		if r < utf8.RuneSelf || known[r] {
+			return r
+		}
+		lacking++
+		return '?'
+	}, text)
+	return out, lacking
+}
+
 // withoutEscapes returns the JSON text with the characters themselves in place
 // of \u escapes beyond ASCII, which jsonb refuses in a SQL_ASCII database. What it
 // refuses everywhere stays as it is.

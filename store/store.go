@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -32,6 +33,9 @@ type Store struct {
 	pool   *pgxpool.Pool
 	name   string
 	schema string // quoted
+
+	mu         sync.Mutex
+	characters map[rune]bool // guarded by mu: beyond ASCII, of an encoding of one byte
 }
 
 // New returns the store in the given schema of the pool's database. It does not
@@ -154,6 +158,10 @@ func (s *Store) NewWriter(ctx context.Context, cfg WriterConfig) (*Writer, wal.L
 	}
 	w.conn.working = s.sessionWorks
 	w.enc.literal = w.conn.encoding == "SQL_ASCII"
+	if w.characters, err = s.knownCharacters(ctx, w.conn.encoding); err != nil {
+		w.conn.abort()
+		return nil, 0, err
+	}
 	_, err = s.pool.Exec(ctx, `
 		UPDATE `+s.schema+`.checkpoints
 		SET writer_pid = a.pid, writer_start = a.backend_start
@@ -177,6 +185,37 @@ func (s *Store) sessionWorks(ctx context.Context, pid int) (works bool, err erro
 		return false, fmt.Errorf("look at the writer's session: %w", err)
 	}
 	return works, nil
+}
+
+// knownCharacters returns the characters beyond ASCII of an encoding of one byte a
+// character, or nil for others.
+func (s *Store) knownCharacters(ctx context.Context, encoding string) (map[rune]bool, error) {
+	switch encoding {
+	case "UTF8", "SQL_ASCII", "EUC_JP", "EUC_CN", "EUC_KR", "EUC_TW", "EUC_JIS_2004", "MULE_INTERNAL":
+		return nil, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.characters != nil {
+		return s.characters, nil
+	}
+	known := make(map[rune]bool)
+	for code := 0x80; code <= 0xff; code++ {
+		var char string
+		err := s.pool.QueryRow(ctx, "SELECT pg_catalog.chr($1)", code).Scan(&char)
+		var pgErr *pgconn.PgError
+		switch {
+		case errors.As(err, &pgErr) && pgErr.Code == "22P05":
+		case err != nil:
+			return nil, fmt.Errorf("ask for the characters of the store's encoding: %w", err)
+		default:
+			for _, r := range char {
+				known[r] = true
+			}
+		}
+	}
+	s.characters = known
+	return known, nil
 }
 
 // relationVersions is the newest version of each relation, and which relation had

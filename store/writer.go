@@ -122,19 +122,21 @@ type Writer struct {
 	epoch  int64
 
 	// Owned by the encoding goroutine.
-	enc     encoder
-	plans   map[uint32]*relationPlan
-	last    *relationPlan
-	known   relationVersions
-	buf     []byte // the chunk being filled; nil while none is free
-	tx      openTransaction
-	batch   openBatch
-	from    wal.LSN // the checkpoint before the open batch
-	parts   partitions
-	timesAt int64 // read time of the last commit_times row
-	timesN  int64
-	sealed  time.Time // when the last batch ended
-	nudges  int       // batches without a change of their own since
+	enc   encoder
+	plans map[uint32]*relationPlan
+	last  *relationPlan
+	known relationVersions
+	// characters beyond ASCII that the store can hold; nil if that is all, or unknown
+	characters map[rune]bool
+	buf        []byte // the chunk being filled; nil while none is free
+	tx         openTransaction
+	batch      openBatch
+	from       wal.LSN // the checkpoint before the open batch
+	parts      partitions
+	timesAt    int64 // read time of the last commit_times row
+	timesN     int64
+	sealed     time.Time // when the last batch ended
+	nudges     int       // batches without a change of their own since
 
 	work chan step
 	free chan []byte
@@ -307,7 +309,16 @@ func (w *Writer) Stamp(content []byte, size int) {
 		content = withoutEscapes(content)
 		size -= before - len(content)
 	}
+	lacking := 0
+	if w.characters != nil {
+		before := len(content)
+		content, lacking = replaceLacking(withoutEscapes(content), w.characters)
+		size -= before - len(content)
+	}
 	stamp := newStampField(content, size, w.cfg.MaxContext)
+	if lacking > 0 && stamp.defect == "" {
+		stamp.defect = "context: " + strconv.Itoa(lacking) + " characters that the store's encoding lacks are question marks"
+	}
 	if w.enc.caution >= CautionContext {
 		stamp = stampField{field: appendNull(nil), defect: "context of " + strconv.Itoa(size) + " bytes left out: the store refused it"}
 	}

@@ -53,6 +53,8 @@ const (
 // to the reader's buffer and are valid only during the call that passes them.
 type Datum struct {
 	State State
+	// Raw tells that Text is not in UTF-8: it has a byte that is no character there.
+	Raw bool
 	// Size is how many bytes an Omitted value had.
 	Size uint32
 	Text []byte
