@@ -209,7 +209,7 @@ func (f Fork) plain(ctx context.Context, tx pgx.Tx, past *pastTable) (*forkTable
 	if !same {
 		table.types = types
 	}
-	return table, nil
+	return table, past.checkDomains(ctx, false)
 }
 
 func (f Fork) load(ctx context.Context, tx pgx.Tx, table *forkTable) (int64, error) {

@@ -149,7 +149,7 @@ func (g *guard) checkCalls(ctx context.Context, tokens []sqlToken, scope callSco
 		for _, f := range g.functions[call.name] {
 			switch {
 			case call.schema != "" && call.schema != f.schema,
-				call.attribute && !f.single,
+				call.attribute && (!f.single || f.builtin),
 				call.schema == "" && f.schema != "pg_catalog" && !slices.Contains(scope.path, f.schema):
 				continue
 			}

@@ -101,6 +101,12 @@ func TestPast_CodeOfOtherOwners(t *testing.T) {
 		CREATE FUNCTION hostile(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$BEGIN EXECUTE 'ALTER ROLE %[1]s SUPERUSER'; RETURN $1; EXCEPTION WHEN OTHERS THEN RETURN $1; END$$;
 		CREATE FUNCTION checks(text) RETURNS boolean LANGUAGE sql AS 'SELECT true';
 		CREATE DOMAIN checked AS text CHECK (checks(VALUE));
+		CREATE FUNCTION seizes(text) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN EXECUTE 'ALTER ROLE %[1]s SUPERUSER'; RETURN true; EXCEPTION WHEN OTHERS THEN RETURN true; END$$;
+		CREATE DOMAIN seizing AS text CHECK (seizes(VALUE));
+		CREATE TYPE pair AS (a int, b seizing);
+		CREATE DOMAIN seizing_n AS int CHECK (seizes(VALUE::text));
+		CREATE TABLE keyed (id seizing_n PRIMARY KEY, n int); INSERT INTO keyed VALUES (1, 1), (2, 2);
+		CREATE TABLE paired (id int PRIMARY KEY, p pair, l seizing[]); INSERT INTO paired VALUES (1, '(1,x)', '{x}'), (2, NULL, NULL);
 		CREATE TABLE mine (id int PRIMARY KEY, note checked, twice int GENERATED ALWAYS AS (hostile(id)) STORED);
 		CREATE INDEX ON mine (hostile(id));
 		INSERT INTO mine VALUES (1, 'a'), (2, 'b');
@@ -110,7 +116,7 @@ func TestPast_CodeOfOtherOwners(t *testing.T) {
 		t.Fatal(err)
 	}
 	then := here(t, a)
-	a.Exec(t, "UPDATE mine SET note = 'c'")
+	a.Exec(t, "SET ROLE "+role+"; UPDATE mine SET note = 'c'; UPDATE paired SET id = id + 10; UPDATE keyed SET n = 10; RESET ROLE")
 	a.Sync(t)
 	super := func(t *testing.T) {
 		t.Helper()
@@ -118,11 +124,14 @@ func TestPast_CodeOfOtherOwners(t *testing.T) {
 			t.Fatal("the owner of the table is a superuser now")
 		}
 	}
-	for method, ask := range terminals(then, "mine") {
-		if err := ask(t.Context()); err != nil && !errors.Is(err, audit.ErrUntrusted) {
-			t.Errorf("%s: %v", method, err)
+	super(t)
+	for _, table := range []string{"mine", "keyed", "paired"} {
+		for method, ask := range terminals(then, table) {
+			if err := ask(t.Context()); err != nil && !errors.Is(err, audit.ErrUntrusted) {
+				t.Errorf("%s of %s: %v", method, table, err)
+			}
+			super(t)
 		}
-		super(t)
 	}
 	wantViewError(t, then, "TrustOwners", "SELECT theirs()")
 	wantViewError(t, then, "TrustOwners", "SELECT hostile(1)")

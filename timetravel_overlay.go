@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/capture"
 )
 
 // findTypes finds the types of the columns in our temporary tables: those under
@@ -22,16 +24,67 @@ func (v *pastView) findTypes(ctx context.Context, t *viewTable) error {
 			t.types[i] = base
 		}
 	}
+	return t.checkDomains(ctx, false)
+}
+
+// checkDomains refuses columns whose values run code of other roles when they are
+// read from text: the checks of domains within arrays, composites and ranges and,
+// with whole, of the domains that the columns are of.
+func (p *pastTable) checkDomains(ctx context.Context, whole bool) error {
+	var oids []uint32
+	for _, c := range p.columns.list {
+		oids = append(oids, c.typeOID)
+	}
+	if p.client.cfg.TrustOwners {
+		return nil
+	}
+	rows, err := p.client.reading.Query(ctx, `
+		WITH RECURSIVE parts (root, oid, inner_) AS (
+			SELECT t.oid, t.oid, false FROM pg_catalog.unnest($1::oid[]) t (oid)
+			UNION
+			SELECT p.root, x.oid, p.inner_ OR t.typtype <> 'd'
+			FROM parts p
+			JOIN pg_catalog.pg_type t ON t.oid = p.oid
+			CROSS JOIN LATERAL (
+				SELECT t.typelem WHERE t.typelem <> 0 AND t.typlen = -1
+				UNION ALL
+				SELECT t.typbasetype WHERE t.typbasetype <> 0
+				UNION ALL
+				SELECT r.rngsubtype FROM pg_catalog.pg_range r WHERE r.rngtypid = t.oid OR r.rngmultitypid = t.oid
+				UNION ALL
+				SELECT a.atttypid FROM pg_catalog.pg_attribute a WHERE t.typrelid <> 0 AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) x (oid))
+		SELECT DISTINCT p.root
+		FROM parts p
+		JOIN pg_catalog.pg_constraint c ON c.contypid = p.oid
+		JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_constraint'::regclass AND d.objid = c.oid
+		LEFT JOIN pg_catalog.pg_operator o ON d.refclassid = 'pg_catalog.pg_operator'::regclass AND o.oid = d.refobjid
+		JOIN pg_catalog.pg_proc f ON f.oid = CASE WHEN d.refclassid = 'pg_catalog.pg_proc'::regclass THEN d.refobjid ELSE o.oprcode::oid END
+		WHERE f.oid >= 16384 AND (p.inner_ OR $2) AND NOT pg_catalog.pg_has_role(f.proowner, current_user, 'MEMBER')
+		  AND NOT EXISTS (
+			SELECT FROM pg_catalog.pg_depend e
+			WHERE e.classid = 'pg_catalog.pg_proc'::regclass AND e.objid = f.oid AND e.deptype = 'e')`, oids, whole)
+	if err != nil {
+		return wrap("look up type", err)
+	}
+	foreign, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
+	if err != nil {
+		return wrap("look up type", err)
+	}
+	for _, c := range p.columns.list {
+		if slices.Contains(foreign, c.typeOID) {
+			return p.refuse(ErrUntrusted, fmt.Sprintf("a check of a domain in column %q calls a function that another role owns: leave the column out with Point.Columns, or say with Config.TrustOwners that such code may run", c.name), 0)
+		}
+	}
 	return nil
 }
 
 // baseType returns the type under a domain, or nothing if it is none.
-func baseType(ctx context.Context, tx pgx.Tx, oid uint32) (string, error) {
+func baseType(ctx context.Context, db capture.Querier, oid uint32) (string, error) {
 	if oid < 16384 {
 		return "", nil
 	}
 	var base string
-	err := tx.QueryRow(ctx, `
+	err := db.QueryRow(ctx, `
 		WITH RECURSIVE t AS (
 			SELECT t.oid, t.typtype, t.typbasetype, t.typtypmod, 0 AS depth FROM pg_catalog.pg_type t WHERE t.oid = $1
 			UNION ALL

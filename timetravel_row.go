@@ -140,7 +140,11 @@ func (p *pastTable) equal(ctx context.Context, parts []string) (values [][]byte,
 	table := PastTable{point: point, name: p.qualified()}
 	for i, at := range p.keyAt {
 		c := p.columns.list[at]
-		table = table.Where(pgx.Identifier{c.name}.Sanitize()+" = $1::text::"+c.typeName, parts[i])
+		typeName, err := p.client.plainType(ctx, c)
+		if err != nil {
+			return nil, nil, err
+		}
+		table = table.Where(pgx.Identifier{c.name}.Sanitize()+" = $1::text::"+typeName, parts[i])
 	}
 	err = table.each(ctx, func(row PastRow) error {
 		values = make([][]byte, len(p.columns.list))
@@ -183,12 +187,26 @@ func (p *pastTable) keyParts(ctx context.Context, key []any) ([]string, error) {
 		parts[i] = texts[0]
 		if c := p.columns.list[p.keyAt[i]]; !isCanonical(c.typeOID, value) {
 			// Many texts mean the same numeric, time or bytea; the server's is in history.
-			if parts[i], err = p.client.printed(ctx, c.typeName, parts[i]); err != nil {
+			typeName, err := p.client.plainType(ctx, c)
+			if err != nil {
+				return nil, err
+			}
+			if parts[i], err = p.client.printed(ctx, typeName, parts[i]); err != nil {
 				return nil, &FilterError{Filter: "Row", Reason: fmt.Sprintf("part %d of the key is no %s", i+1, c.typeName), cause: err}
 			}
 		}
 	}
 	return parts, nil
+}
+
+// plainType returns the type of a column as SQL, or the one under it if it is a
+// domain: the checks of that may be younger than the value, and somebody's code.
+func (c *Client) plainType(ctx context.Context, of column) (string, error) {
+	base, err := baseType(ctx, c.source, of.typeOID)
+	if base == "" {
+		base = of.typeName
+	}
+	return base, err
 }
 
 // printed returns the text in which the server prints a value. A cast to text

@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -522,7 +523,7 @@ func (p *pastTable) deriveSQL(ctx context.Context) (statement string, at []int, 
 	}); err != nil {
 		return "", nil, wrap("read generated columns", err)
 	}
-	if err := p.checkOwners(ctx); err != nil {
+	if err := errors.Join(p.checkOwners(ctx), p.checkDomains(ctx, true)); err != nil {
 		return "", nil, err
 	}
 	var computed, given []string
