@@ -143,6 +143,12 @@ func (c *Client) Stop(ctx context.Context) error {
 	return fmt.Errorf("audit: stop capture: %w", ctx.Err())
 }
 
+// wanted reports whether changes of a table are to be captured.
+func (c *Client) wanted(schema, table string) bool {
+	track, _ := c.setup.Patterns.Match(schema, table)
+	return track && (schema != c.setup.StoreSchema || c.setup.StoreSchema == "")
+}
+
 func (c *Client) newReader(r *run) *capture.Reader {
 	return capture.New(capture.Config{
 		Connect:     &c.cfg.source.ConnConfig.Config,
@@ -152,6 +158,7 @@ func (c *Client) newReader(r *run) *capture.Reader {
 		Prefix:      c.cfg.ContextPrefix,
 		MaxContext:  c.cfg.MaxContextBytes,
 		MaxRow:      c.cfg.MaxRowBytes,
+		Wanted:      c.wanted,
 		Prepare:     func(ctx context.Context) (capture.Resume, error) { return c.prepareSlot(ctx, r) },
 		Open: func(ctx context.Context, progress func()) (capture.Sink, capture.LSN, error) {
 			return c.openWriter(ctx, r, progress)

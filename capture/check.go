@@ -66,6 +66,7 @@ type Facts struct {
 type serverState struct {
 	Facts
 	publication      publication
+	wide             string // how the publication sends tables that nobody named
 	walLevel         string
 	standby          bool
 	replication      bool // the role may use slots
@@ -122,7 +123,10 @@ func (s *Setup) serverState(ctx context.Context) (v serverState, err error) {
 	if err != nil {
 		return v, fmt.Errorf("check source: %w", err)
 	}
-	v.publication, err = s.publicationState(ctx)
+	if v.publication, err = s.publicationState(ctx); err != nil {
+		return v, err
+	}
+	v.wide, err = s.wide(ctx, v.Version)
 	return v, err
 }
 
@@ -148,6 +152,14 @@ func (s *Setup) serverProblems(v serverState) []Problem {
 	}
 	if v.senders == 0 {
 		add(Problem{What: "max_wal_senders is 0", Config: "max_wal_senders = 10"})
+	}
+	if wide := v.wide; wide != "" {
+		ident := pgx.Identifier{s.Publication}.Sanitize()
+		sql := []string{"ALTER PUBLICATION " + ident + " DROP " + wide}
+		if wide == "ALL TABLES" {
+			sql = []string{"DROP PUBLICATION " + ident, s.createPublication(v.Version)}
+		}
+		add(Problem{What: fmt.Sprintf("publication %s is FOR %s, so that it sends tables that are not tracked, and makes their UPDATEs fail where they have no replica identity: change it, or choose another name (Config.Publication)", s.Publication, wide), SQL: sql})
 	}
 	switch {
 	case v.superuser:

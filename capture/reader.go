@@ -75,6 +75,9 @@ type Config struct {
 	// MaxRow is how many bytes are kept of the values of one version of a row that
 	// does not fit into the read buffer. The default is 16 MiB.
 	MaxRow int
+	// Wanted, optional, reports whether a table's changes are to be captured, whatever
+	// the publication sends. Those of a schema that holds a history never are.
+	Wanted func(schema, table string) bool
 	// Prepare is called before every attempt to stream. It makes sure that there
 	// is a slot to stream from and returns the checkpoint, with the system
 	// identifier it belongs to.
@@ -288,7 +291,7 @@ func (r *Reader) session(ctx context.Context) error {
 	s := &session{
 		cfg: &r.cfg, stream: stream,
 		progress: make(chan struct{}, 1), stopping: r.stopping,
-		charset: stream.charset, before: resume.Before, relations: make(map[uint32]*relationState), kinds: NewKinds(r.cfg.Catalog),
+		charset: stream.charset, before: resume.Before, relations: make(map[uint32]*relationState), warned: make(map[uint32]bool), kinds: NewKinds(r.cfg.Catalog),
 	}
 	if err := r.cfg.Catalog.QueryRow(ctx, "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::bigint").Scan(&s.xid); err != nil {
 		return fmt.Errorf("read the current transaction id: %w", err)

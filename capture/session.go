@@ -36,6 +36,7 @@ type session struct {
 	stopping <-chan struct{}
 
 	relations map[uint32]*relationState
+	warned    map[uint32]bool // by OID: that its changes are dropped was said
 	kinds     *Kinds
 	rows      rowDecoder
 	lastOID   uint32
@@ -60,6 +61,7 @@ type session struct {
 type relationState struct {
 	relation  *wal.Relation
 	announced bool
+	excluded  bool // its changes are none of ours
 }
 
 // run reads until the stream or the sink fails, stopping is closed, or ctx ends.
@@ -301,7 +303,9 @@ func (s *session) change(ctx context.Context, kind byte, body []byte) error {
 	case msgInsert, msgUpdate, msgDelete:
 		err = s.row(kind, body)
 	case msgBegin:
-		err = s.begin(ctx, body)
+		if err = s.begin(body); err == nil && s.before != 0 && s.position >= s.before {
+			return s.endBefore(ctx)
+		}
 	case msgCommit:
 		err = s.commit(body)
 	case msgMessage:
@@ -319,14 +323,13 @@ func (s *session) change(ctx context.Context, kind byte, body []byte) error {
 		return nil
 	}
 	var lookup *lookupError
-	var unsendable *UnsendableError
-	if errors.As(err, &lookup) || errors.As(err, &unsendable) || err == s.sink.Err() || err == context.Cause(ctx) { //nolint:errorlint // Those very errors.
+	if errors.As(err, &lookup) {
 		return err
 	}
 	return &DecodeError{Message: kind, Reason: err}
 }
 
-func (s *session) begin(ctx context.Context, body []byte) error {
+func (s *session) begin(body []byte) error {
 	m, err := decodeBegin(body)
 	if err != nil {
 		return err
@@ -336,7 +339,7 @@ func (s *session) begin(ctx context.Context, body []byte) error {
 	}
 	s.inTx, s.committed, s.position = true, m.CommitTime, m.FinalLSN
 	if s.before != 0 && m.FinalLSN >= s.before {
-		return s.endBefore(ctx)
+		return nil
 	}
 	// What committed before the checkpoint is stored. The server skips it by
 	// itself unless the checkpoint moved between reading it and starting.
@@ -414,7 +417,7 @@ func (s *session) pass(state *relationState, row *wal.Row) error {
 	if !s.inTx {
 		return errors.New("change outside a transaction")
 	}
-	if s.skip {
+	if s.skip || state.excluded {
 		return nil
 	}
 	if !state.announced {
@@ -509,7 +512,17 @@ func (s *session) relation(ctx context.Context, body []byte) error {
 	if err != nil {
 		return err
 	}
-	s.relations[m.OID] = &relationState{relation: rel}
+	state := &relationState{relation: rel}
+	if s.cfg.Wanted != nil {
+		if state.excluded, err = s.excluded(ctx, rel); err != nil {
+			return err
+		}
+	}
+	if state.excluded && !s.warned[m.OID] {
+		s.warned[m.OID] = true
+		s.cfg.Logger.WarnContext(ctx, "audit: the publication sends a table that is not tracked; its changes are dropped", "schema", rel.Schema, "table", rel.Table)
+	}
+	s.relations[m.OID] = state
 	s.lastState = nil
 	return nil
 }

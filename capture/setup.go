@@ -78,6 +78,30 @@ func (s *Setup) publicationState(ctx context.Context) (p publication, err error)
 	return p, nil
 }
 
+// wide returns how the publication sends tables that nobody named: all of them, or
+// those of schemas, which came with 15.
+func (s *Setup) wide(ctx context.Context, version int) (wide string, err error) {
+	schemas := "''"
+	if version >= 150000 {
+		schemas = `coalesce((
+			SELECT pg_catalog.string_agg('TABLES IN SCHEMA ' || pg_catalog.quote_ident(n.nspname), ', ' ORDER BY n.nspname)
+			FROM pg_catalog.pg_publication_namespace s
+			JOIN pg_catalog.pg_namespace n ON n.oid = s.pnnspid
+			WHERE s.pnpubid = p.oid), '')`
+	}
+	err = s.DB.QueryRow(ctx, `
+		SELECT CASE WHEN p.puballtables THEN 'ALL TABLES' ELSE `+schemas+` END
+		FROM pg_catalog.pg_publication p
+		WHERE p.pubname = $1`, s.Publication).Scan(&wide)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("look at publication %s: %w", s.Publication, err)
+	}
+	return wide, nil
+}
+
 // EnsurePublication makes the publication if it is not there, and puts its
 // options right if somebody changed them, which it reports: history may have a
 // hole then. The publication has to be there before the slot: decoding looks it

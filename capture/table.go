@@ -211,6 +211,7 @@ func (s *Setup) tables(ctx context.Context, db Querier) ([]Table, error) {
 		WHERE c.relkind IN ('r', 'p')
 		  AND c.relpersistence <> 't'
 		  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND n.nspname <> $2
+		  AND NOT `+ofHistory+`
 		ORDER BY c.relispartition, n.nspname, c.relname`, s.Publication, s.StoreSchema)
 	if err != nil {
 		return nil, fmt.Errorf("list tables: %w", err)
