@@ -204,6 +204,11 @@ func (g *guard) checkFunction(ctx context.Context, f *function, scope callScope)
 	if !f.trusted && f.extension == "" && !g.view.client.cfg.TrustOwners {
 		return g.refuse(object, "its owner is another role, whose code must not run with the rights of this one: let Config.ReadURL be of a role with few rights, or say with Config.TrustOwners that it may")
 	}
+	for _, call := range f.calls { // of an aggregate
+		if err := g.checkCalls(ctx, scanSQL(call), scope); err != nil {
+			return err
+		}
+	}
 	switch f.language {
 	case "c", "internal":
 		if f.volatility == "i" || slices.Contains(plainExtensions, f.extension) {
@@ -268,16 +273,13 @@ func (g *guard) scopeOf(f *function, object string, caller callScope) (callScope
 
 // checkBody reads the text of a function.
 func (g *guard) checkBody(ctx context.Context, f *function, object string, scope, caller callScope) error {
-	for _, text := range append([]string{f.signature}, f.calls...) {
-		// Defaults are in it. They were resolved when the function was made, and are printed with
-		// schemas where they need them.
-		tokens := scanSQL(text)
-		if err := g.view.needAll(ctx, tokens); err != nil {
-			return err
-		}
-		if err := g.checkCalls(ctx, tokens, caller); err != nil {
-			return err
-		}
+	// Defaults were resolved when the function was made, and are printed with schemas.
+	signature := scanSQL(f.signature)
+	if err := g.view.needAll(ctx, signature); err != nil {
+		return err
+	}
+	if err := g.checkCalls(ctx, signature, caller); err != nil {
+		return err
 	}
 	tokens := scanSQL(f.body)
 	if reason := untellable(tokens, f.language); reason != "" {

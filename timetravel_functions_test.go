@@ -32,6 +32,15 @@ func TestView_FunctionsInEveryNotation(t *testing.T) {
 		  (); END';
 		CREATE FUNCTION present(o) RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM public.o';
 		CREATE FUNCTION attribute() RETURNS bigint LANGUAGE plpgsql AS 'BEGIN RETURN (SELECT (row(1)::public.o).present); END';
+		CREATE FUNCTION step(bigint, int) RETURNS bigint LANGUAGE plpgsql AS 'BEGIN RETURN (SELECT count(*) FROM public.o); END';
+		CREATE AGGREGATE steps (int) (SFUNC = step, STYPE = bigint, INITCOND = 0);
+		CREATE FUNCTION plain_step(bigint, int) RETURNS bigint LANGUAGE plpgsql AS 'BEGIN RETURN (SELECT count(*) FROM o); END';
+		CREATE AGGREGATE plain_steps (int) (SFUNC = plain_step, STYPE = bigint, INITCOND = 0);
+		CREATE FUNCTION left_of(int, int) RETURNS bigint LANGUAGE plpgsql AS 'BEGIN RETURN (SELECT count(*) FROM public.o); END';
+		CREATE OPERATOR <<<< (LEFTARG = int, RIGHTARG = int, FUNCTION = left_of);
+		CREATE FUNCTION few(bigint) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RETURN (SELECT count(*) FROM public.o) = 2; END';
+		CREATE DOMAIN fewer AS bigint CHECK (few(VALUE));
+		CREATE FUNCTION takes(fewer) RETURNS bigint LANGUAGE plpgsql AS 'BEGIN RETURN 2; END';
 		CREATE FUNCTION in_string() RETURNS text LANGUAGE sql AS $$SELECT 'FROM public.o; SET x; EXECUTE'::text$$;
 		CREATE FUNCTION column_of_the_name() RETURNS bigint LANGUAGE sql AS 'SELECT 2::bigint AS o';
 		CREATE FUNCTION do_it() RETURNS bigint LANGUAGE plpgsql AS $$BEGIN DO 'BEGIN PERFORM 1; END'; RETURN (SELECT count(*) FROM o); END$$;`)
@@ -44,6 +53,11 @@ func TestView_FunctionsInEveryNotation(t *testing.T) {
 	wantViewed(t, then, "FROM public.o; SET x; EXECUTE", "SELECT in_string()")
 	for _, name := range []string{"pinned", "elsewhere", "with_default", "comment", "attribute", "outer_default", "do_it"} {
 		wantViewError(t, then, "", "SELECT "+name+"()")
+	}
+	wantViewed(t, then, int64(2), "SELECT plain_steps(1)")
+	wantViewed(t, then, int64(4), "SELECT (3 << 0) + 1::bigint")
+	for _, expression := range []string{"steps(1)", "steps(1) OVER ()", "1 <<<< 2", "5::fewer", "takes(2)"} {
+		wantViewError(t, then, "", "SELECT "+expression)
 	}
 	wantViewError(t, then, "", "SELECT qualified /* ( */ ()")
 	wantViewError(t, then, "", "SELECT (row(1)::public.o).present")
