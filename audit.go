@@ -219,6 +219,11 @@ func Start(ctx context.Context) error {
 	return withDefault(func(c *Client) error { return c.Start(ctx) })
 }
 
+// Run is Client.Run on the default client.
+func Run(ctx context.Context) error {
+	return withDefault(func(c *Client) error { return c.Run(ctx) })
+}
+
 // Stop is Client.Stop on the default client.
 func Stop(ctx context.Context) error {
 	return withDefault(func(c *Client) error { return c.Stop(ctx) })

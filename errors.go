@@ -32,7 +32,7 @@ type (
 var ErrClosed = errors.New("audit: the client is closed")
 
 // ErrNotRunning is returned by [Client.Refresh] on a client that does not
-// capture.
+// capture, and by [Client.Sync] and [Client.Mark] where no instance does.
 var ErrNotRunning = errors.New("audit: capture is not running: call Start first")
 
 // GapError is returned by [Client.Start], and shown by Status, when a part of the

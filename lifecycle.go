@@ -17,6 +17,7 @@ type run struct {
 	facts   capture.Facts
 	cancel  context.CancelFunc
 	done    chan struct{} // closed when everything has ended
+	err     error         // why capture ended for good; set before done is closed
 	settled chan struct{} // closed at the first state that says how it goes
 	caution store.Caution
 	until   capture.LSN
@@ -34,14 +35,16 @@ type run struct {
 }
 
 // Start checks the source, sets up what is missing, and then captures in the
-// background until Stop is called or ctx ends. Ending ctx is the abrupt way:
-// nothing is lost by it, but what was not stored is read again next time. So ctx
-// has to live as long as capture shall; do not give it the deadline of a request.
+// background until Stop or Close is called. ctx bounds the start-up alone: it may
+// have a deadline and may end as soon as Start has returned. If it ends before,
+// Start returns an error and nothing captures. [Client.Run] captures as long as its
+// ctx lives.
 //
 // Everything that would keep capture from working is found out here: the error
 // is a *SetupError that lists all of it with the SQL that sets it right, a
 // *SlotBlockedError, a *ForeignSlotError, a *SourceMismatchError, or that of a
-// connection. What goes wrong later is logged, shown by Status and retried.
+// connection. What goes wrong later is logged, shown by Status and retried. An end
+// that nobody asked for is logged as an error and stays in Status.Err.
 //
 // Where another instance of the program captures already, Start returns nil and
 // this instance waits, to take over when the other ends. Start on a started
@@ -52,25 +55,28 @@ func (c *Client) Start(ctx context.Context) error {
 	if c.running() != nil {
 		return nil
 	}
-	runCtx, cancel := context.WithCancel(ctx)
+	startCtx, cancelStart := context.WithCancel(ctx)
+	defer cancelStart()
+	runCtx, cancelRun := context.WithCancel(context.WithoutCancel(ctx))
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
-		cancel()
+		cancelRun()
 		return ErrClosed
 	}
-	c.abort, c.last = cancel, view{state: capture.Starting}
+	c.abort = func() { cancelStart(); cancelRun() }
+	c.last = view{state: capture.Starting}
 	c.mu.Unlock()
 	c.store.Reset() // connections from before a restart of the server are no reason to fail
-	facts, err := c.prepareSource(runCtx)
+	facts, err := c.prepareSource(startCtx)
 	if err != nil {
-		cancel()
+		cancelRun()
 		c.mu.Lock()
 		c.last.state, c.last.err = capture.Stopped, err
 		c.mu.Unlock()
 		return err
 	}
-	r := &run{facts: facts, cancel: cancel, done: make(chan struct{}), settled: make(chan struct{})}
+	r := &run{facts: facts, cancel: cancelRun, done: make(chan struct{}), settled: make(chan struct{})}
 	r.reader = c.newReader(r)
 	c.mu.Lock()
 	c.run, c.last.facts = r, facts
@@ -82,14 +88,46 @@ func (c *Client) Start(ctx context.Context) error {
 	select {
 	case <-r.settled:
 	case <-r.done:
-	case <-ctx.Done():
+	case <-startCtx.Done():
+	}
+	if err := startCtx.Err(); err != nil {
+		cancelRun()
+		<-r.done
+		return fmt.Errorf("audit: start: %w", err)
+	}
+	if c.state() == capture.Failed {
+		<-r.done // or the next Start would take this capture for one that runs
+		return r.err
+	}
+	return nil
+}
+
+// drainTime bounds how long Run finishes what was read, once its ctx has ended.
+const drainTime = 10 * time.Second
+
+// Run is Start that returns when capture has ended, for an errgroup or a supervisor.
+// When ctx ends, Run stops capture in order, as Stop does, for up to ten seconds, and
+// returns nil; so it does after Stop. It returns an error where Start would, where
+// capture has failed for good, and where the ten seconds were too few: nothing is
+// lost by that. On a started client it takes over that capture.
+func (c *Client) Run(ctx context.Context) error {
+	if err := c.Start(ctx); err != nil {
+		return err
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.last.state == capture.Failed {
-		return c.last.err
+	r := c.run
+	c.mu.Unlock()
+	select {
+	case <-r.done:
+		return r.err
+	case <-ctx.Done():
 	}
-	return ctx.Err()
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	if err := c.Stop(drain); err != nil {
+		return err
+	}
+	return r.err
 }
 
 // running returns the capture in progress, or nil.
@@ -117,7 +155,7 @@ func (c *Client) capture(ctx context.Context, r *run) {
 	err := r.reader.Run(ctx)
 	r.cancel()
 	others.Wait()
-	if err != nil {
+	if r.err = err; err != nil {
 		c.cfg.Logger.Error("audit: capture has ended and will not be tried again", "error", err)
 	}
 	c.stored.send() // whoever waits sees that there is nothing to wait for

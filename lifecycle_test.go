@@ -173,38 +173,6 @@ func TestStopWithoutTimeIsAbrupt(t *testing.T) {
 	}
 }
 
-// Capture lives as long as the context that Start was given.
-func TestEndOfStartsContextEndsCapture(t *testing.T) {
-	t.Parallel()
-	db := audittest.NewDatabase(t)
-	db.Exec(t, gapTable)
-	a := audittest.Open(t, db, audit.Config{})
-	ctx, cancel := context.WithCancel(t.Context())
-	if err := a.Client.Start(ctx); err != nil {
-		t.Fatal(err)
-	}
-	expectCapturing(t, a, 1)
-	cancel()
-	faulttest.Poll(t, faulttest.Patience, "capture ends", func() error {
-		if s := statusOf(t, a); s.State != capture.Stopped {
-			return fmt.Errorf("it is %s", s.State)
-		}
-		return nil
-	})
-	db.Exec(t, "INSERT INTO todo VALUES (2, 'x')")
-	mustStart(t, a)
-	a.Check(t)
-	if n := len(keysInHistory(t, db, "todo")); n != 2 {
-		t.Errorf("history has %d changes, want 2", n)
-	}
-	ended, cancelEnded := context.WithCancel(t.Context())
-	cancelEnded()
-	b := audittest.Open(t, db, audit.Config{})
-	if err := b.Client.Start(ended); !errors.Is(err, context.Canceled) {
-		t.Errorf("Start with a context that has ended returned %v", err)
-	}
-}
-
 // ours returns the goroutines that run code of the client, capture or the store.
 func ours() []string {
 	buf := make([]byte, 4<<20)
@@ -397,8 +365,8 @@ func TestSyncIsABarrierForEverybody(t *testing.T) {
 	wg.Wait()
 }
 
-// While nobody captures, Sync waits, and then says what for.
-func TestSyncSaysWhatItWaitsFor(t *testing.T) {
+// While nobody captures, Sync and Mark say so at once.
+func TestSync_NoInstanceCaptures(t *testing.T) {
 	t.Parallel()
 	for name, before := range map[string]func(t *testing.T, a *audittest.Audited){
 		"never started": func(*testing.T, *audittest.Audited) {},
@@ -415,24 +383,17 @@ func TestSyncSaysWhatItWaitsFor(t *testing.T) {
 			db.Exec(t, gapTable)
 			a := audittest.Open(t, db, audit.Config{})
 			before(t, a)
-			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			ctx, cancel := context.WithTimeout(t.Context(), faulttest.Patience)
 			defer cancel()
-			err := a.Client.Sync(ctx)
-			if !errors.Is(err, context.DeadlineExceeded) {
-				t.Fatalf("Sync returned %v, want that its time was over", err)
-			}
-			for _, want := range []string{"audit: sync:", "stopped", "/"} {
-				if !strings.Contains(err.Error(), want) {
-					t.Errorf("the error does not say %q: %v", want, err)
+			_, markErr := a.Client.Mark(ctx, "m")
+			for what, err := range map[string]error{"sync": a.Client.Sync(ctx), "mark": markErr} {
+				if !errors.Is(err, audit.ErrNotRunning) || !strings.Contains(err.Error(), slotOf(db)) {
+					t.Errorf("%s returned %v, want that nobody captures, and the slot's name", what, err)
 				}
 			}
-			// It goes on waiting until somebody captures.
-			done := make(chan error, 1)
-			go func() { done <- a.Client.Sync(t.Context()) }()
-			mustStart(t, a)
-			if err := <-done; err != nil {
-				t.Errorf("Sync that began before Start: %v", err)
-			}
+			// Of a client that does not capture itself, while another does.
+			mustStart(t, audittest.Open(t, db, audit.Config{}))
+			a.Sync(t)
 		})
 	}
 }

@@ -18,7 +18,8 @@ import (
 // of the program it runs, has stored everything up to it.
 //
 // It needs a connection to the source that may write. While capture does not run
-// anywhere it waits until ctx ends.
+// anywhere it returns an [ErrNotRunning] at once. So it may on a client that was not
+// started, for the seconds in which one instance takes over from another.
 func (c *Client) Sync(ctx context.Context) error {
 	database, target, err := c.barrier(ctx)
 	if err != nil {
@@ -72,6 +73,12 @@ func (c *Client) waitFor(ctx context.Context, database string, target LSN) error
 			if reached = max(reached, at.Position); reached >= target {
 				return nil
 			}
+			// An instance that was started captures, will, or has said why not.
+			if v.state == capture.Stopped {
+				if err := c.capturedElsewhere(ctx, at.Slot); err != nil {
+					return err
+				}
+			}
 		}
 		select {
 		case <-stored:
@@ -80,6 +87,20 @@ func (c *Client) waitFor(ctx context.Context, database string, target LSN) error
 			return fmt.Errorf("the store holds everything up to %s, not yet up to %s (capture is %s): %w", reached, target, v.state, ctx.Err())
 		}
 	}
+}
+
+// capturedElsewhere returns ErrNotRunning if nobody streams from the slot of the
+// history. What else keeps it from looking passes, or is told by others.
+func (c *Client) capturedElsewhere(ctx context.Context, slot string) error {
+	if slot == "" {
+		slot = c.cfg.Slot
+	}
+	var active bool
+	err := c.source.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1 AND s.active)", slot).Scan(&active)
+	if err == nil && !active && c.state() == capture.Stopped {
+		return fmt.Errorf("nobody streams from slot %q: %w", slot, ErrNotRunning)
+	}
+	return nil
 }
 
 // isConnectionLost tells that it was the connection that failed, or the server
