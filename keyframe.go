@@ -136,7 +136,7 @@ func (f *frame) write(ctx context.Context) error {
 		}
 		f.report(n < frameRows)
 		if n < frameRows {
-			return f.past.client.history.CompleteFrame(ctx, f.ID)
+			return f.past.client.history.CompleteFrame(ctx, f.Frame)
 		}
 	}
 }
@@ -233,11 +233,11 @@ func (c *Client) noteEmpty(ctx context.Context, database, schema, table string, 
 	if err != nil || !empty {
 		return wrap("look whether the table is empty", err)
 	}
-	f, err := c.history.BeginFrame(ctx, store.Frame{Database: database, Schema: schema, Table: table, RelationID: oid, Position: here})
+	f, err := c.history.BeginFrame(ctx, store.Frame{Database: database, Schema: schema, Table: table, RelationID: oid, Position: here, Fresh: true})
 	if err != nil {
 		return wrap("note that the table is empty", err)
 	}
-	return wrap("note that the table is empty", c.history.CompleteFrame(ctx, f.ID))
+	return wrap("note that the table is empty", c.history.CompleteFrame(ctx, f))
 }
 
 // carryKeyframes makes keyframes at the position up to which retention is about to

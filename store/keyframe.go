@@ -130,9 +130,14 @@ func (s *Store) WriteFrame(ctx context.Context, f Frame, each func(yield func(Fr
 	return n, err
 }
 
-// CompleteFrame says that a keyframe has all its rows.
-func (s *Store) CompleteFrame(ctx context.Context, id int64) error {
-	if _, err := s.pool.Exec(ctx, `UPDATE `+s.schema+`.keyframes SET complete = true WHERE id = $1`, id); err != nil {
+// CompleteFrame says that a keyframe has all its rows, which are f.Rows: one that
+// holds others is left incomplete.
+func (s *Store) CompleteFrame(ctx context.Context, f Frame) error {
+	tag, err := s.pool.Exec(ctx, `UPDATE `+s.schema+`.keyframes SET complete = true WHERE id = $1 AND done = $2`, f.ID, f.Rows)
+	if err == nil && tag.RowsAffected() == 0 {
+		err = fmt.Errorf("it does not hold the %d rows that it should", f.Rows)
+	}
+	if err != nil {
 		return fmt.Errorf("complete keyframe: %w", err)
 	}
 	return nil
