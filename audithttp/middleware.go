@@ -50,17 +50,25 @@ type Config struct {
 
 	// User tells who makes the request, or nil. It is called before the next
 	// handler; an authentication further in says the user with audit.WithContext
-	// itself. Default: nobody.
+	// itself. Of a user that is an object in JSON, secrets are redacted as in Params.
+	// Default: nobody.
 	User func(*http.Request) any
 
 	// Params tells the parameters worth keeping. It must not read the body
-	// without putting it back. Values under names of passwords, tokens and the
-	// like are redacted, see Redact. Default: none.
+	// without putting it back. Values under names that look like passwords,
+	// tokens, keys and the like are redacted at every depth, also within texts that
+	// are JSON, queries or URLs: "user_password" and "stripeSecretKey" as well as
+	// "password". Default: none.
 	Params func(*http.Request) map[string]any
 
-	// Redact adds names to those whose values are redacted in Params, at every
-	// depth. Case, hyphens and underscores make no difference.
+	// Redact adds names to those whose values are redacted in Params. A name is
+	// found as a part of others, too: "diagnosis" redacts "patientDiagnosis". Case,
+	// hyphens and underscores make no difference. Default: none.
 	Redact []string
+
+	// Allow lists names whose values are kept although they look like secrets, each
+	// as the whole name: "cookie_jar_id". It goes before Redact. Default: none.
+	Allow []string
 
 	// RemoteAddress records the address that the request came from, without the
 	// port, as "remoteAddress". Behind a proxy that is the proxy. Default: off.
@@ -109,7 +117,7 @@ func (c Config) context(r *http.Request, redact redactor) audit.Context {
 	said := audit.Context{RequestID: c.requestID(r), Endpoint: c.endpoint(r)}
 	said.TraceID, said.SpanID = traceOf(r)
 	if c.User != nil {
-		said.UserID = c.User(r)
+		said.UserID = redact.user(c.User(r))
 	}
 	if c.Params != nil {
 		said.Params = redact.params(c.Params(r))

@@ -4,45 +4,54 @@ import (
 	"bytes"
 	"encoding/json"
 	"net/url"
-	"slices"
-	"strings"
+
+	"github.com/hindsight-go/audit/internal/secretname"
 )
 
 // Redacted stands where a value was taken out.
 const Redacted = "[redacted]"
 
-// secretNames are redacted always.
-var secretNames = []string{
-	"password", "passwd", "pwd", "passphrase", "new_password", "old_password", "current_password", "password_confirmation",
-	"secret", "client_secret", "token", "access_token", "refresh_token", "id_token", "csrf_token", "authenticity_token",
-	"authorization", "proxy_authorization", "cookie", "set_cookie", "session", "session_id", "api_key", "x_api_key",
-	"private_key", "credential", "credentials", "otp", "pin", "ssn", "credit_card", "card_number", "cvv", "cvc", "iban",
+// redactor decides by a name whether the value under it is taken out.
+type redactor struct {
+	more  []named // Config.Redact
+	allow []named // Config.Allow
 }
 
-// redactor is the set of names to redact, in their plain form.
-type redactor map[string]bool
+// named is a name that the application gave, in its two forms.
+type named struct {
+	plain string
+	words []string
+}
 
-// alwaysRedacted is shared by those who add no names of their own.
-var alwaysRedacted = newRedactor(secretNames)
-
-func newRedactor(names []string) redactor {
-	r := redactor{}
+func newNames(names []string) (list []named) {
 	for _, name := range names {
-		r[plainName(name)] = true
+		if n := (named{secretname.Plain(name), secretname.Split(name)}); n.plain != "" {
+			list = append(list, n)
+		}
 	}
-	return r
+	return list
 }
 
 func (c Config) redactor() redactor {
-	if len(c.Redact) == 0 {
-		return alwaysRedacted
-	}
-	return newRedactor(slices.Concat(secretNames, c.Redact))
+	return redactor{more: newNames(c.Redact), allow: newNames(c.Allow)}
 }
 
-var plain = strings.NewReplacer("_", "", "-", "", " ", "")
-
-func plainName(name string) string { return plain.Replace(strings.ToLower(name)) }
+// secret reports whether the value under name is taken out. A name that the
+// application allows is meant as a whole, one that it redacts also as a part.
+func (r redactor) secret(name string) bool {
+	plain, words := secretname.Plain(name), secretname.Split(name)
+	for _, allowed := range r.allow {
+		if plain == allowed.plain {
+			return false
+		}
+	}
+	for _, more := range r.more {
+		if plain == more.plain || secretname.HasRow(words, more.words) {
+			return true
+		}
+	}
+	return secretname.Likely(name)
+}
 
 func (r redactor) params(params map[string]any) map[string]any {
 	if params == nil {
@@ -50,7 +59,7 @@ func (r redactor) params(params map[string]any) map[string]any {
 	}
 	kept := make(map[string]any, len(params))
 	for name, value := range params {
-		if r[plainName(name)] {
+		if r.secret(name) {
 			kept[name] = Redacted
 			continue
 		}
@@ -62,7 +71,15 @@ func (r redactor) params(params map[string]any) map[string]any {
 // value returns a copy of value with what is named like a secret taken out.
 func (r redactor) value(value any) any {
 	switch value := value.(type) {
-	case nil, bool, string, json.Number,
+	case string:
+		return r.text(value)
+	case []byte:
+		// As JSON it would be in base64, in which a secret can still be read.
+		if kept := r.text(string(value)); kept != string(value) {
+			return kept
+		}
+		return value
+	case nil, bool, json.Number,
 		int, int8, int16, int32, int64, uint, uint8, uint16, uint32, uint64, float32, float64:
 		return value
 	case map[string]any:
@@ -87,6 +104,16 @@ func (r redactor) value(value any) any {
 	return r.viaJSON(value)
 }
 
+// user returns a user as it is, but for one that JSON writes as an object or a
+// list: a whole record of a user has a password's hash in it.
+func (r redactor) user(user any) any {
+	switch kept := r.value(user).(type) {
+	case map[string]any, []any:
+		return kept
+	}
+	return user
+}
+
 func (r redactor) lists(lists map[string][]string) any {
 	kept := make(map[string]any, len(lists))
 	for name, list := range lists {
@@ -94,7 +121,11 @@ func (r redactor) lists(lists map[string][]string) any {
 			kept[name] = list[0]
 			continue
 		}
-		kept[name] = append([]string(nil), list...)
+		texts := make([]any, len(list))
+		for i := range list {
+			texts[i] = list[i]
+		}
+		kept[name] = texts
 	}
 	return r.params(kept)
 }
@@ -117,9 +148,5 @@ func (r redactor) viaJSON(value any) (kept any) {
 	if err := decoder.Decode(&kept); err != nil {
 		return value
 	}
-	switch kept.(type) {
-	case map[string]any, []any:
-		return r.value(kept)
-	}
-	return kept
+	return r.value(kept)
 }
