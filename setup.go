@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -382,5 +383,8 @@ func (c *Client) SetupSQL(ctx context.Context, role string) (string, error) {
 	if c.setup.StoreSchema == "" {
 		where = "in the store's database"
 	}
-	return fmt.Sprintf("%s\n-- The store, %s. A DBA who is no superuser needs this first: GRANT %s TO CURRENT_USER;\n%s", source, where, pgx.Identifier{role}.Sanitize(), history), nil
+	return fmt.Sprintf("%s\n-- The store, %s. A DBA who is no superuser needs this first: GRANT %s TO CURRENT_USER;\n%s", source, where, inComment.Replace(pgx.Identifier{role}.Sanitize()), history), nil
 }
+
+// inComment keeps a name from ending the comment of SQL that it stands in.
+var inComment = strings.NewReplacer("\n", `\n`, "\r", `\r`)

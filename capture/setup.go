@@ -351,7 +351,7 @@ func (s *Setup) Script(ctx context.Context, role string) (script string, identit
 	}
 	identities = make(map[uint32]string)
 	var b strings.Builder
-	fmt.Fprintf(&b, "-- The source: run with psql, in database %s, as a role that owns the tables and may\n-- make slots. wal_level must be logical. Not in one transaction: the slot could not\n-- be made in it, and the locks on the tables would be held throughout.\n", database)
+	fmt.Fprintf(&b, "-- The source: run with psql, in database %q, as a role that owns the tables and may\n-- make slots. wal_level must be logical. Not in one transaction: the slot could not\n-- be made in it, and the locks on the tables would be held throughout.\n", database)
 	b.WriteString("SET lock_timeout = '5s';\n")
 	fmt.Fprintf(&b, "ALTER ROLE %s REPLICATION;\n", pgx.Identifier{role}.Sanitize())
 	fmt.Fprintf(&b, "\n-- The publication comes before the slot.\n%s;\n", s.createPublication(version))

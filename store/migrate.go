@@ -57,10 +57,22 @@ func Migrations(schema string) ([]Migration, error) {
 			return nil, fmt.Errorf("migration %s has no number: %w", name, err)
 		}
 		quoted := pgx.Identifier{schema}.Sanitize()
-		sql := strings.NewReplacer("{{schema}}", quoted, "{{schema_literal}}", quoteLiteral(quoted)).Replace(string(text))
+		// {{schema}} is an identifier. Within a text of SQL stands {{schema_literal}}:
+		// a name may hold quotes, and marks of format.
+		sql := strings.NewReplacer("{{schema}}", quoted, "{{schema_literal}}", quoteLiteral(quoted), "$$", dollarQuote(schema)).Replace(string(text))
 		migrations = append(migrations, Migration{Version: version, Name: base, SQL: sql})
 	}
 	return migrations, nil
+}
+
+// dollarQuote returns the mark around the bodies of functions that name the
+// schema: one that the name does not hold.
+func dollarQuote(schema string) string {
+	mark := "$$"
+	for n := 1; strings.Contains(schema, mark); n++ {
+		mark = fmt.Sprintf("$audit%d$", n)
+	}
+	return mark
 }
 
 // Check says what keeps the current role from making the store, and the SQL that

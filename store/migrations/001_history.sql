@@ -269,9 +269,9 @@ BEGIN
                WHERE c.relnamespace = {{schema_literal}}::regnamespace AND c.relname = name) THEN
         RETURN;
     END IF;
-    EXECUTE format('CREATE TABLE {{schema}}.%I (LIKE {{schema}}.changes INCLUDING DEFAULTS INCLUDING STORAGE INCLUDING COMMENTS)', name);
-    EXECUTE format('ALTER TABLE {{schema}}.changes ATTACH PARTITION {{schema}}.%I FOR VALUES FROM (%L) TO (%L)', name, from_time, until_time);
-    PERFORM {{schema}}.protect(format('{{schema}}.%I', name)::regclass);
+    EXECUTE format('CREATE TABLE %1$s.%2$I (LIKE %1$s.changes INCLUDING DEFAULTS INCLUDING STORAGE INCLUDING COMMENTS)', {{schema_literal}}, name);
+    EXECUTE format('ALTER TABLE %1$s.changes ATTACH PARTITION %1$s.%2$I FOR VALUES FROM (%3$L) TO (%4$L)', {{schema_literal}}, name, from_time, until_time);
+    PERFORM {{schema}}.protect(format('%s.%I', {{schema_literal}}, name)::regclass);
 END $$;
 
 -- drop_before drops the partitions that end at or before a time and notes each,
@@ -291,12 +291,12 @@ BEGIN
     FOR name, from_time IN
         SELECT c.relname, to_timestamp(substr(c.relname, 9), 'YYYY_MM')
         FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
-        WHERE i.inhparent = '{{schema}}.changes'::regclass AND c.relname ~ '^changes_[0-9]+_[0-9]{2}$'
+        WHERE i.inhparent = ({{schema_literal}} || '.changes')::regclass AND c.relname ~ '^changes_[0-9]+_[0-9]{2}$'
         ORDER BY 2
     LOOP
         until_time := from_time + interval '1 month';
         CONTINUE WHEN until_time > of_time;
-        EXECUTE format('DROP TABLE {{schema}}.%I', name);
+        EXECUTE format('DROP TABLE %s.%I', {{schema_literal}}, name);
         INSERT INTO {{schema}}.retention (partition, from_time, until_time) VALUES (name, from_time, until_time)
         ON CONFLICT (partition) DO UPDATE SET dropped_at = now();
         RETURN NEXT name;

@@ -59,13 +59,13 @@ BEGIN
     FOR name, from_time IN
         SELECT c.relname, to_timestamp(substr(c.relname, 9), 'YYYY_MM')
         FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
-        WHERE i.inhparent = '{{schema}}.changes'::regclass AND c.relname ~ '^changes_[0-9]+_[0-9]{2}$'
+        WHERE i.inhparent = ({{schema_literal}} || '.changes')::regclass AND c.relname ~ '^changes_[0-9]+_[0-9]{2}$'
         ORDER BY 2
     LOOP
         until_time := from_time + interval '1 month';
         CONTINUE WHEN until_time > of_time;
-        EXECUTE format('SELECT max(position) FROM {{schema}}.%I', name) INTO last;
-        EXECUTE format('DROP TABLE {{schema}}.%I', name);
+        EXECUTE format('SELECT max(position) FROM %s.%I', {{schema_literal}}, name) INTO last;
+        EXECUTE format('DROP TABLE %s.%I', {{schema_literal}}, name);
         INSERT INTO {{schema}}.retention (partition, from_time, until_time, position) VALUES (name, from_time, until_time, last)
         ON CONFLICT (partition) DO UPDATE SET dropped_at = now(), position = greatest(retention.position, excluded.position);
         RETURN NEXT name;
