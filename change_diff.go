@@ -17,7 +17,7 @@ type ColumnChange struct {
 
 // String returns the change as "name: old -> new".
 func (c ColumnChange) String() string {
-	return c.Column + ": " + valueText(c.Old, 0) + " -> " + valueText(c.New, 0)
+	return printable(c.Column) + ": " + valueText(c.Old, 0) + " -> " + valueText(c.New, 0)
 }
 
 // Diff returns the columns that the change changed, sorted by name: every

@@ -16,7 +16,8 @@ const lineValue = 40
 //
 //	16/B374D848#3 2024-01-02T03:04:05.123456Z UPDATE public.todo[26] completed: false -> true by 187234 in request 5f1c
 //
-// It shows row values, each cut to some 40 bytes: mind where it is printed. The
+// It shows row values, each cut to some 40 bytes: mind where it is printed. Control
+// characters and what else cannot be seen is quoted, here and in the form of %+v. The
 // form is for people and may change between versions; see [Change.MarshalJSON]
 // for one that does not.
 func (c Change) String() string {
@@ -61,25 +62,25 @@ func (c Change) block() string {
 		c.writeColumn(&b, d, 0)
 	}
 	if c.KeyChanged {
-		b.WriteString("\n    (key was " + c.PreviousKey + ")")
+		b.WriteString("\n    (key was " + printable(c.PreviousKey) + ")")
 	}
-	fmt.Fprintf(&b, "\n    transaction %d of database %s", c.TransactionID, c.Database)
+	fmt.Fprintf(&b, "\n    transaction %d of database %s", c.TransactionID, printable(c.Database))
 	if c.Environment != "" {
-		b.WriteString(", environment " + c.Environment)
+		b.WriteString(", environment " + printable(c.Environment))
 	}
 	if c.Stamped {
-		b.WriteString("\n    context " + string(c.RawContext))
+		b.WriteString("\n    context " + printableJSON(string(c.RawContext)))
 	}
 	if c.Defect != "" {
-		b.WriteString("\n    defect: " + c.Defect)
+		b.WriteString("\n    defect: " + printable(c.Defect))
 	}
 	return b.String()
 }
 
 func (c Change) writeHead(b *strings.Builder) {
-	fmt.Fprintf(b, "%s %s %s %s", c.Position, c.CommittedAt.UTC().Format(time.RFC3339Nano), c.Operation, c.TableName())
+	fmt.Fprintf(b, "%s %s %s %s", c.Position, c.CommittedAt.UTC().Format(time.RFC3339Nano), c.Operation, printable(c.TableName()))
 	if c.HasKey {
-		fmt.Fprintf(b, "[%s]", strings.Join(c.KeyParts(), ","))
+		fmt.Fprintf(b, "[%s]", printableKey(c.KeyParts()))
 	}
 }
 
@@ -89,21 +90,21 @@ func (c Change) writeSource(b *strings.Builder) {
 		return
 	}
 	if user := c.Context.User(); user != "" {
-		b.WriteString(" by " + user)
+		b.WriteString(" by " + printable(user))
 	}
 	switch {
 	case c.Context.Endpoint != "":
-		b.WriteString(" at " + c.Context.Endpoint)
+		b.WriteString(" at " + printable(c.Context.Endpoint))
 	case c.Context.Worker != "":
-		b.WriteString(" at worker " + c.Context.Worker)
+		b.WriteString(" at worker " + printable(c.Context.Worker))
 	}
 	if c.Context.RequestID != "" {
-		b.WriteString(" in request " + c.Context.RequestID)
+		b.WriteString(" in request " + printable(c.Context.RequestID))
 	}
 }
 
 func (c Change) writeColumn(b *strings.Builder, d ColumnChange, limit int) {
-	b.WriteString(d.Column + ": ")
+	b.WriteString(printable(d.Column) + ": ")
 	switch c.Operation {
 	case Create:
 		b.WriteString(valueText(d.New, limit))
@@ -126,7 +127,7 @@ func valueText(raw json.RawMessage, limit int) string {
 		for cut > 0 && !utf8.RuneStart(raw[cut]) {
 			cut--
 		}
-		return string(raw[:cut]) + "…"
+		return printableJSON(string(raw[:cut])) + "…"
 	}
-	return string(raw)
+	return printableJSON(string(raw))
 }

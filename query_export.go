@@ -7,7 +7,10 @@ import (
 	"encoding/json"
 	"io"
 	"strconv"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // ExportFormat is a file format of [Query.Export].
@@ -21,6 +24,10 @@ const (
 	// an empty field, images and context are JSON, times RFC 3339 in UTC. It reads
 	// back with COPY ... (FORMAT csv, HEADER).
 	CSV
+	// SpreadsheetCSV is CSV for spreadsheets: a field that one would take for a
+	// formula, since it begins with one of = + - @ or a control character, has an
+	// apostrophe before it. It does not read back as it was.
+	SpreadsheetCSV
 )
 
 // Export writes the changes that the query gives to w, cursor and Limit
@@ -37,14 +44,22 @@ func (q Query) Export(ctx context.Context, w io.Writer, format ExportFormat) (in
 		encoder.SetEscapeHTML(false)
 		write = func(c Change) error { return encoder.Encode(c) }
 		finish = buffered.Flush
-	case CSV:
+	case CSV, SpreadsheetCSV:
 		lines := csv.NewWriter(buffered)
 		if q.err == nil {
 			if err := lines.Write(csvHeader); err != nil {
 				return 0, wrap("export changes", err)
 			}
 		}
-		write = func(c Change) error { return lines.Write(csvLine(c)) }
+		write = func(c Change) error {
+			line := csvLine(c)
+			if format == SpreadsheetCSV {
+				for i := range line {
+					line[i] = withoutFormula(line[i])
+				}
+			}
+			return lines.Write(line)
+		}
 		finish = func() error {
 			lines.Flush()
 			if err := lines.Error(); err != nil {
@@ -53,7 +68,7 @@ func (q Query) Export(ctx context.Context, w io.Writer, format ExportFormat) (in
 			return buffered.Flush()
 		}
 	default:
-		q = q.refuse("Export", "the format is neither JSONL nor CSV", nil)
+		q = q.refuse("Export", "the format is none of JSONL, CSV and SpreadsheetCSV", nil)
 	}
 	var written int64
 	for change, err := range q.All(ctx) {
@@ -82,4 +97,16 @@ func csvLine(c Change) []string {
 		c.PrimaryKey, c.PreviousKey, string(c.Operation), c.Before.String(), c.After.String(), string(c.RawContext),
 		c.Environment, c.Defect, moment(c.QueuedAt), moment(c.CreatedAt),
 	}
+}
+
+// withoutFormula puts an apostrophe before what a spreadsheet would compute. The
+// wide forms of the signs count as well, and blanks before them are passed over.
+func withoutFormula(field string) string {
+	trimmed := strings.TrimLeftFunc(field, func(r rune) bool { return unicode.IsSpace(r) || unicode.Is(unicode.Cf, r) })
+	first, _ := utf8.DecodeRuneInString(trimmed)
+	begin, _ := utf8.DecodeRuneInString(field)
+	if field != "" && (unicode.IsControl(begin) || trimmed != "" && strings.ContainsRune("=+-@＝＋－＠", first)) {
+		return "'" + field
+	}
+	return field
 }

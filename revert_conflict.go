@@ -121,7 +121,7 @@ type RowRef struct {
 // identity tells rows apart, also by keys whose parts have commas in them.
 func (r RowRef) identity() string { return r.Table + "\x00" + joinKey(r.Key) }
 
-func (r RowRef) String() string { return r.Table + "[" + strings.Join(r.Key, ",") + "]" }
+func (r RowRef) String() string { return printable(r.Table) + "[" + printableKey(r.Key) + "]" }
 
 // Conflict is one thing that stands between a row and what it was before the
 // selection.
@@ -165,7 +165,7 @@ func (c Conflict) String() string {
 	var b strings.Builder
 	b.WriteString(c.RowRef.String())
 	if c.Column != "" {
-		b.WriteString(" " + c.Column)
+		b.WriteString(" " + printable(c.Column))
 	}
 	b.WriteString(": " + c.Kind.String())
 	switch c.Kind {
@@ -174,11 +174,11 @@ func (c Conflict) String() string {
 	case ColumnGone:
 		b.WriteString(": cannot restore " + sqlValueText(c.Restore))
 	case UniqueTaken:
-		fmt.Fprintf(&b, ": %s: %s has it", c.Constraint, c.Other)
+		fmt.Fprintf(&b, ": %s: %s has it", printable(c.Constraint), c.Other)
 	case Referenced:
-		fmt.Fprintf(&b, ": by %s through %s", c.Other, c.Constraint)
+		fmt.Fprintf(&b, ": by %s through %s", c.Other, printable(c.Constraint))
 	case ParentMissing:
-		fmt.Fprintf(&b, ": %s, which %s needs", c.Other, c.Constraint)
+		fmt.Fprintf(&b, ": %s, which %s needs", c.Other, printable(c.Constraint))
 	case RowGone, RowRecreated:
 	}
 	switch {
@@ -203,5 +203,5 @@ func sqlValueText(v *string) string {
 	if err != nil {
 		return "?"
 	}
-	return string(text)
+	return printableJSON(string(text))
 }

@@ -49,7 +49,7 @@ func (e *ConflictError) Error() string {
 	for _, c := range e.Conflicts {
 		if !tables[c.Table] {
 			tables[c.Table] = true
-			names = append(names, c.Table)
+			names = append(names, printable(c.Table))
 		}
 	}
 	return fmt.Sprintf("audit: revert %s: %d conflicts with later work in %s: nothing was written; see Conflicts, and OnConflict for what to do about them",
@@ -99,7 +99,7 @@ func (e *UnrevertableError) Error() string {
 	if !e.Position.IsZero() {
 		at = " (change " + e.Position.String() + ")"
 	}
-	return "audit: revert " + e.Table + at + ": " + e.Reason
+	return "audit: revert " + printable(e.Table) + at + ": " + e.Reason
 }
 
 // Unwrap returns the error behind the reason, or nil.
@@ -121,7 +121,7 @@ func (e *StaleError) Error() string {
 	if e.Table == "" {
 		return "audit: the plan is stale: " + e.Reason
 	}
-	return fmt.Sprintf("audit: the plan is stale: %s[%s] %s", e.Table, strings.Join(e.Key, ","), e.Reason)
+	return fmt.Sprintf("audit: the plan is stale: %s[%s] %s", printable(e.Table), printableKey(e.Key), e.Reason)
 }
 
 // ApplyError is returned when the source refused one of a revert's statements: a
@@ -144,7 +144,7 @@ func (e *ApplyError) Error() string {
 	if e.Table == "" {
 		return "audit: revert: the source refused to turn triggers off: WithoutTriggers needs a role that may set session_replication_role"
 	}
-	refused := fmt.Sprintf("audit: revert: the source refused to %s rows of %s", e.verb(), e.Table)
+	refused := fmt.Sprintf("audit: revert: the source refused to %s rows of %s", e.verb(), printable(e.Table))
 	var pg *pgconn.PgError
 	switch {
 	case e.Constraint != "":

@@ -22,7 +22,8 @@ const printedRows = 200
 //
 // A plus is a row that is put back, a minus one that is removed, a tilde one of
 // which columns are restored. Rows that are skipped or already as they should be
-// are marked so. Of long plans the beginning is shown.
+// are marked so. Of long plans the beginning is shown. What cannot be seen, such as
+// control characters, is quoted.
 func (p *Plan) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "revert %s: %d changes: %d rows to insert, %d to update, %d to delete, %d already reverted, %d skipped\n",
@@ -30,9 +31,9 @@ func (p *Plan) String() string {
 	if p.Already != nil {
 		by := ""
 		if p.Already.User != "" {
-			by = " by " + p.Already.User
+			by = " by " + printable(p.Already.User)
 		}
-		fmt.Fprintf(&b, "already reverted%s in revert %s at %s\n", by, p.Already.ID, p.Already.Position.LSN)
+		fmt.Fprintf(&b, "already reverted%s in revert %s at %s\n", by, printable(p.Already.ID), p.Already.Position.LSN)
 	}
 	if len(p.Cascaded) > 0 {
 		fmt.Fprintf(&b, "later changes that are reverted as well: %d\n", len(p.Cascaded))
@@ -77,11 +78,11 @@ func (r PlannedRow) write(b *strings.Builder) {
 		}
 		switch r.Action {
 		case Create:
-			fmt.Fprintf(b, " %s: %s", c.Column, sqlValueText(c.Restore))
+			fmt.Fprintf(b, " %s: %s", printable(c.Column), sqlValueText(c.Restore))
 		case Delete:
-			fmt.Fprintf(b, " %s: %s", c.Column, sqlValueText(c.Live))
+			fmt.Fprintf(b, " %s: %s", printable(c.Column), sqlValueText(c.Live))
 		default:
-			fmt.Fprintf(b, " %s: %s -> %s", c.Column, sqlValueText(c.Live), sqlValueText(c.Restore))
+			fmt.Fprintf(b, " %s: %s -> %s", printable(c.Column), sqlValueText(c.Live), sqlValueText(c.Restore))
 		}
 	}
 	b.WriteByte('\n')

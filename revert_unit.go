@@ -25,7 +25,7 @@ func (u Unit) stamped() Unit {
 	return Unit{Kind: u.Kind, ID: clip(u.ID, 450) + " " + hex.EncodeToString(whole[:12])}
 }
 
-func (u Unit) String() string { return u.Kind + " " + clip(u.ID, 80) }
+func (u Unit) String() string { return u.Kind + " " + printable(clip(u.ID, 80)) }
 
 // repeatable tells that the unit has no end: changes join it all the time, so it
 // is never done with.

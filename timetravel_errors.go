@@ -60,7 +60,7 @@ func (e *HistoryError) Error() string {
 	var b strings.Builder
 	b.WriteString("audit: ")
 	if e.Table != "" {
-		b.WriteString(e.Table + " ")
+		b.WriteString(printable(e.Table) + " ")
 	}
 	fmt.Fprintf(&b, "as of %s: %s", e.Asked, strings.TrimPrefix(e.Reason.Error(), "audit: "))
 	if e.Detail != "" {
