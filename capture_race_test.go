@@ -43,11 +43,13 @@ func TestReader_SlotChangesBeforeItIsTaken(t *testing.T) {
 		want     func(error) bool
 	}{
 		"made anew": {
-			[]string{"SELECT pg_drop_replication_slot($1)", "INSERT INTO todo VALUES (2, $1)", "SELECT pg_create_logical_replication_slot($1, 'pgoutput')"}, 0,
+			[]string{"SELECT pg_drop_replication_slot($1)", "INSERT INTO todo VALUES (2, $1)", "SELECT pg_create_logical_replication_slot($1, 'pgoutput')"},
+			0,
 			func(err error) bool { var moved *capture.SlotMovedError; return errors.As(err, &moved) },
 		},
 		"advanced": {
-			[]string{"INSERT INTO todo VALUES (2, $1)", "SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())"}, 0,
+			[]string{"INSERT INTO todo VALUES (2, $1)", "SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())"},
+			0,
 			func(err error) bool { var moved *capture.SlotMovedError; return errors.As(err, &moved) },
 		},
 		"failover": {nil, 7, func(err error) bool { return errors.Is(err, capture.ErrTimeline) }},
