@@ -17,25 +17,26 @@ import (
 // fit into a page.
 const maxMember = 1000
 
-// contextMembers lists the members of the object with the fields behind them,
+// members lists the members of the object with the fields behind them,
 // in the order in which they are written.
-func (c *Context) contextMembers() []contextMember {
-	return []contextMember{
-		{"userId", "user_id", nil},
-		{"tenant", "", &c.Tenant},
-		{"requestId", "request_id", &c.RequestID},
-		{"traceId", "trace_id", &c.TraceID},
-		{"spanId", "span_id", &c.SpanID},
-		{"endpoint", "", &c.Endpoint},
-		{"worker", "", &c.Worker},
-		{"SQL", "sql", &c.SQL},
+func (c *Context) members() []contextField {
+	return []contextField{
+		{userMember, nil},
+		{tenantMember, &c.Tenant},
+		{requestMember, &c.RequestID},
+		{traceMember, &c.TraceID},
+		{spanMember, &c.SpanID},
+		{endpointMember, &c.Endpoint},
+		{workerMember, &c.Worker},
+		{sqlMember, &c.SQL},
 	}
 }
 
-type contextMember struct {
-	name  string
-	other string // the name that clients of other languages write
-	text  *string
+// contextField is a member with the field of a Context that holds it, which is UserID
+// where text is nil.
+type contextField struct {
+	member contextMember
+	text   *string
 }
 
 // contextPart is a member ready to be written.
@@ -70,7 +71,8 @@ func (c Context) MarshalJSON() ([]byte, error) {
 
 // UnmarshalJSON reads an object that this or another client stamped, without
 // complaint about members of an unexpected type: they are in Extra. Of userId
-// and user_id, requestId and request_id and so on the first counts.
+// and user_id, requestId and request_id and so on the first counts that is a number or
+// a string with something in it.
 func (c *Context) UnmarshalJSON(text []byte) error {
 	if !json.Valid(text) {
 		return errors.New("audit: context: no JSON")
@@ -91,17 +93,17 @@ func (c *Context) parts() ([]contextPart, error) {
 		parts = append(parts, contextPart{name, text, kind})
 		return nil
 	}
-	for _, member := range c.contextMembers() {
-		kind := partIdentity
-		if member.name == "SQL" {
+	for _, field := range c.members() {
+		name, kind := field.member.name(), partIdentity
+		if name == sqlMember.name() {
 			kind = partSQL
 		}
 		var err error
 		switch {
-		case member.text == nil && c.UserID != nil && c.UserID != "":
-			err = add(member.name, kind, idValue{c.UserID})
-		case member.text != nil && *member.text != "":
-			err = add(member.name, kind, *member.text)
+		case field.text == nil && c.UserID != nil && c.UserID != "":
+			err = add(name, kind, idValue{c.UserID})
+		case field.text != nil && *field.text != "":
+			err = add(name, kind, *field.text)
 		}
 		if err != nil {
 			return nil, err
@@ -283,26 +285,17 @@ func readContext(text []byte) Context {
 	if err != nil || !ok {
 		return c
 	}
-	for _, field := range c.contextMembers() {
-		name := field.name
-		if members[name] == nil && field.other != "" {
-			name = field.other
-		}
-		if field.text == nil {
-			if id, ok := readID(members[name]); ok {
-				c.UserID = id
-				delete(members, name)
-			}
+	for _, field := range c.members() {
+		name, value, ok := field.member.in(members)
+		switch {
+		case !ok:
 			continue
+		case field.text == nil:
+			c.UserID = idOf(value)
+		default:
+			*field.text = fmt.Sprint(value)
 		}
-		switch member := members[name].(type) {
-		case string:
-			*field.text = member
-			delete(members, name)
-		case json.Number:
-			*field.text = member.String()
-			delete(members, name)
-		}
+		delete(members, name)
 	}
 	if params, ok := members["params"].(map[string]any); ok {
 		c.Params = params
@@ -327,15 +320,14 @@ func readContext(text []byte) Context {
 	return c
 }
 
-func readID(member any) (any, bool) {
-	switch member := member.(type) {
-	case string:
-		return member, true
-	case json.Number:
-		if n, err := strconv.ParseInt(member.String(), 10, 64); err == nil && !strings.HasPrefix(member.String(), "-0") {
-			return n, true
-		}
-		return member, true
+// idOf is a user's id: a string, an int64, or a json.Number that is no int64.
+func idOf(value any) any {
+	number, ok := value.(json.Number)
+	if !ok {
+		return value
 	}
-	return nil, false
+	if n, err := strconv.ParseInt(number.String(), 10, 64); err == nil && !strings.HasPrefix(number.String(), "-0") {
+		return n
+	}
+	return number
 }

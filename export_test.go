@@ -1,6 +1,34 @@
 package audit
 
-import "context"
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Explain has the server tell seen the plan of every statement that a query of the
+// client runs, as auto_explain writes it: analyzed, with buffers, in JSON.
+func Explain(ctx context.Context, c *Client, seen func(plan string)) error {
+	for _, pool := range []**pgxpool.Pool{&c.listings, &c.store} {
+		config := (*pool).Config()
+		for name, value := range map[string]string{
+			"session_preload_libraries": "auto_explain", "client_min_messages": "log",
+			"auto_explain.log_min_duration": "0", "auto_explain.log_analyze": "on", "auto_explain.log_buffers": "on",
+			"auto_explain.log_format": "json", "auto_explain.log_timing": "off",
+		} {
+			config.ConnConfig.RuntimeParams[name] = value
+		}
+		config.ConnConfig.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) { seen(n.Message) }
+		explained, err := pgxpool.NewWithConfig(ctx, config)
+		if err != nil {
+			return err
+		}
+		(*pool).Close()
+		*pool = explained
+	}
+	return nil
+}
 
 // Statement returns the SQL that reads a page of the query, so that its plan can
 // be looked at.

@@ -166,9 +166,13 @@ func (c *Client) table(name string) string {
 
 // from selects columns of the changes that the filters leave.
 func (q Query) from(c *Client, columns ...string) sq.SelectBuilder {
-	b := sq.StatementBuilder.PlaceholderFormat(sq.Dollar).
+	return q.matching(sq.StatementBuilder.PlaceholderFormat(sq.Dollar).
 		Select(columns...).
-		From(c.table("changes") + " AS c")
+		From(c.table("changes") + " AS c"))
+}
+
+// matching adds the filters to what selects from changes AS c.
+func (q Query) matching(b sq.SelectBuilder) sq.SelectBuilder {
 	for _, condition := range q.where {
 		b = b.Where(condition)
 	}

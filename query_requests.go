@@ -12,8 +12,12 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// walkPage is how many changes are looked at to find the next requests.
-const walkPage = 512
+const (
+	// How many changes are looked at to find the next requests: few at first, since
+	// all changes of a request that is found are counted.
+	walkFirst = 64
+	walkPage  = 512
+)
 
 // Request is what one request of the application did, as far as the query
 // matches it.
@@ -113,6 +117,7 @@ type requestWalker struct {
 	// on would move away from the walk. Only for newest first.
 	horizon pglogrepl.LSN
 	done    bool
+	size    int // how many changes are looked at next
 	// recent holds requests that were met lately, so that a large one is counted
 	// only once. Forgetting one costs time, not correctness.
 	recent []string
@@ -132,7 +137,7 @@ func (q Query) requestWalk(ctx context.Context) (*requestWalker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &requestWalker{client: client, query: q}
+	w := &requestWalker{client: client, query: q, size: walkFirst}
 	if from != nil {
 		w.after = &from.marks[0]
 	}
@@ -167,20 +172,22 @@ func (w *requestWalker) cursorAt(at mark) cursor {
 	return cursor{newestRequests, []mark{at, {position: Position{LSN: w.horizon}}}}
 }
 
-func (w *requestWalker) from(columns ...string) sq.SelectBuilder {
-	b := w.query.from(w.client, columns...).Where(sq.Expr("c.context IS NOT NULL"))
-	if !w.query.oldest {
-		b = b.Where(sq.Expr("c.position <= ?::pg_lsn", w.horizon.String()))
+// within leaves out what came after the list began.
+func (w *requestWalker) within(b sq.SelectBuilder) sq.SelectBuilder {
+	if w.query.oldest {
+		return b
 	}
-	return b
+	return b.Where(sq.Expr("c.position <= ?::pg_lsn", w.horizon.String()))
 }
 
 // next looks at some more changes and returns the requests found at them.
 func (w *requestWalker) next(ctx context.Context) ([]foundRequest, error) {
-	b := w.from("c.position", "c.sequence", "c.database", requestOf).
-		Where(requestOf + " IS NOT NULL").
-		Where(sq.Expr(requestOf+" <> ALL (?::text[])", append([]string{}, w.recent...))).
-		OrderBy(w.query.order()).Limit(walkPage)
+	request := requestMember.sql()
+	b := w.within(w.query.from(w.client, "c.position", "c.sequence", "c.database", request)).
+		Where("c.context IS NOT NULL").
+		Where(request + " IS NOT NULL").
+		Where(sq.Expr(request+" <> ALL (?::text[])", append([]string{}, w.recent...))).
+		OrderBy(w.query.order()).Limit(uint64(w.size))
 	if w.after != nil {
 		b = b.Where(sq.Expr(`(c.position, c.sequence, c.database) `+w.query.beyond()+` (?::pg_lsn, ?::integer, ?::text)`,
 			w.after.position.LSN.String(), w.after.position.Sequence, w.after.database))
@@ -201,7 +208,8 @@ func (w *requestWalker) next(ctx context.Context) ([]foundRequest, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.done = len(met) < walkPage
+	w.done = len(met) < w.size
+	w.size = min(2*w.size, walkPage)
 	if len(met) == 0 {
 		return nil, nil
 	}
@@ -305,40 +313,30 @@ func (w *requestWalker) addContexts(ctx context.Context, found []foundRequest) e
 	return err
 }
 
-// lookUp puts together a statement over the changes of each candidate. They are
-// found by containment, for which there is an index, and checked by the
-// expression that defines the request of a change.
+// lookUp puts together a statement over the changes of each candidate. The index of
+// requests finds them, whatever the planner knows of the rest.
 func (w *requestWalker) lookUp(candidates []foundRequest, format string) (string, []any, error) {
-	changes, args, err := w.from("c.*").PlaceholderFormat(sq.Question).
-		Where("(c.context @> at.form1 OR c.context @> at.form2 OR c.context @> at.form3 OR c.context @> at.form4)").
-		Where(requestOf + " = at.id").
-		Suffix("OFFSET 0").ToSql()
+	ofRequest := sq.Select("c.*").From(w.client.table("changes") + " AS c").
+		Where("c.context IS NOT NULL").
+		Where(requestMember.sql() + " = at.id").
+		Suffix("OFFSET 0")
+	changes, args, err := w.within(w.query.matching(sq.Select("c.*").FromSelect(ofRequest, "c"))).ToSql()
 	if err != nil {
 		return "", nil, err
 	}
 	var ids, positions, databases []string
 	var sequences []int
-	forms := make([][]*string, 4)
 	for _, candidate := range candidates {
 		ids = append(ids, candidate.request.ID)
 		positions = append(positions, candidate.at.position.LSN.String())
 		sequences = append(sequences, candidate.at.position.Sequence)
 		databases = append(databases, candidate.at.database)
-		known := memberForms(candidate.request.ID, "requestId", "request_id")
-		for i := range forms {
-			var form *string
-			if i < len(known) {
-				form = &known[i]
-			}
-			forms[i] = append(forms[i], form)
-		}
 	}
 	const at = `
-		SELECT u.index, u.id, u.position::pg_lsn, u.sequence, u.database COLLATE "C" AS database,
-			u.form1::jsonb, u.form2::jsonb, u.form3::jsonb, u.form4::jsonb
-		FROM unnest(?::text[], ?::text[], ?::integer[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[])
-			WITH ORDINALITY AS u (id, position, sequence, database, form1, form2, form3, form4, index)`
-	args = append([]any{ids, positions, sequences, databases, forms[0], forms[1], forms[2], forms[3]}, args...)
+		SELECT u.index, u.id, u.position::pg_lsn, u.sequence, u.database COLLATE "C" AS database
+		FROM unnest(?::text[], ?::text[], ?::integer[], ?::text[])
+			WITH ORDINALITY AS u (id, position, sequence, database, index)`
+	args = append([]any{ids, positions, sequences, databases}, args...)
 	statement, err := sq.Dollar.ReplacePlaceholders(fmt.Sprintf(format, at, changes))
 	return statement, args, err
 }

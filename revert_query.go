@@ -28,7 +28,7 @@ func (q Query) Reverts() Query {
 // [Result].
 func (q Query) InRevert(id string) Query {
 	q.rare = true
-	return q.contextMember("InRevert", id, revertIDName)
+	return q.withMember("InRevert", contextMember{revertIDName}, id)
 }
 
 // RevertsOf keeps the changes of those reverts that reverted this: for instance
@@ -63,7 +63,7 @@ func (c Change) Revert() (PastRevert, bool) {
 // holds.
 func (p *planner) alreadyReverted(ctx context.Context) (*PastRevert, error) {
 	if p.r.key != "" {
-		q := Query{client: p.client}.InDatabase(p.database).contextMember("IdempotencyKey", p.r.key, revertKeyName)
+		q := Query{client: p.client}.InDatabase(p.database).withMember("IdempotencyKey", contextMember{revertKeyName}, p.r.key)
 		past, err := p.latest(ctx, q)
 		if past != nil || err != nil {
 			return past, err

@@ -386,7 +386,7 @@ func newStampField(content []byte, size, limit int) stampField {
 		return stampField{field: appendNull(nil), defect: "context is neither a JSON object nor an array"}
 	case facts.refused:
 		return stampField{field: appendNull(nil), defect: `context holds what jsonb refuses (\u0000, a lone surrogate, a number out of range or too deep a nesting)`}
-	case len(content) > limit || facts.longUser:
+	case len(content) > limit || facts.longID:
 		return trimContext(content, size)
 	}
 	return stampField{field: appendJSONBField(nil, content)}

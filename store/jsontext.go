@@ -14,7 +14,7 @@ type jsonFacts struct {
 	top       byte // the first byte: { [ " t f n or of a number
 	duplicate bool // an object names a key twice: jsonb keeps only the last
 	refused   bool // \u0000, a lone surrogate, a number out of numeric's range
-	longUser  bool // a top-level user id too long to be indexed
+	longID    bool // an id at the top level too long to be indexed
 }
 
 // embeds tells that the text survives as part of a jsonb value.
@@ -28,8 +28,8 @@ const (
 	// keeps both together inside numeric: 131,072 digits before the point, 16,383
 	// behind it.
 	maxNumber = 8_000
-	// maxUser keeps the user's index entry under a third of a page.
-	maxUser = 1024
+	// maxID keeps the index entry of a user or a request under a third of a page.
+	maxID = 1024
 )
 
 var errNotJSON = errors.New("not JSON")
@@ -147,8 +147,8 @@ func (s *jsonScanner) object(depth int) bool {
 		if !s.value(depth + 1) {
 			return false
 		}
-		if depth == 0 && (string(key) == "userId" || string(key) == "user_id") && s.i-start > maxUser {
-			s.facts.longUser = true
+		if depth == 0 && s.i-start > maxID && isIndexed(key) {
+			s.facts.longID = true
 		}
 		s.space()
 		if s.i >= len(s.b) {
@@ -168,6 +168,15 @@ func (s *jsonScanner) object(depth int) bool {
 			return false
 		}
 	}
+}
+
+// isIndexed reports whether a member of a context has an index of its own.
+func isIndexed(name []byte) bool {
+	switch string(name) {
+	case "userId", "user_id", "requestId", "request_id":
+		return true
+	}
+	return false
 }
 
 func (s *jsonScanner) array(depth int) bool {

@@ -45,9 +45,18 @@ CREATE INDEX changes_row_idx ON {{schema}}.changes ("table", primary_key, schema
 CREATE INDEX changes_previous_key_idx ON {{schema}}.changes ("table", previous_key, position) WHERE previous_key IS NOT NULL;
 -- A table's changes in commit order; always appended at its right edge per table.
 CREATE INDEX changes_table_idx ON {{schema}}.changes ("table", position, sequence);
--- A user's latest changes. Clients in other languages write user_id.
-CREATE INDEX changes_user_idx ON {{schema}}.changes ((coalesce(context ->> 'userId', context ->> 'user_id')), position, sequence) WHERE context IS NOT NULL;
--- Request, trace, endpoint and every other containment in the context. The list
+-- A user's latest changes. Clients in other languages write user_id. The expression
+-- is the one that the package's queries have (see contextMember), to the letter.
+CREATE INDEX changes_user_idx ON {{schema}}.changes ((coalesce(
+        CASE WHEN jsonb_typeof(context -> 'userId') IN ('string', 'number') THEN nullif(context ->> 'userId', '') END,
+        CASE WHEN jsonb_typeof(context -> 'user_id') IN ('string', 'number') THEN nullif(context ->> 'user_id', '') END)), position, sequence)
+    WHERE context IS NOT NULL;
+-- The changes of a request, all with the same entry, which are kept once.
+CREATE INDEX changes_request_idx ON {{schema}}.changes ((coalesce(
+        CASE WHEN jsonb_typeof(context -> 'requestId') IN ('string', 'number') THEN nullif(context ->> 'requestId', '') END,
+        CASE WHEN jsonb_typeof(context -> 'request_id') IN ('string', 'number') THEN nullif(context ->> 'request_id', '') END)))
+    WHERE context IS NOT NULL;
+-- Trace, endpoint, worker and every other containment in the context. The list
 -- of entries still to be sorted in is read by every query: it is kept short.
 CREATE INDEX changes_context_idx ON {{schema}}.changes USING gin (context jsonb_path_ops) WITH (gin_pending_list_limit = 512) WHERE context IS NOT NULL;
 -- Time ranges and transaction ids are almost in the order of the heap.
