@@ -184,22 +184,24 @@ func (q Query) Changed(columns ...string) Query {
 }
 
 // ChangedTo keeps the changes that gave the column this value: an UPDATE from
-// another value, or the CREATE of a row with it. Nil is NULL. Strings, numbers,
-// booleans, times and the like are compared with what stands in the column; any
-// other value by its JSON, for a json or jsonb column.
+// another value, or the CREATE of a row with it. Nil is NULL. A value that has a
+// Value method (sql.Null, the types of pgtype, decimals) is what that method gives.
+// Strings, numbers, booleans, times, intervals and lists of them are compared with what
+// stands in the column, numbers and times by value, so that the text "5" finds the
+// number 5 as well; any other value by its JSON, for a json or jsonb column.
 func (q Query) ChangedTo(column string, value any) Query {
 	if err := checkColumn(column); err != nil {
 		return q.refuseFor("ChangedTo", err)
 	}
-	documents, texts, err := imageValues(value)
+	f, err := imageForms(value)
 	if err != nil {
 		return q.refuseFor("ChangedTo", err)
 	}
 	var anyOf sq.Or
-	for _, document := range documents {
+	for _, document := range f.documents {
 		anyOf = append(anyOf, sq.Expr(`c.after -> ?::text = ?::jsonb`, column, document))
 	}
-	for _, text := range texts {
+	for _, text := range f.texts {
 		anyOf = append(anyOf, sq.Expr(`c.after -> ?::text = to_jsonb(?::text)`, column, text))
 	}
 	return q.filter(changedColumn(column)).filter(anyOf)
@@ -222,24 +224,30 @@ func changedColumn(column string) sq.Sqlizer {
 		AND (c.operation <> 'UPDATE' OR c.after -> ?::text IS NOT NULL))`, column, column, column)
 }
 
-// WhereBefore keeps the changes whose row before contains value: a map or struct
-// that is written as a JSON object of columns. Numbers are compared by value,
-// everything else has to look as it does in an [Image]. (It is not called
-// Before, as its twin would be After, which continues from a cursor.)
+// WhereBefore keeps the changes whose row before contains value: a map of columns, or a
+// struct whose fields are columns under the names that encoding/json gives them. A
+// value is compared as by [Query.ChangedTo], but for strings and numbers of Go, which
+// are nothing but a string and a number in the row. (The method is not called Before, as
+// its twin would be After, which continues from a cursor.)
 func (q Query) WhereBefore(value any) Query {
-	document, err := filterObject(value)
-	if err != nil {
-		return q.refuseFor("WhereBefore", err)
-	}
-	return q.filter(sq.Expr(`c.before @> ?::jsonb`, document))
+	return q.containing("WhereBefore", "c.before", value)
 }
 
 // WhereAfter keeps the changes whose row after contains value. See
 // [Query.WhereBefore].
 func (q Query) WhereAfter(value any) Query {
-	document, err := filterObject(value)
+	return q.containing("WhereAfter", "c.after", value)
+}
+
+// containing keeps the changes of which an image contains the columns of value.
+func (q Query) containing(filter, image string, value any) Query {
+	rows, err := rowForms(value)
 	if err != nil {
-		return q.refuseFor("WhereAfter", err)
+		return q.refuseFor(filter, err)
 	}
-	return q.filter(sq.Expr(`c.after @> ?::jsonb`, document))
+	var anyOf sq.Or
+	for _, row := range rows {
+		anyOf = append(anyOf, sq.Expr(image+` @> ?::jsonb`, row))
+	}
+	return q.filter(anyOf)
 }
