@@ -20,6 +20,7 @@ type changeJSON struct {
 	Before        Image           `json:"before"`
 	After         Image           `json:"after"`
 	Context       json.RawMessage `json:"context"`
+	Stamped       bool            `json:"stamped,omitempty"`
 	Environment   string          `json:"environment,omitempty"`
 	Defect        string          `json:"defect,omitempty"`
 	QueuedAt      time.Time       `json:"queuedAt"`
@@ -30,8 +31,8 @@ type changeJSON struct {
 // not change within a major version: position (the LSN), sequence, committedAt,
 // transactionId, database, schema, table, primaryKey (null where there is
 // none), previousKey (only where the key changed), operation, before, after,
-// context (null where nothing was stamped), environment and defect (only where
-// there is one), queuedAt, createdAt.
+// context (null where nothing was stamped), stamped (true, only where it was a null that
+// was stamped), environment and defect (only where there is one), queuedAt, createdAt.
 func (c Change) MarshalJSON() ([]byte, error) {
 	out := changeJSON{
 		Position:      string(appendLSN(nil, c.Position.LSN)),
@@ -56,7 +57,7 @@ func (c Change) MarshalJSON() ([]byte, error) {
 		out.PreviousKey = &c.PreviousKey
 	}
 	if c.Stamped {
-		out.Context = c.RawContext
+		out.Context, out.Stamped = c.RawContext, isNull(c.RawContext)
 	}
 	return json.Marshal(out)
 }
@@ -93,15 +94,20 @@ func (c *Change) UnmarshalJSON(text []byte) error {
 	if in.PreviousKey != nil {
 		c.PreviousKey, c.KeyChanged = *in.PreviousKey, true
 	}
-	c.setContext(in.Context)
+	switch {
+	case in.Stamped && len(in.Context) == 0:
+		c.setContext(json.RawMessage("null"))
+	case in.Stamped || !isNull(in.Context):
+		c.setContext(in.Context)
+	}
 	return nil
 }
 
-// setContext takes the stored context; nil and null mean that nothing was
-// stamped. A context that is not an object is left to RawContext.
+// setContext takes the stored context; nil means that nothing was stamped. A context that
+// is not an object is left to RawContext.
 func (c *Change) setContext(raw json.RawMessage) {
 	c.Context, c.Stamped, c.RawContext = Context{}, false, nil
-	if len(raw) == 0 || isNull(raw) {
+	if len(raw) == 0 {
 		return
 	}
 	c.Stamped, c.RawContext = true, raw

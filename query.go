@@ -34,7 +34,8 @@ type Query struct {
 	cursor *cursor
 	since  time.Time
 	until  time.Time
-	whole  bool // the answer must not lack changes that row-level security hides
+	zone   *time.Location // of days and hours; nil: UTC
+	whole  bool           // the answer must not lack changes that row-level security hides
 }
 
 // wholly makes the query one whose answer something else is computed from.
@@ -117,9 +118,6 @@ func (q Query) ready() (*Client, error) {
 	}
 	if q.hasRow && len(q.tables) == 0 {
 		return nil, &FilterError{Filter: "ForRow", Reason: "a key means nothing without a table: add ForTable"}
-	}
-	if !q.since.IsZero() && !q.until.IsZero() && q.until.Before(q.since) {
-		return nil, &FilterError{Filter: "Until", Reason: "the window ends before it begins"}
 	}
 	client := q.client
 	if client == nil {

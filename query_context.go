@@ -87,8 +87,8 @@ func (q Query) WithContext(value any) Query {
 }
 
 // WithoutContext keeps the changes about which the application said nothing: no
-// context was stamped, or an empty one. They were made in psql, by a migration,
+// context was stamped, or an empty one, or a null. They were made in psql, by a migration,
 // or by code that is not instrumented, and are what auditors look for.
 func (q Query) WithoutContext() Query {
-	return q.filter(sq.Expr(`(c.context IS NULL OR c.context = '{}'::jsonb)`))
+	return q.filter(sq.Expr(`(c.context IS NULL OR c.context IN ('{}'::jsonb, 'null'::jsonb))`))
 }

@@ -13,7 +13,7 @@ import (
 // Dimension is what [Query.CountBy] counts by.
 type Dimension int
 
-// The dimensions. Days and hours are those of UTC.
+// The dimensions. Days and hours are those of UTC, or of the zone of [Query.InZone].
 const (
 	PerTable Dimension = iota + 1
 	PerOperation
@@ -35,7 +35,9 @@ const (
 type dimension struct {
 	name  string
 	exprs []string
-	time  bool // groups are listed in the order of time
+	// Of a dimension of time: its width, and the layout of a group's value.
+	every  Bucket
+	layout string
 }
 
 var dimensions = map[Dimension]dimension{
@@ -49,9 +51,9 @@ var dimensions = map[Dimension]dimension{
 	PerWorker:      {name: "worker", exprs: []string{workerMember.sql()}},
 	PerTransaction: {name: "transaction", exprs: []string{"c.transaction_id::text"}},
 	PerDatabase:    {name: "database", exprs: []string{"c.database"}},
-	PerEnvironment: {name: "environment", exprs: []string{"c.environment"}},
-	PerDay:         {name: "day", exprs: []string{`to_char(c.committed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')`}, time: true},
-	PerHour:        {name: "hour", exprs: []string{`to_char(c.committed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:00"Z"')`}, time: true},
+	PerEnvironment: {name: "environment", exprs: []string{"nullif(c.environment, '')"}},
+	PerDay:         {name: "day", every: EveryDay, layout: time.DateOnly},
+	PerHour:        {name: "hour", every: EveryHour, layout: "2006-01-02T15:00Z07:00"},
 }
 
 // String returns the name of the dimension: "table".
@@ -65,7 +67,7 @@ func (d Dimension) String() string {
 // Group is the changes that have one value in a [Dimension].
 type Group struct {
 	// Value is that value as text: a table in the form that ForTable reads, a day
-	// as 2024-01-02, an hour as 2024-01-02T15:00Z.
+	// as 2024-01-02, an hour as 2024-01-02T15:00Z or, of a zone, 2024-01-02T15:00+01:00.
 	Value string
 	// Known is false for the changes that have no value there: made by nobody
 	// known, at no endpoint.
@@ -102,13 +104,11 @@ func (q Query) CountBy(ctx context.Context, by Dimension) ([]Group, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := source("ARRAY["+strings.Join(known.exprs, ", ")+"] AS value", "count(*)", "min(c.committed_at)", "max(c.committed_at)").
-		GroupBy(known.exprs...)
-	if known.time {
-		b = b.OrderBy("value")
-	} else {
-		b = b.OrderBy("count(*) DESC", "value")
+	if known.layout != "" {
+		return q.countByTime(ctx, client, known, source)
 	}
+	b := source("ARRAY["+strings.Join(known.exprs, ", ")+"] AS value", "count(*)", "min(c.committed_at)", "max(c.committed_at)").
+		GroupBy(known.exprs...).OrderBy("count(*) DESC", "value")
 	return collect(ctx, client, "count changes", b, func(row pgx.CollectableRow) (Group, error) {
 		var g Group
 		var values []*string
@@ -123,6 +123,32 @@ func (q Query) CountBy(ctx context.Context, by Dimension) ([]Group, error) {
 		}
 		return g, err
 	})
+}
+
+// countByTime counts the changes by the days or hours of the query's zone.
+func (q Query) countByTime(ctx context.Context, client *Client, by dimension, source func(...string) sq.SelectBuilder) ([]Group, error) {
+	zone := q.location()
+	b := source(by.every.binned(zone)+" AS step", "count(*)", "min(c.committed_at)", "max(c.committed_at)").
+		GroupBy("step").OrderBy("step")
+	var groups []Group
+	_, err := collect(ctx, client, "count changes", b, func(row pgx.CollectableRow) (struct{}, error) {
+		var at time.Time
+		g := Group{Known: true}
+		if err := row.Scan(&at, &g.Changes, &g.First, &g.Last); err != nil {
+			return struct{}{}, err
+		}
+		g.Value = at.In(zone).Format(by.layout)
+		g.First, g.Last = g.First.UTC(), g.Last.UTC()
+		if n := len(groups); n > 0 && groups[n-1].Value == g.Value {
+			last := &groups[n-1]
+			last.Changes += g.Changes
+			last.Last = g.Last
+			return struct{}{}, nil
+		}
+		groups = append(groups, g)
+		return struct{}{}, nil
+	})
+	return groups, err
 }
 
 // source returns what an aggregate selects from: the changes that the filters

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	sq "github.com/Masterminds/squirrel"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/hindsight-go/audit/store"
 )
@@ -100,7 +101,7 @@ func (q Query) Since(t time.Time) Query {
 	if t.After(q.since) {
 		q.since = t
 	}
-	return q.filter(sq.Expr(`c.committed_at >= ?`, t))
+	return q.filter(sq.Expr(`c.committed_at >= ?`, storeTime(t)))
 }
 
 // Until keeps the changes committed before t, by the clock of the source. What
@@ -114,13 +115,14 @@ func (q Query) Until(t time.Time) Query {
 	if q.until.IsZero() || t.Before(q.until) {
 		q.until = t
 	}
-	return q.filter(sq.Expr(`c.committed_at < ?`, t))
+	return q.filter(sq.Expr(`c.committed_at < ?`, storeTime(t)))
 }
 
 // Between keeps the changes committed from one time (included) until another
-// (left out): it is Since(from).Until(until).
+// (left out): it is Since(from).Until(until). Of several windows, what they have in
+// common counts, which may be nothing.
 func (q Query) Between(from, until time.Time) Query {
-	if until.Before(from) {
+	if clampTime(until).Before(clampTime(from)) {
 		return q.refuse("Between", "the window ends before it begins", nil)
 	}
 	return q.Since(from).Until(until)
@@ -129,11 +131,43 @@ func (q Query) Between(from, until time.Time) Query {
 // ceilMicro rounds up to the microseconds of PostgreSQL, which keeps both "at t
 // or later" and "before t" exact.
 func ceilMicro(t time.Time) time.Time {
+	t = clampTime(t)
 	rounded := t.Truncate(time.Microsecond)
 	if rounded.Before(t) {
 		rounded = rounded.Add(time.Microsecond)
 	}
 	return rounded
+}
+
+// The times of PostgreSQL end where these begin.
+var (
+	beforeAll = time.Date(-4713, 11, 23, 0, 0, 0, 0, time.UTC)
+	behindAll = time.Date(294277, 1, 1, 0, 0, 0, 0, time.UTC)
+)
+
+// clampTime keeps a time between the two. It goes by the seconds since 1970: neither the
+// order nor the year is right of all times that a time.Time can hold.
+func clampTime(t time.Time) time.Time {
+	switch seconds := t.Unix(); {
+	case seconds >= behindAll.Unix():
+		return behindAll
+	case seconds < beforeAll.Unix():
+		return beforeAll
+	}
+	return t
+}
+
+// storeTime is a time to compare with what the store holds. PostgreSQL has none before
+// November 24 of 4714 BC and none behind 294276; pgx would send another in the place of
+// such a one.
+func storeTime(t time.Time) pgtype.Timestamptz {
+	switch t = clampTime(t); {
+	case t.Before(beforeAll.AddDate(0, 0, 1)):
+		return pgtype.Timestamptz{InfinityModifier: pgtype.NegativeInfinity, Valid: true}
+	case t.Equal(behindAll):
+		return pgtype.Timestamptz{InfinityModifier: pgtype.Infinity, Valid: true}
+	}
+	return pgtype.Timestamptz{Time: t, Valid: true}
 }
 
 // InTransaction keeps the changes of the source transaction with this 64-bit id.
@@ -151,8 +185,12 @@ func (q Query) AtPosition(p Position) Query {
 	return q.filter(sq.Expr(`(c.position = ?::pg_lsn AND c.sequence = ?)`, p.LSN.String(), p.Sequence))
 }
 
-// InEnvironment keeps the changes captured by a program of this environment.
+// InEnvironment keeps the changes captured by a program of this environment, or with an
+// empty one, by a program that has none.
 func (q Query) InEnvironment(environment string) Query {
+	if environment == "" {
+		return q.filter(sq.Expr(`(c.environment IS NULL OR c.environment = '')`))
+	}
 	return q.filter(sq.Expr(`c.environment = ?`, environment))
 }
 

@@ -11,7 +11,8 @@ import (
 // Bucket is the width of the steps of a [Query.Trend].
 type Bucket int
 
-// The widths. They follow the calendar in UTC; weeks begin on Monday.
+// The widths. They follow the calendar in UTC or the zone of [Query.InZone]; weeks begin
+// on Monday.
 const (
 	EveryMinute Bucket = iota + 1
 	EveryHour
@@ -35,38 +36,92 @@ func (b Bucket) String() string {
 	return fmt.Sprintf("Bucket(%d)", int(b))
 }
 
-// start returns the beginning of the bucket that holds t.
+// start returns the beginning of the bucket that holds t, in the zone of t.
 func (b Bucket) start(t time.Time) time.Time {
-	t = t.UTC()
 	year, month, day := t.Date()
 	switch b {
 	case EveryMinute:
-		return time.Date(year, month, day, t.Hour(), t.Minute(), 0, 0, time.UTC)
-	case EveryHour:
-		return time.Date(year, month, day, t.Hour(), 0, 0, 0, time.UTC)
+		return t.Truncate(time.Minute)
+	case EveryHour: // not by time.Date: an hour may come twice
+		return t.Truncate(time.Minute).Add(-time.Duration(t.Minute()) * time.Minute)
 	case EveryWeek:
-		return time.Date(year, month, day-(int(t.Weekday())+6)%7, 0, 0, 0, 0, time.UTC)
+		return startOfDay(year, month, day-(int(t.Weekday())+6)%7, t.Location())
 	case EveryMonth:
-		return time.Date(year, month, 1, 0, 0, 0, 0, time.UTC)
+		return startOfDay(year, month, 1, t.Location())
 	default:
-		return time.Date(year, month, day, 0, 0, 0, 0, time.UTC)
+		return startOfDay(year, month, day, t.Location())
 	}
 }
 
 // next returns the beginning of the bucket behind the one that begins at t.
 func (b Bucket) next(t time.Time) time.Time {
+	year, month, day := t.Date()
 	switch b {
 	case EveryMinute:
 		return t.Add(time.Minute)
 	case EveryHour:
 		return t.Add(time.Hour)
-	case EveryWeek:
-		return t.AddDate(0, 0, 7)
+	case EveryWeek: // a week whose Monday was left out begins later
+		return b.start(t.AddDate(0, 0, 7).Add(12 * time.Hour))
 	case EveryMonth:
-		return t.AddDate(0, 1, 0)
+		return startOfDay(year, month+1, 1, t.Location())
 	default:
-		return t.AddDate(0, 0, 1)
+		return startOfDay(year, month, day+1, t.Location())
 	}
+}
+
+// slot is the width by which changes are counted for buckets of a zone. The zones of
+// today are off from UTC by quarters of an hour.
+func (b Bucket) slot(zone *time.Location) time.Duration {
+	switch {
+	case b == EveryMinute:
+		return time.Minute
+	case zone != time.UTC:
+		return 15 * time.Minute
+	case b == EveryHour:
+		return time.Hour
+	}
+	return 24 * time.Hour
+}
+
+// startOfDay returns the first moment of a day, or of the next where a zone left that
+// day out. A day need not begin at midnight, and may have two of them.
+func startOfDay(year int, month time.Month, day int, zone *time.Location) time.Time {
+	const step = 15 * time.Minute
+	date := time.Date(year, month, day, 0, 0, 0, 0, time.UTC)
+	number := func(t time.Time) int { return t.Year()*10000 + int(t.Month())*100 + t.Day() }
+	t, wanted := time.Date(year, month, day, 0, 0, 0, 0, zone), number(date)
+	for number(t) < wanted {
+		t = t.Add(step)
+	}
+	for number(t.Add(-step)) >= wanted {
+		t = t.Add(-step)
+	}
+	return t
+}
+
+// InZone has days, hours and the steps of a [Query.Trend] be those of a zone, with its
+// summer time. Without it they are those of UTC. Which changes a query gives is not
+// touched by it.
+func (q Query) InZone(zone *time.Location) Query {
+	if zone == nil {
+		return q.refuse("InZone", "the zone is nil", nil)
+	}
+	q.zone = zone
+	return q
+}
+
+// location is the zone of the query's days.
+func (q Query) location() *time.Location {
+	if q.zone == nil {
+		return time.UTC
+	}
+	return q.zone
+}
+
+// binned is the slot that a change was committed in, in SQL.
+func (b Bucket) binned(zone *time.Location) string {
+	return fmt.Sprintf("date_bin(interval '%d s', c.committed_at, timestamptz 'epoch')", int(b.slot(zone).Seconds()))
 }
 
 // Step is one step of a [Query.Trend]: the changes committed from Start
@@ -110,8 +165,8 @@ func (q Query) Trend(ctx context.Context, every Bucket) ([]Step, error) {
 	if err != nil {
 		return nil, err
 	}
-	step := fmt.Sprintf("date_trunc('%s', c.committed_at AT TIME ZONE 'UTC')", every)
-	b := source(step+" AS step", "c.operation", "count(*)").GroupBy("step", "c.operation").OrderBy("step")
+	zone := q.location()
+	b := source(every.binned(zone)+" AS step", "c.operation", "count(*)").GroupBy("step", "c.operation").OrderBy("step")
 	type count struct {
 		start     time.Time
 		operation Operation
@@ -129,13 +184,14 @@ func (q Query) Trend(ctx context.Context, every Bucket) ([]Step, error) {
 		first, last = counts[0].start, counts[len(counts)-1].start
 	}
 	steps, err := q.emptySteps(every, first, last)
-	for i := 0; len(counts) > 0 && i < len(steps); {
-		if !counts[0].start.UTC().Equal(steps[i].Start) {
+	i := 0
+	for _, c := range counts {
+		for i < len(steps) && !c.start.Before(steps[i].End) {
 			i++
-			continue
 		}
-		steps[i].add(counts[0].operation, counts[0].n)
-		counts = counts[1:]
+		if i < len(steps) {
+			steps[i].add(c.operation, c.n)
+		}
 	}
 	return steps, err
 }
@@ -151,11 +207,11 @@ func (q Query) emptySteps(every Bucket, first, last time.Time) ([]Step, error) {
 	if !q.until.IsZero() {
 		last = q.until.Add(-time.Microsecond)
 	}
-	if first.IsZero() {
+	if first.IsZero() || !q.until.IsZero() && !q.since.Before(q.until) {
 		return nil, nil
 	}
 	var steps []Step
-	for at := every.start(first); !at.After(last); {
+	for at := every.start(first.In(q.location())); !at.After(last); {
 		if len(steps) == maxTrend {
 			return nil, &FilterError{Filter: "Trend", Reason: "more than 100,000 steps: take a wider bucket or a narrower window"}
 		}

@@ -294,7 +294,7 @@ func (t *travel) resolveTime(ctx context.Context) error {
 	for range 3 {
 		var cut *lsnText
 		var dropped *time.Time
-		if err := t.client.store.QueryRow(ctx, cutSQL(t.client, comparison), t.database, t.at).Scan(&cut, &dropped); err != nil {
+		if err := t.client.store.QueryRow(ctx, cutSQL(t.client, comparison), t.database, storeTime(t.at)).Scan(&cut, &dropped); err != nil {
 			return wrap("find the position of a time", err)
 		}
 		if dropped != nil && dropped.After(t.facts.Horizon.Time) {
