@@ -46,7 +46,7 @@ type Client struct {
 	database string
 	known    remembered
 	abort    context.CancelFunc // guarded by mu: ends the latest Start, whatever it is doing
-	closed   bool               // guarded by mu
+	closing  chan struct{}      // closed by the first Close, under mu
 
 	directRows int // from how many rows on reverts are tried directly
 
@@ -64,7 +64,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: r, directRows: directRows, stored: newBroadcast(), poke: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
+	c := &Client{cfg: r, directRows: directRows, closing: make(chan struct{}), stored: newBroadcast(), poke: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
 	c.last.state = capture.Stopped
 	if c.metrics, err = newInstruments(r.MeterProvider, c); err != nil {
 		return nil, err
@@ -176,10 +176,13 @@ var sessionSettings = map[string]string{
 }
 
 // Close stops capture at once if it runs, and closes all connections. Stop first
-// for an orderly end.
+// for an orderly end. What waits for capture returns [ErrClosed], and so does everything
+// that is asked from then on; Close waits for what is being answered.
 func (c *Client) Close() {
 	c.mu.Lock()
-	c.closed = true
+	if c.open() == nil {
+		close(c.closing)
+	}
 	if c.abort != nil {
 		c.abort()
 	}

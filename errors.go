@@ -28,7 +28,8 @@ type (
 	NewerSchemaError = store.NewerSchemaError
 )
 
-// ErrClosed is returned by [Client.Start] after [Client.Close].
+// ErrClosed is returned after [Client.Close] by everything that would ask a server, and
+// by what waits when the client is closed.
 var ErrClosed = errors.New("audit: the client is closed")
 
 // ErrNotRunning is returned by [Client.Refresh] on a client that does not

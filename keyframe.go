@@ -44,6 +44,9 @@ func (c *Client) Baseline(ctx context.Context, options *BaselineOptions) error {
 	if options == nil {
 		options = &BaselineOptions{}
 	}
+	if err := c.open(); err != nil {
+		return err
+	}
 	t, err := c.travel(ctx, c.Now())
 	if err != nil {
 		return err

@@ -59,10 +59,10 @@ func (c *Client) Start(ctx context.Context) error {
 	defer cancelStart()
 	runCtx, cancelRun := context.WithCancel(context.WithoutCancel(ctx))
 	c.mu.Lock()
-	if c.closed {
+	if err := c.open(); err != nil {
 		c.mu.Unlock()
 		cancelRun()
-		return ErrClosed
+		return err
 	}
 	c.abort = func() { cancelStart(); cancelRun() }
 	c.last = view{state: capture.Starting}

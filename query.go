@@ -126,7 +126,7 @@ func (q Query) ready() (*Client, error) {
 	if client == nil {
 		return nil, ErrNoDefaultClient
 	}
-	return client, nil
+	return client, client.open()
 }
 
 // continueFrom returns the cursor if it is of the kind that the query can

@@ -18,6 +18,9 @@ func wrap(operation string, err error) error {
 	if err == nil {
 		return nil
 	}
+	if isClosed(err) {
+		return fmt.Errorf("%w (%s)", ErrClosed, operation)
+	}
 	if isRowSecurity(err) {
 		return fmt.Errorf("%w (%s: %w)", ErrRowSecurity, operation, err)
 	}

@@ -67,6 +67,9 @@ func (q Query) Watch(ctx context.Context) iter.Seq2[Event, error] {
 			case <-ctx.Done():
 				yield(Event{}, ctx.Err())
 				return
+			case <-w.client.closing:
+				yield(Event{}, ErrClosed)
+				return
 			case <-stored: // this program captures, and has just stored something
 			case <-time.After(wait):
 			}

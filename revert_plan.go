@@ -107,7 +107,7 @@ func (p *Plan) ready() error {
 	if p.p == nil {
 		return &RevertError{Method: "Plan", Reason: "only a plan that Reversal.Plan has returned can be applied: make a new one, and give IfHash the hash of this one"}
 	}
-	return nil
+	return p.p.client.open()
 }
 
 // PlannedRow is what a plan would do to one row.

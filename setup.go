@@ -364,6 +364,9 @@ func (c *Client) SetupSQL(ctx context.Context, role string) (string, error) {
 	}
 	c.starting.Lock() // which decides what the store's schema means
 	defer c.starting.Unlock()
+	if err := c.open(); err != nil {
+		return "", err
+	}
 	if err := c.locateStore(ctx); err != nil {
 		return "", fmt.Errorf("audit: setup script: %w", err)
 	}

@@ -125,6 +125,9 @@ func (c *Client) onStored(b store.Batch) {
 // works on a client that was not started, too. Where the source or the store
 // does not answer, it returns what is known and the error.
 func (c *Client) Status(ctx context.Context) (Status, error) {
+	if err := c.open(); err != nil {
+		return Status{State: capture.Stopped}, err
+	}
 	c.mu.Lock()
 	v := c.last
 	v.pending = slices.Clone(v.pending)

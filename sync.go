@@ -23,17 +23,17 @@ import (
 func (c *Client) Sync(ctx context.Context) error {
 	database, target, err := c.barrier(ctx)
 	if err != nil {
-		return fmt.Errorf("audit: sync: %w", err)
+		return wrap("sync", err)
 	}
-	if err := c.waitFor(ctx, database, target); err != nil {
-		return fmt.Errorf("audit: sync: %w", err)
-	}
-	return nil
+	return wrap("sync", c.waitFor(ctx, database, target))
 }
 
 // barrier writes a message into the source's WAL and returns where: whatever was
 // committed before the call is before it.
 func (c *Client) barrier(ctx context.Context) (database string, at LSN, err error) {
+	if err := c.open(); err != nil {
+		return "", 0, err
+	}
 	mark := func() error {
 		return c.source.QueryRow(ctx, "SELECT current_database(), pg_catalog.pg_logical_emit_message(true, $1, '')::text", c.cfg.ContextPrefix+capture.SyncSuffix).Scan(&database, &at)
 	}
@@ -67,7 +67,7 @@ func (c *Client) waitFor(ctx context.Context, database string, target LSN) error
 			at, err := c.history.Checkpoint(ctx, database)
 			// An error because ctx has ended is told below, in other words.
 			// That of a connection from before a restart of the server passes.
-			if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNoCheckpoint) && !isUndefined(err) && !isConnectionLost(err) {
+			if err != nil && ctx.Err() == nil && (isClosed(err) || !errors.Is(err, store.ErrNoCheckpoint) && !isUndefined(err) && !isConnectionLost(err)) {
 				return err
 			}
 			if reached = max(reached, at.Position); reached >= target {
@@ -83,6 +83,8 @@ func (c *Client) waitFor(ctx context.Context, database string, target LSN) error
 		select {
 		case <-stored:
 		case <-poll.C:
+		case <-c.closing:
+			return ErrClosed
 		case <-ctx.Done():
 			return fmt.Errorf("the store holds everything up to %s, not yet up to %s (capture is %s): %w", reached, target, v.state, ctx.Err())
 		}

@@ -27,6 +27,9 @@ const startPatience = 10 * time.Second
 // yet, because the application held them; they are tried again in the
 // background.
 func (c *Client) Refresh(ctx context.Context) error {
+	if err := c.open(); err != nil {
+		return err
+	}
 	r := c.running()
 	if r == nil {
 		return ErrNotRunning

@@ -231,7 +231,7 @@ func (p Point) ready() (*Client, error) {
 	if client == nil {
 		return nil, ErrNoDefaultClient
 	}
-	return client, nil
+	return client, client.open()
 }
 
 // PointError is returned when a [Point] was made of something that is no moment,

@@ -3,7 +3,6 @@ package audit
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/hindsight-go/audit/capture"
@@ -439,10 +438,10 @@ func (c *Client) Mark(ctx context.Context, name string) (Position, error) {
 	}
 	database, target, err := c.barrier(ctx)
 	if err != nil {
-		return Position{}, fmt.Errorf("audit: mark: %w", err)
+		return Position{}, wrap("mark", err)
 	}
 	if err := c.waitFor(ctx, database, target); err != nil {
-		return Position{}, fmt.Errorf("audit: mark: %w", err)
+		return Position{}, wrap("mark", err)
 	}
 	set, err := c.history.SetMark(ctx, database, name, target, time.Now())
 	if err != nil {
@@ -477,6 +476,9 @@ func (c *Client) Token(ctx context.Context) (Token, error) {
 func (c *Client) WaitFor(ctx context.Context, token Token) error {
 	if token == "" {
 		return nil
+	}
+	if err := c.open(); err != nil {
+		return err
 	}
 	lsn, err := parseLSN(string(token))
 	if err != nil {

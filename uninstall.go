@@ -16,6 +16,9 @@ import (
 // then in the store, for reading or for running by hand. Before, capture has to
 // be stopped.
 func (c *Client) UninstallSQL(ctx context.Context) (source, history []string, err error) {
+	if err := c.open(); err != nil {
+		return nil, nil, err
+	}
 	var database string
 	if err := c.source.QueryRow(ctx, "SELECT current_database()").Scan(&database); err != nil {
 		return nil, nil, fmt.Errorf("audit: uninstall: %w", err)
