@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -123,22 +122,15 @@ func (r runner) describe(ctx context.Context, c call) (*pgconn.StatementDescript
 	}
 }
 
-// invalidate drops what is known of a statement after an error that may come from
-// its age: a table that was altered, a statement that was deallocated.
+// invalidate drops what is known of a statement after any error, as pgx does: it may
+// come from a table that was altered since, and not all of those come from the server.
 func (r runner) invalidate(sql string, err error) {
 	if err == nil {
 		return
 	}
-	var pgErr *pgconn.PgError
-	if !errors.As(err, &pgErr) {
-		return
-	}
-	switch {
-	case strings.HasPrefix(pgErr.Code, "42"), pgErr.Code == "0A000", pgErr.Code == "26000", pgErr.Code == "08P01", pgErr.Code == "22P03":
-		st := r.state()
-		st.prepared.drop(sql)
-		st.described.drop(sql)
-	}
+	st := r.state()
+	st.prepared.drop(sql)
+	st.described.drop(sql)
 }
 
 // sent is a statement that was sent behind a stamp, which is through.
