@@ -230,7 +230,7 @@ func (c *Client) noteVersions(ctx context.Context, r *run, tracked []capture.Tra
 	// Not for long: the stream itself may need the lock that is held here.
 	short, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if err := c.waitFor(short, database, here); err != nil {
+	if err := c.waitFor(short, database, here, c.capturedElsewhere); err != nil {
 		return err
 	}
 	if facts, err = c.freshFacts(ctx, database); err != nil {
