@@ -36,6 +36,15 @@ func (r runner) batch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	if content == nil {
 		return &batchResults{runner: r, BatchResults: r.q.SendBatch(ctx, b)}
 	}
+	s := r.pending(content)
+	if s.guarded && !ending && r.state().mode == pgx.QueryExecModeCacheStatement {
+		// pgx would prepare the savepoint, and one that was deallocated behind its back
+		// takes the transaction with it.
+		if err := r.alone(ctx, content); err != nil {
+			return pgx.FailedBatchResults(b, err)
+		}
+		return &batchResults{runner: r, BatchResults: r.q.SendBatch(ctx, b)}
+	}
 	first := firstStamp(ctx, b, classes)
 	if first > 0 && r.status() == 'I' && !r.state().proven {
 		// What comes before may be something that cannot be undone and run again, as
@@ -49,7 +58,8 @@ func (r runner) batch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 		}
 	}
 	br := &batchResults{runner: r, ctx: ctx, batch: b, stamps: map[int]*batchStamp{}, forgetful: ending}
-	br.send(br.stamped(first, classes, r.pending(content)))
+	br.restamp = func() *pgx.Batch { return br.stamped(first, classes, s) }
+	br.send(br.restamp())
 	return br
 }
 
@@ -138,6 +148,7 @@ type batchResults struct {
 	at        int                 // the place of the result that is next
 	query     int                 // the query of the caller's batch whose result is next
 	forgetful bool                // the batch ends transactions
+	restamp   func() *pgx.Batch   // puts the stamps in again; nil once it has
 	sent      *pgx.Batch
 	err       error // a callback's
 	closed    bool
@@ -180,6 +191,10 @@ func (br *batchResults) skip() {
 // failed sends again without stamps what was undone, if it was the stamp that
 // failed. Else the caller meets the error by itself.
 func (br *batchResults) failed(bs *batchStamp, err error) {
+	if isDeallocated(err) && bs.from == 0 && !bs.guarded && br.restamp != nil {
+		br.again(bs)
+		return
+	}
 	br.stamps = nil
 	if !br.runner.isRefusal(br.ctx, err) {
 		return
@@ -201,6 +216,30 @@ func (br *batchResults) failed(bs *batchStamp, err error) {
 			return // the caller meets it
 		}
 	}
+}
+
+// again sends everything again, after the prepared statement of the stamp was found
+// to be gone. pgx has forgotten it by then.
+func (br *batchResults) again(bs *batchStamp) {
+	done := br.query
+	br.dropCallbacks()
+	_ = br.BatchResults.Close() // what is known
+	if br.runner.backOut(br.ctx, bs.pending) != nil {
+		br.stamps = nil
+		return
+	}
+	br.batch = br.from(0)
+	br.stamps = map[int]*batchStamp{}
+	restamp := br.restamp
+	br.restamp, br.at, br.query = nil, 0, 0
+	br.send(restamp())
+	br.Tx()
+	for range done {
+		if _, err := br.Exec(); err != nil {
+			return // the caller meets it
+		}
+	}
+	br.skip()
 }
 
 // from returns what is left of the caller's batch from a query on.

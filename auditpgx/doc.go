@@ -37,6 +37,8 @@
 //     name, and a Query that asks for the simple protocol on a connection whose
 //     default it is not. Alone, the rows of such a Query are read to their end
 //     before the caller gets them;
+//   - a batch that is stamped behind other statements of its transaction, on a
+//     connection that caches statements;
 //   - once or twice in the life of a connection that caches statements: the stamp
 //     is prepared when it is needed a second time.
 //
@@ -77,5 +79,8 @@
 //     around a CopyFrom;
 //   - in the simple protocol a Query is a batch, and an Exec with arguments has
 //     an argument that is not the caller's;
-//   - with a PrepareTracer stamps are not prepared.
+//   - with a PrepareTracer neither stamps nor the statements sent with them are
+//     prepared under a name: those are described once and sent as text, since only
+//     by asking pgx, which tells the tracer, could it be known whether a name is
+//     still there.
 package auditpgx

@@ -176,6 +176,15 @@ type oneResult struct {
 // the server refused the stamp, there are no results and no error, and the
 // connection is as before.
 func (r runner) sendPair(ctx context.Context, c call, content []byte) (*oneResult, pending, error) {
+	results, s, err := r.trySendPair(ctx, c, content)
+	if results == nil && s.deallocated {
+		// pgx has forgotten the stamp by now.
+		results, s, err = r.trySendPair(ctx, c, content)
+	}
+	return results, s, err
+}
+
+func (r runner) trySendPair(ctx context.Context, c call, content []byte) (*oneResult, pending, error) {
 	s := r.pending(content)
 	queries := r.queries(s)
 	before := ""
@@ -199,6 +208,11 @@ func (r runner) sendPair(ctx context.Context, c call, content []byte) (*oneResul
 			continue
 		}
 		_ = br.Close() // the same
+		if isDeallocated(err) {
+			s.deallocated = true
+			traced(pgconn.CommandTag{}, err)
+			return nil, s, plain(err)
+		}
 		if !r.isRefusal(ctx, err) {
 			shift(err, before)
 			traced(pgconn.CommandTag{}, err)

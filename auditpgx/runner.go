@@ -100,6 +100,8 @@ type pending struct {
 	content []byte
 	guarded bool // by a savepoint
 	status  byte // of the connection before
+
+	deallocated bool // its prepared statement is gone
 }
 
 func (r runner) pending(content []byte) pending {
@@ -179,6 +181,11 @@ func (r runner) isStampRefusal(ctx context.Context, err error) bool {
 func (r runner) undo(ctx context.Context, s pending, cause error) error {
 	r.s.Lose(ctx, cause)
 	r.state().refused = time.Now()
+	return r.backOut(ctx, s)
+}
+
+// backOut brings the connection back to where it was before a stamp that failed.
+func (r runner) backOut(ctx context.Context, s pending) error {
 	switch {
 	case s.guarded:
 		_, err := r.q.Exec(ctx, backout+";"+unguard)
@@ -192,6 +199,12 @@ func (r runner) undo(ctx context.Context, s pending, cause error) error {
 		return err
 	}
 	return nil
+}
+
+// isDeallocated reports whether a prepared statement is not there any more.
+func isDeallocated(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == "26000"
 }
 
 // alone sends a stamp by itself into an open transaction.
