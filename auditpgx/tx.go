@@ -15,6 +15,7 @@ type Tx struct {
 	s         *stamp.Stamper
 	state     *txState
 	savepoint int  // the number of the savepoint of a nested one, 0 for others
+	outer     *Tx  // that of a nested one, nil for others
 	closed    bool // by Commit or Rollback
 	done      func()
 }
@@ -33,7 +34,11 @@ func (tx *Tx) runner() runner { return runner{s: tx.s, q: tx.tx, tx: tx.state} }
 
 // passes reports whether a statement goes to pgx as it is: the connection of a
 // closed transaction must not even be looked at, somebody else may have it.
-func (tx *Tx) passes(ctx context.Context) bool { return tx.closed || !stamp.InContext(ctx) }
+func (tx *Tx) passes(ctx context.Context) bool { return tx.isOver() || !stamp.InContext(ctx) }
+
+// isOver reports whether the transaction, or one around it, was committed or rolled
+// back.
+func (tx *Tx) isOver() bool { return tx.closed || tx.outer != nil && tx.outer.isOver() }
 
 // Begin begins a nested transaction: a savepoint.
 func (tx *Tx) Begin(ctx context.Context) (pgx.Tx, error) {
@@ -43,7 +48,7 @@ func (tx *Tx) Begin(ctx context.Context) (pgx.Tx, error) {
 		return nil, err
 	}
 	tx.state.savepoints++
-	return &Tx{tx: nested, s: tx.s, state: tx.state, savepoint: tx.state.savepoints}, nil
+	return &Tx{tx: nested, s: tx.s, state: tx.state, savepoint: tx.state.savepoints, outer: tx}, nil
 }
 
 // Commit commits the transaction, or releases the savepoint of a nested one.
@@ -100,6 +105,12 @@ func (tx *Tx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, err
 
 // QueryRow is QueryRow of pgx.Tx.
 func (tx *Tx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	if tx.passes(ctx) {
+		row := tx.tx.QueryRow(ctx, sql, args...)
+		tx.runner().ran(sql)
+		tx.state.used = true
+		return row
+	}
 	rows, _ := tx.Query(ctx, sql, args...) //nolint:sqlclosecheck // Scan closes them and gives the error
 	return row{rows}
 }
@@ -107,7 +118,7 @@ func (tx *Tx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
 // SendBatch is SendBatch of pgx.Tx.
 func (tx *Tx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	defer func() { tx.state.used = true }()
-	if tx.closed {
+	if tx.isOver() {
 		return tx.tx.SendBatch(ctx, b)
 	}
 	return tx.runner().batch(ctx, b)
