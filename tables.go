@@ -50,11 +50,13 @@ func (c *Client) Refresh(ctx context.Context) error {
 
 // refreshTables is joinTables while nobody else sets up.
 func (c *Client) refreshTables(ctx context.Context, r *run) error {
-	release, err := c.lockSetup(ctx)
+	locked, release, err := c.lockSetup(ctx, refreshPatience)
 	if err != nil {
+		c.setupBlocked(ctx, err)
 		return err
 	}
 	defer release()
+	ctx = locked
 	repaired, err := c.setup.EnsurePublication(ctx, r.facts.Version)
 	if err != nil {
 		return err

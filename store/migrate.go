@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -18,9 +19,8 @@ import (
 //go:embed migrations/*.sql
 var migrationFiles embed.FS
 
-// migrationLock is the advisory lock under which migrations run, so that many
-// instances starting at once take turns. The number is the bytes of "audit".
-const migrationLock = 0x6175646974
+// migrationPatience is how long a migration waits for a lock.
+const migrationPatience = 10 * time.Second
 
 // Migration is one numbered step of the store's schema.
 type Migration struct {
@@ -154,9 +154,10 @@ func versionsTable(schema string) string {
 }
 
 // Migrate brings the store's schema to this package's version. Each migration
-// runs in one transaction, under an advisory lock and a lock timeout. It returns
-// a *NewerSchemaError if the store is ahead, and otherwise changes nothing that
-// is up to date: a role without the right to create may run it then.
+// runs in one transaction, under the lock of LockSetup and a lock timeout. It returns
+// a *NewerSchemaError if the store is ahead, a *SetupLockedError if somebody holds
+// the lock, and otherwise changes nothing that is up to date: a role without the right
+// to create may run it then.
 func (s *Store) Migrate(ctx context.Context) error {
 	migrations, err := Migrations(s.name)
 	if err != nil {
@@ -177,7 +178,14 @@ func (s *Store) Migrate(ctx context.Context) error {
 		if m.Version <= have {
 			continue
 		}
-		if err := s.apply(ctx, m); err != nil {
+		err := s.apply(ctx, m)
+		for again := 0; again < 5 && isCode(err, "42P06", "42P07", "23505"); again++ {
+			err = s.apply(ctx, m) // another instance has just made the schema
+		}
+		if isCode(err, "55P03") {
+			err = s.setupLocked(ctx, migrationPatience, err)
+		}
+		if err != nil {
 			return fmt.Errorf("migrate schema %s to %s: %w", s.name, m.Name, err)
 		}
 	}
@@ -200,10 +208,9 @@ func (s *Store) version(ctx context.Context) (int, error) {
 
 func (s *Store) apply(ctx context.Context, m Migration) error {
 	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", int64(migrationLock)); err != nil {
+		if _, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL lock_timeout = %d", migrationPatience.Milliseconds())); err != nil {
 			return err
 		}
-		// Behind the lock: another instance may have been faster.
 		var exists bool
 		if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)", s.name).Scan(&exists); err != nil {
 			return err
@@ -218,11 +225,12 @@ func (s *Store) apply(ctx context.Context, m Migration) error {
 		if _, err := tx.Exec(ctx, versionsTable(s.schema)); err != nil {
 			return err
 		}
-		tag, err := tx.Exec(ctx, "INSERT INTO "+s.schema+".schema_migrations (version, name) VALUES ($1, $2) ON CONFLICT DO NOTHING", m.Version, m.Name)
-		if err != nil || tag.RowsAffected() == 0 {
+		if _, err := tx.Exec(ctx, "LOCK TABLE "+s.schema+".schema_migrations IN SHARE ROW EXCLUSIVE MODE"); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '10s'"); err != nil {
+		// Behind the lock: another instance may have been faster.
+		tag, err := tx.Exec(ctx, "INSERT INTO "+s.schema+".schema_migrations (version, name) VALUES ($1, $2) ON CONFLICT DO NOTHING", m.Version, m.Name)
+		if err != nil || tag.RowsAffected() == 0 {
 			return err
 		}
 		_, err = tx.Exec(ctx, m.SQL)

@@ -273,7 +273,8 @@ BEGIN
                WHERE c.relnamespace = {{schema_literal}}::regnamespace AND c.relname = name) THEN
         RETURN;
     END IF;
-    PERFORM pg_advisory_xact_lock(418278533492);
+    -- What ATTACH takes in the end. Nobody waits for it but another who makes one.
+    LOCK TABLE {{schema}}.changes IN SHARE UPDATE EXCLUSIVE MODE;
     IF EXISTS (SELECT FROM pg_class c
                WHERE c.relnamespace = {{schema_literal}}::regnamespace AND c.relname = name) THEN
         RETURN;
