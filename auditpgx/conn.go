@@ -84,14 +84,20 @@ func (c *Conn) BeginTx(ctx context.Context, options pgx.TxOptions) (pgx.Tx, erro
 
 // Prepare is Prepare of *pgx.Conn.
 func (c *Conn) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
-	return c.open().Prepare(ctx, name, sql)
+	sd, err := c.open().Prepare(ctx, name, sql)
+	c.runner().prepared(name, sql, err)
+	return sd, err
 }
 
 // Ping is Ping of *pgx.Conn.
 func (c *Conn) Ping(ctx context.Context) error { return c.open().Ping(ctx) }
 
 // Conn returns the connection of pgx, which does not stamp.
-func (c *Conn) Conn() *pgx.Conn { return c.open() }
+func (c *Conn) Conn() *pgx.Conn {
+	conn := c.open()
+	stateOf(conn).names = nil // it may be used to prepare others
+	return conn
+}
 
 // Release gives a connection that was acquired from a [DB] back. For others, and
 // the second time, it does nothing. The other methods panic behind it, but for Close

@@ -36,7 +36,7 @@ type DB struct {
 
 // passes reports whether a statement goes to the pool as it is.
 func (db *DB) passes(ctx context.Context, sql string) bool {
-	return !stamp.InContext(ctx) || !wants(ctx, db.s.Parse(sql).Class)
+	return !stamp.InContext(ctx) || !stamp.Wants(ctx, db.s.Parse(sql))
 }
 
 // Exec is Exec of *pgxpool.Pool.

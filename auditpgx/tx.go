@@ -22,8 +22,14 @@ type Tx struct {
 
 var _ pgx.Tx = (*Tx)(nil)
 
-// wrapTx wraps a transaction in which anything may have run.
-func wrapTx(tx pgx.Tx, s *stamp.Stamper) *Tx { return &Tx{tx: tx, s: s, state: &txState{used: true}} }
+// wrapTx wraps a transaction in which anything may have run. One that stamps already
+// goes on as it is.
+func wrapTx(tx pgx.Tx, s *stamp.Stamper) *Tx {
+	if wrapped, ok := tx.(*Tx); ok {
+		return wrapped
+	}
+	return &Tx{tx: tx, s: s, state: &txState{used: true}}
+}
 
 // begun wraps a transaction that was begun just now.
 func begun(tx pgx.Tx, s *stamp.Stamper, options pgx.TxOptions) *Tx {
@@ -136,7 +142,11 @@ func (tx *Tx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []stri
 
 // Prepare is Prepare of pgx.Tx.
 func (tx *Tx) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
-	return tx.tx.Prepare(ctx, name, sql)
+	sd, err := tx.tx.Prepare(ctx, name, sql)
+	if !tx.isOver() {
+		tx.runner().prepared(name, sql, err)
+	}
+	return sd, err
 }
 
 // LargeObjects is LargeObjects of pgx.Tx. Large objects are not captured.
@@ -145,11 +155,21 @@ func (tx *Tx) LargeObjects() pgx.LargeObjects {
 	return tx.tx.LargeObjects()
 }
 
-// Conn returns the connection of pgx, which does not stamp.
+// Conn returns the connection of pgx, which does not stamp. It may be used to go back
+// to a savepoint, unseen, so from here on every write of the transaction is stamped
+// anew.
 func (tx *Tx) Conn() *pgx.Conn {
-	tx.state.used = true
-	return tx.tx.Conn()
+	tx.state.used, tx.state.exposed = true, true
+	conn := tx.tx.Conn()
+	if conn != nil && !tx.isOver() {
+		stateOf(conn).names = nil // it may be used to prepare others
+	}
+	return conn
 }
+
+// NoteUse takes note that something has run in a transaction that did not go through
+// it. It is for package auditsql.
+func NoteUse(tx *Tx) { tx.state.used = true }
 
 // Stats counts what became of the contexts that went through the DB, the Conn
 // or the Config that the transaction is from.
