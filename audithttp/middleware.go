@@ -54,7 +54,8 @@ type Config struct {
 	// Default: nobody.
 	User func(*http.Request) any
 
-	// Params tells the parameters worth keeping. It must not read the body
+	// Params tells the parameters worth keeping. PathValue of the request knows what a
+	// mux inside will find, if Routes tells the pattern. It must not read the body
 	// without putting it back. Values under names that look like passwords,
 	// tokens, keys and the like are redacted at every depth, also within texts that
 	// are JSON, queries or URLs: "user_password" and "stripeSecretKey" as well as
@@ -102,13 +103,16 @@ func (c Config) Middleware(next http.Handler) http.Handler {
 		c.Routes = mux
 	}
 	redact := c.redactor()
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return http.HandlerFunc(func(w http.ResponseWriter, outer *http.Request) {
+		r := outer.WithContext(outer.Context()) // a copy
+		defer func() { handBack(outer, r) }()
 		ctx := audit.WithContext(r.Context(), c.context(r, redact))
 		// The response carries the id even if the handler panics or hijacks.
 		if said, _ := audit.FromContext(ctx); said.RequestID != "" {
 			w.Header().Set(c.RequestIDHeader, said.RequestID)
 		}
-		next.ServeHTTP(w, r.WithContext(ctx))
+		r = r.WithContext(ctx)
+		next.ServeHTTP(w, r)
 	})
 }
 
@@ -175,6 +179,8 @@ func (c Config) endpoint(r *http.Request) string {
 	return r.Method + " " + pattern
 }
 
+// pattern returns the pattern of a request's route. What a mux will find in the path
+// is there for Params and User, too.
 func (c Config) pattern(r *http.Request) string {
 	if c.Pattern != nil {
 		if pattern := c.Pattern(r); pattern != "" {
@@ -183,6 +189,7 @@ func (c Config) pattern(r *http.Request) string {
 	}
 	if c.Routes != nil {
 		if _, pattern := c.Routes.Handler(r); pattern != "" {
+			setPathValues(r, pattern)
 			return pattern
 		}
 	}
