@@ -66,3 +66,44 @@ func wildcard(segment string) (name string, rest bool) {
 	}
 	return name, rest
 }
+
+// route returns the pattern of a request, also where one mux is mounted in another.
+func route(routes Router, r *http.Request) string {
+	handler, pattern := routes.Handler(r)
+	if inner, ok := handler.(Router); ok && strings.HasSuffix(pattern, "/") {
+		if within := route(inner, r); within != "" {
+			return within
+		}
+	}
+	return pattern
+}
+
+// isProcedure reports whether a path is that of a procedure of gRPC or Connect:
+// /package.Service/Method.
+func isProcedure(path string) bool {
+	service, method, found := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	if !found || !strings.Contains(service, ".") || !isName(method) {
+		return false
+	}
+	for part := range strings.SplitSeq(service, ".") {
+		if !isName(part) {
+			return false
+		}
+	}
+	return true
+}
+
+// isName reports whether a text is a name in protocol buffers.
+func isName(text string) bool {
+	if text == "" || text[0] >= '0' && text[0] <= '9' {
+		return false
+	}
+	for _, b := range []byte(text) {
+		switch {
+		case b >= 'a' && b <= 'z', b >= 'A' && b <= 'Z', b >= '0' && b <= '9', b == '_':
+		default:
+			return false
+		}
+	}
+	return true
+}
