@@ -126,7 +126,7 @@ func (c *Client) makeSource(ctx context.Context, facts capture.Facts) error {
 	case !errors.Is(err, store.ErrNoCheckpoint):
 		return err
 	}
-	if err := c.keepPartitions(ctx); err != nil {
+	if err := c.history.EnsurePartitions(ctx); err != nil {
 		return err
 	}
 	repaired, err := c.setup.EnsurePublication(ctx, facts.Version)

@@ -96,8 +96,84 @@ func (s *Store) Check(ctx context.Context) (what string, sql []string, err error
 	case schema && !createHere:
 		return fmt.Sprintf("role %s may not create tables in the store's schema %s", role, s.name),
 			[]string{"GRANT CREATE, USAGE ON SCHEMA " + s.schema + " TO " + user}, nil
+	case schema:
+		return s.checkOwners(ctx)
 	}
 	return "", nil, nil
+}
+
+// checkOwners says who else could have put code into the schema, where it would run
+// with the rights of this role: whoever owns it or something in it, or may create in
+// it, and is neither this role, nor one that it is a member of, nor a superuser, nor
+// the owner of the database.
+func (s *Store) checkOwners(ctx context.Context) (what string, sql []string, err error) {
+	rows, err := s.pool.Query(ctx, `
+		WITH RECURSIVE mine (id) AS (
+			SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = current_user
+			UNION
+			SELECT m.roleid FROM pg_catalog.pg_auth_members m JOIN mine ON m.member = mine.id
+		), trusted (id) AS (
+			SELECT id FROM mine
+			UNION SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolsuper OR r.rolname = 'pg_database_owner'
+			UNION SELECT d.datdba FROM pg_catalog.pg_database d WHERE d.datname = current_database()
+		), schema AS (
+			SELECT n.oid, n.nspowner, n.nspacl, n.nspname = 'public' AS shared FROM pg_catalog.pg_namespace n WHERE n.nspname = $1
+		), things (owner, kind, name) AS (
+			SELECT s.nspowner, 'schema', NULL FROM schema s
+			UNION ALL
+			SELECT c.relowner, 'relation', c.relname FROM pg_catalog.pg_class c, schema s
+			WHERE c.relnamespace = s.oid AND c.relkind <> 'i' AND (NOT s.shared OR c.relname = ANY ($2))
+			UNION ALL
+			SELECT p.proowner, 'function', p.proname FROM pg_catalog.pg_proc p, schema s
+			WHERE p.pronamespace = s.oid AND (NOT s.shared OR p.proname = ANY ($2))
+			UNION ALL
+			SELECT t.typowner, 'type', t.typname FROM pg_catalog.pg_type t, schema s
+			WHERE t.typnamespace = s.oid AND t.typrelid = 0 AND t.typelem = 0 AND (NOT s.shared OR t.typname = ANY ($2))
+			UNION ALL
+			SELECT a.grantee, 'right', NULL FROM schema s, LATERAL pg_catalog.aclexplode(s.nspacl) a
+			WHERE a.privilege_type = 'CREATE' AND NOT s.shared
+		)
+		SELECT t.kind, coalesce(t.name, ''), coalesce(r.rolname, 'PUBLIC')
+		FROM things t
+		LEFT JOIN pg_catalog.pg_roles r ON r.oid = t.owner
+		WHERE t.owner NOT IN (SELECT id FROM trusted)
+		ORDER BY t.kind = 'right', t.kind <> 'schema', t.kind, t.name
+		LIMIT 5`, s.name, ownNames)
+	if err != nil {
+		return "", nil, fmt.Errorf("check who owns the store: %w", err)
+	}
+	defer rows.Close()
+	var found []string
+	for rows.Next() {
+		var kind, name, role string
+		if err := rows.Scan(&kind, &name, &role); err != nil {
+			return "", nil, fmt.Errorf("check who owns the store: %w", err)
+		}
+		switch kind {
+		case "schema":
+			found = append(found, "it is owned by "+role)
+		case "right":
+			found = append(found, role+" may create in it")
+			grantee := role
+			if grantee != "PUBLIC" {
+				grantee = pgx.Identifier{role}.Sanitize()
+			}
+			sql = append(sql, "REVOKE CREATE ON SCHEMA "+s.schema+" FROM "+grantee)
+		default:
+			found = append(found, fmt.Sprintf("%s %q in it is owned by %s", kind, name, role))
+		}
+	}
+	if err := rows.Err(); err != nil || len(found) == 0 {
+		return "", nil, err
+	}
+	return fmt.Sprintf("schema %s could hold code of others, which would run with the rights of this role: %s: look at what is in it, and drop it or give it to a role of yours, or choose another name (Config.Schema)", s.name, strings.Join(found, "; ")), sql, nil
+}
+
+// ownNames are the relations and functions of the store.
+var ownNames = []string{
+	"changes", "checkpoints", "commit_times", "relations", "coverage", "gaps", "retention", "replica_identities",
+	"schema_migrations", "marks", "keyframes", "keyframe_rows",
+	"advance", "complete", "ensure_partition", "drop_before", "protect",
 }
 
 // SetupSQL returns one script that makes the store from nothing, for a DBA to
@@ -221,6 +297,9 @@ func (s *Store) apply(ctx context.Context, m Migration) error {
 			if _, err := tx.Exec(ctx, "CREATE SCHEMA "+s.schema); err != nil {
 				return err
 			}
+			if err := s.revokeCreate(ctx, tx); err != nil {
+				return err
+			}
 		}
 		if _, err := tx.Exec(ctx, versionsTable(s.schema)); err != nil {
 			return err
@@ -236,4 +315,25 @@ func (s *Store) apply(ctx context.Context, m Migration) error {
 		_, err = tx.Exec(ctx, m.SQL)
 		return err
 	})
+}
+
+// revokeCreate takes from others what default privileges gave them of a new schema.
+func (s *Store) revokeCreate(ctx context.Context, tx pgx.Tx) error {
+	rows, err := tx.Query(ctx, `
+		SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END
+		FROM pg_catalog.pg_namespace n, LATERAL pg_catalog.aclexplode(n.nspacl) a
+		WHERE n.nspname = $1 AND a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner`, s.name)
+	if err != nil {
+		return err
+	}
+	grantees, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return err
+	}
+	for _, grantee := range grantees {
+		if _, err := tx.Exec(ctx, "REVOKE CREATE ON SCHEMA "+s.schema+" FROM "+grantee); err != nil {
+			return err
+		}
+	}
+	return nil
 }
