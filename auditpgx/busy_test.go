@@ -5,7 +5,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/hindsight-go/audit/auditpgx"
 	"github.com/hindsight-go/audit/audittest"
@@ -123,5 +125,36 @@ func TestWrapTx_Twice(t *testing.T) {
 	}
 	if n := audittest.Value[int](t, db, "SELECT count(*) FROM todo"); n != 4 || q.Pool().Stat().AcquiredConns() != 0 {
 		t.Errorf("%d rows, %d connections", n, q.Pool().Stat().AcquiredConns())
+	}
+}
+
+// TestQuery_ErrorIsMetInTheRows looks where an error of the server is met: as in pgx not
+// by Query itself, if the statement is sent in the extended protocol.
+func TestQuery_ErrorIsMetInTheRows(t *testing.T) {
+	t.Parallel()
+	db := audittest.NewDatabase(t)
+	db.Exec(t, todoSQL+"; INSERT INTO todo VALUES ('c', 1, 'x')")
+	ctx := by(t.Context(), "ann")
+	for _, mode := range modes {
+		for _, sql := range []string{insert, insert + " RETURNING 1", "INSERT INTO todo SELECT $1, $2 / 0", "INSERT INTO nothing VALUES ($1, $2)"} {
+			said := func(q auditpgx.Querier) (list []bool) {
+				rows, err := q.Query(ctx, sql, "c", 1)
+				rows.Close()
+				list = append(list, err != nil, rows.Err() != nil)
+				return append(list, q.QueryRow(ctx, sql, "c", 1).Scan(new(int)) != nil)
+			}
+			raw := connectMode(t, db, mode, nil)
+			if diff := cmp.Diff(said(raw), said(auditpgx.WrapConn(raw))); diff != "" {
+				t.Errorf("%s, %s: %s", mode, sql, diff)
+			}
+			q := auditpgx.Wrap(newPool(t, db, func(c *pgxpool.Config) { c.MaxConns, c.ConnConfig.DefaultQueryExecMode = 1, mode }))
+			if diff := cmp.Diff(said(q.Pool()), said(q)); diff != "" {
+				t.Errorf("%s, %s, a pool: %s", mode, sql, diff)
+			}
+			if n := q.Pool().Stat().AcquiredConns(); n != 0 {
+				t.Errorf("%s, %s: %d connections are kept", mode, sql, n)
+			}
+			q.Close()
+		}
 	}
 }

@@ -39,6 +39,8 @@ func (r runner) exec(ctx context.Context, sql string, args []any) (pgconn.Comman
 		return pgconn.CommandTag{}, err
 	case sent == nil:
 		return r.execNative(ctx, c)
+	case sent.err != nil:
+		return pgconn.CommandTag{}, sent.err
 	}
 	tag, err := sent.reader.Close()
 	if closeErr := sent.finish(tag, err); err == nil {

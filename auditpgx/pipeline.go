@@ -146,6 +146,7 @@ type sent struct {
 	sql      string
 	pipeline *pgconn.Pipeline
 	reader   *pgconn.ResultReader
+	err      error // the server's, before there was anything to read
 	traced   func(pgconn.CommandTag, error)
 }
 
@@ -169,6 +170,8 @@ func (r runner) queryPipeline(ctx context.Context, c call, content []byte) (pgx.
 		return failedRows{err: err}, err
 	case sent == nil:
 		return r.queryNative(ctx, c)
+	case sent.err != nil:
+		return failedRows{err: sent.err}, nil // as in pgx, it is met in the rows
 	}
 	conn := r.q.Conn()
 	rows := &stampedRows{Rows: pgx.RowsFromResultReader(conn.TypeMap(), sent.reader), conn: conn}
@@ -220,7 +223,8 @@ func (r runner) sendPipeline(ctx context.Context, c call, content []byte) (*sent
 	reader, err := nextResult(pipeline)
 	if err != nil {
 		_ = pipeline.Close() // the same
-		return failed(err)
+		_, err = failed(err)
+		return &sent{err: err}, nil
 	}
 	return &sent{runner: r, sql: c.sql, pipeline: pipeline, reader: reader, traced: traced}, nil
 }
