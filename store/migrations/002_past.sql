@@ -38,6 +38,30 @@ CREATE TABLE {{schema}}.keyframe_rows (
 );
 CREATE INDEX keyframe_rows_key_idx ON {{schema}}.keyframe_rows (keyframe, primary_key);
 
+-- The register of reverts. The applier enters a revert before its transaction can
+-- commit. An entry stands for a revert that happened once done_position is set, or
+-- when history holds changes of its transaction that name it: a context that claims
+-- to be a revert and has no entry here is a claim and nothing more.
+CREATE TABLE {{schema}}.reverts (
+    database        text        COLLATE "C" NOT NULL,
+    id              text        COLLATE "C" NOT NULL,
+    number          bigint      GENERATED ALWAYS AS IDENTITY,
+    transaction_id  bigint      NOT NULL,
+    unit_kind       text        COLLATE "C" NOT NULL,
+    unit_id         text        COLLATE "C" NOT NULL,
+    idempotency_key text        COLLATE "C",
+    partial         boolean     NOT NULL,
+    user_id         text,
+    reason          text,
+    done_position   pg_lsn,
+    registered_at   timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (database, id)
+);
+CREATE INDEX reverts_unit_idx ON {{schema}}.reverts (database, unit_kind, unit_id);
+CREATE INDEX reverts_key_idx ON {{schema}}.reverts (database, idempotency_key) WHERE idempotency_key IS NOT NULL;
+CREATE INDEX reverts_done_idx ON {{schema}}.reverts (database, done_position);
+COMMENT ON COLUMN {{schema}}.reverts.done_position IS 'The revert was committed at or before this position; NULL where the applier did not see the commit.';
+
 -- Up to which position a dropped partition reached: what is behind it is whole.
 ALTER TABLE {{schema}}.retention ADD COLUMN position pg_lsn;
 
@@ -57,9 +81,9 @@ DECLARE
     last pg_lsn;
 BEGIN
     FOR name, from_time IN
-        SELECT c.relname, to_timestamp(substring(c.relname FROM '^changes_([0-9]+_[0-9]{2})'), 'YYYY_MM')
+        SELECT c.relname, to_timestamp(substr(c.relname, 9), 'YYYY_MM')
         FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
-        WHERE i.inhparent = ({{schema_literal}} || '.changes')::regclass AND c.relname ~ '^changes_[0-9]+_[0-9]{2}(_[0-9]+)?$'
+        WHERE i.inhparent = ({{schema_literal}} || '.changes')::regclass AND c.relname ~ '^changes_[0-9]+_[0-9]{2}$'
         ORDER BY 2
     LOOP
         until_time := from_time + interval '1 month';
@@ -73,6 +97,10 @@ BEGIN
     DELETE FROM {{schema}}.commit_times t
     USING (SELECT max(r.until_time) AS horizon FROM {{schema}}.retention r) r
     WHERE t.committed_at < r.horizon;
+    -- A day more: an entry is older than its commit.
+    DELETE FROM {{schema}}.reverts v
+    USING (SELECT max(r.until_time) AS horizon FROM {{schema}}.retention r) r
+    WHERE v.registered_at < r.horizon - interval '1 day';
 END $$;
 
 REVOKE ALL ON FUNCTION {{schema}}.drop_before(timestamptz) FROM PUBLIC;
