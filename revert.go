@@ -185,12 +185,12 @@ func (r Reversal) refuse(method, reason string, cause error) Reversal {
 }
 
 // OnConflict says what becomes of conflicts with later work: [Abort], which is the
-// default, [Skip], [Cascade], [Overwrite] or a [Resolve].
+// default, [Skip], [Cascade], [CascadeRequests], [Overwrite] or a [Resolve].
 func (r Reversal) OnConflict(policy Policy) Reversal {
 	resolution, fixed := policy.(Resolution)
 	ask, asks := policy.(Resolve)
 	if policy == nil || fixed && (resolution < Abort || resolution > Overwrite) || asks && ask == nil {
-		return r.refuse("OnConflict", "no such policy: give Abort, Skip, Cascade, Overwrite or a Resolve", nil)
+		return r.refuse("OnConflict", "no such policy: give Abort, Skip, Cascade, CascadeRequests, Overwrite or a Resolve", nil)
 	}
 	r.policy = policy
 	return r

@@ -89,7 +89,7 @@ func (c *Client) applyRevert(ctx context.Context, r Reversal, plan *Plan, dry bo
 		if err != nil {
 			return err
 		}
-		a := &applier{client: c, r: r, tx: tx, env: env}
+		a := &applier{client: c, r: r, tx: tx, env: env, dry: dry}
 		if result, err = a.run(ctx, plan); err == nil && dry {
 			err = errRollback
 		}
@@ -106,9 +106,22 @@ func (c *Client) applyRevert(ctx context.Context, r Reversal, plan *Plan, dry bo
 		var here LSN
 		if err := conn.QueryRow(ctx, "SELECT pg_catalog.pg_current_wal_insert_lsn()::text").Scan(&here); err == nil {
 			result.Token = Token(here.String())
+			c.noteCommitted(ctx, result.ID, here)
 		}
 	}
 	return result, nil
+}
+
+// noteCommitted registers that a revert was committed. If that fails, history will tell
+// it: the revert itself has succeeded.
+func (c *Client) noteCommitted(ctx context.Context, id string, here LSN) {
+	database, err := c.databaseName(ctx)
+	if err == nil {
+		err = c.history.CommittedRevert(ctx, database, id, here)
+	}
+	if err != nil {
+		c.cfg.Logger.WarnContext(ctx, "audit: cannot register that a revert was committed", "revert", id, "error", err)
+	}
 }
 
 // closeConn ends a session, also when ctx is over.
@@ -155,8 +168,9 @@ type applier struct {
 	r      Reversal
 	tx     pgx.Tx
 	env    *environment
-	// borrowed tells that the transaction is the caller's.
-	borrowed bool
+	// borrowed tells that the transaction is the caller's, dry that it is going to be
+	// rolled back.
+	borrowed, dry bool
 
 	id     string
 	p      *planner
@@ -236,12 +250,11 @@ func (a *applier) prepare(ctx context.Context, p *planner, plan *Plan) (err erro
 			return err
 		}
 		a.p = p
-		a.plan.Already, err = p.alreadyReverted(ctx)
+		a.plan.Already, err = p.alreadyReverted(ctx, a.plan)
 		return err
 	}
 	a.plan, a.p = plan, plan.p
-	p.lastSelected = plan.Last
-	already, err := p.alreadyReverted(ctx)
+	already, err := a.revertedSince(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -255,6 +268,23 @@ func (a *applier) prepare(ctx context.Context, p *planner, plan *Plan) (err erro
 		return nil // nothing is going to be written
 	}
 	return a.recheck(ctx)
+}
+
+// revertedSince returns the revert that leaves nothing to be done of a plan that was
+// made before.
+func (a *applier) revertedSince(ctx context.Context, p *planner) (*PastRevert, error) {
+	past, err := p.pastWithKey(ctx)
+	if past != nil || err != nil {
+		return past, err
+	}
+	if past, err = p.pastOfUnit(ctx); past == nil || err != nil {
+		return nil, err
+	}
+	now, err := p.build(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return p.alreadyReverted(ctx, now)
 }
 
 // recheck locks the rows of a plan that was made before, and compares them with
@@ -373,6 +403,11 @@ func (a *applier) write(ctx context.Context) error {
 	}
 	a.result.ID = a.id
 	a.result.Inserted, a.result.Updated, a.result.Deleted = a.plan.Inserts, a.plan.Updates, a.plan.Deletes
+	if !a.dry {
+		if err := a.register(ctx); err != nil {
+			return err
+		}
+	}
 	if a.borrowed {
 		return stampOr(own, a.tx, "{}")
 	}

@@ -130,6 +130,10 @@ func (c *collapse) enter(m *imageMap, key string, ch *selectedChange) (*netRow, 
 	r.positions = take(&c.slabs.positions, 1, size)[:0]
 	c.rows = append(c.rows, r)
 	c.place(r, m, key)
+	r.firstKey = key
+	if !m.keyed {
+		r.rawKey = string(ch.key)
+	}
 	c.budget.spend(rowBytes + 2*len(key))
 	return r, c.budget.err()
 }

@@ -16,8 +16,13 @@ const (
 	Abort Resolution = iota
 	// Skip leaves the rows that are in conflict as they are, and reverts the rest.
 	Skip
-	// Cascade reverts the later changes that are in the way as well. They are listed
-	// in the plan. What history does not know yet cannot be reverted, and remains a
+	// CascadeRequests is Cascade, but reverts the whole requests that are in the way:
+	// all transactions of each. A change without a request id takes its transaction
+	// along.
+	CascadeRequests
+	// Cascade reverts the later transactions that are in the way as well, each of them
+	// whole: a part of one would leave somebody's work half done. The plan lists them in
+	// [Plan.Cascaded]. What history does not know yet cannot be reverted, and remains a
 	// conflict.
 	Cascade
 	// Overwrite restores what the selection changed over what others did to it
@@ -34,6 +39,8 @@ func (r Resolution) String() string {
 		return "Abort"
 	case Skip:
 		return "Skip"
+	case CascadeRequests:
+		return "CascadeRequests"
 	case Cascade:
 		return "Cascade"
 	case Overwrite:
@@ -42,8 +49,11 @@ func (r Resolution) String() string {
 	return fmt.Sprintf("Resolution(%d)", int(r))
 }
 
-// Policy decides what becomes of conflicts: [Abort], [Skip], [Cascade],
-// [Overwrite], or a [Resolve] that is asked for each.
+// cascades reports whether what is in the way is reverted, too.
+func (r Resolution) cascades() bool { return r == Cascade || r == CascadeRequests }
+
+// Policy decides what becomes of conflicts: [Abort], [Skip], [CascadeRequests],
+// [Cascade], [Overwrite], or a [Resolve] that is asked for each.
 type Policy interface {
 	resolve(c Conflict) Resolution
 }
@@ -52,8 +62,9 @@ func (r Resolution) resolve(Conflict) Resolution { return r }
 
 // Resolve is a [Policy] that decides on each conflict by itself. It is called in
 // the order of the conflicts, from one goroutine, and while rows may be locked:
-// it should not take long. Anything but the four resolutions is [Abort]. Where the conflicts of one row are decided upon
-// differently, Abort wins over Skip, Skip over Cascade, Cascade over Overwrite.
+// it should not take long. Anything but a resolution is [Abort]. Where the conflicts of one row are decided upon
+// differently, Abort wins over Skip, Skip over the
+// cascades, those over Overwrite.
 type Resolve func(Conflict) Resolution
 
 func (r Resolve) resolve(c Conflict) Resolution { return r(c) }
@@ -72,14 +83,14 @@ const (
 	ColumnInterleaved
 	// ColumnGone is a column that the selection changed and that was dropped.
 	ColumnGone
-	// RowGone is a row that is to be put back to what it was, and that is not there
-	// any more under the key that the selection left it with. In a table without a
-	// primary key it is also one that is to be removed and that nobody knows the
-	// whereabouts of.
+	// RowGone is a row that is to be put back to what it was, or to be removed, and
+	// that is not there any more under the key that the selection left it with:
+	// somebody else has removed it, or given it another key. In a table without a
+	// primary key it is also one that nobody knows the whereabouts of.
 	RowGone
-	// RowRecreated is a row that is to be put back, and whose key was given to
-	// another row meanwhile; in a table without a primary key, one of which another
-	// revert has put an equal one back.
+	// RowRecreated is a row that is to be put back, and that somebody else has made
+	// anew meanwhile, be it with the same values, or one that is to be removed and
+	// was removed and made anew.
 	RowRecreated
 	// UniqueTaken is a unique value, or a range under an exclusion constraint, that
 	// is to be restored and that another row has now.
@@ -90,12 +101,15 @@ const (
 	// ParentMissing is a row that is to reference another one again, which is not
 	// there any more.
 	ParentMissing
+	// ValueReturned is a column that holds again what it held before the selection,
+	// through somebody's later change: that is their work, and not an undo.
+	ValueReturned
 )
 
 var conflictNames = map[ConflictKind]string{
 	ColumnChanged: "column changed", ColumnInterleaved: "column changed in between", ColumnGone: "column gone",
 	RowGone: "row gone", RowRecreated: "row created again", UniqueTaken: "unique value taken",
-	Referenced: "row referenced", ParentMissing: "parent missing",
+	Referenced: "row referenced", ParentMissing: "parent missing", ValueReturned: "value came back",
 }
 
 func (k ConflictKind) String() string {
@@ -169,7 +183,7 @@ func (c Conflict) String() string {
 	}
 	b.WriteString(": " + c.Kind.String())
 	switch c.Kind {
-	case ColumnChanged, ColumnInterleaved:
+	case ColumnChanged, ColumnInterleaved, ValueReturned:
 		b.WriteString(": would restore " + sqlValueText(c.Restore) + ", is " + sqlValueText(c.Live))
 	case ColumnGone:
 		b.WriteString(": cannot restore " + sqlValueText(c.Restore))

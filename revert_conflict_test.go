@@ -235,19 +235,24 @@ func TestWorkInBetweenIsInConflict(t *testing.T) {
 	u.holds(t, "(SELECT city = 'Rome' FROM customer WHERE id = 1)")
 }
 
-// Somebody else has restored a part of it by hand.
-func TestWhatIsRestoredAlreadyIsNoConflict(t *testing.T) {
+// Somebody else has restored a part of it by hand. Whether that was meant as an undo,
+// the policy has to say.
+func TestRevert_PartRestoredByHand(t *testing.T) {
 	t.Parallel()
 	u := newUndo(t, shop)
 	before := u.state(t)
 	u.request(t, "first", "UPDATE customer SET city = 'Bonn'", "DELETE FROM orders WHERE id = 10", "INSERT INTO customer VALUES (4, 'Dan', '')")
 	u.request(t, "second", "UPDATE customer SET city = 'Rome' WHERE id = 1", "INSERT INTO orders VALUES (10, 1, 9.50, NULL)", "DELETE FROM customer WHERE id = 4")
-	wantConflicts(t, u.Client.RevertRequest("first"))
-	result := apply(t, u.Client.RevertRequest("first"))
-	u.want(t, "after the revert", before)
-	if result.Unchanged != 3 || result.Updated != 2 {
-		t.Errorf("%d unchanged, %d updated", result.Unchanged, result.Updated)
+	revert := u.Client.RevertRequest("first")
+	wantConflicts(t, revert, "value came back public.customer[1] city", "row created again public.orders[10]", "row gone public.customer[4]")
+	for policy, skipped := range map[audit.Resolution]int{audit.Skip: 3, audit.Overwrite: 0} {
+		result, err := revert.OnConflict(policy).DryRun(t.Context())
+		if err != nil || result.Skipped != skipped || result.Unchanged != 3-skipped || result.Updated != 2 {
+			t.Errorf("%v gives %+v, %v", policy, result, err)
+		}
 	}
+	apply(t, revert.OnConflict(audit.Overwrite))
+	u.want(t, "after the revert", before)
 }
 
 func TestColumnsLimitsTheRevert(t *testing.T) {

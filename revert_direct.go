@@ -41,16 +41,25 @@ func (a *applier) direct(ctx context.Context, p *planner, plan *Plan) (done bool
 		if !plain(groupRows(p.rows), len(p.rows), a.client.directRows) {
 			return false, nil
 		}
+		if err := p.findReverts(ctx); err != nil {
+			return false, err
+		}
+		if slices.ContainsFunc(p.rows, p.touchedByReverts) { // what the values mean, history tells
+			return false, nil
+		}
 		if plan, err = p.finish(ctx); err != nil {
 			return false, nil //nolint:nilerr // conflicts come first, and rows that are skipped
 		}
-	} else if p.lastSelected = plan.Last; plan.Already != nil || len(plan.Blocked()) > 0 || !plan.plain(a.client.directRows) {
+	} else if plan.Already != nil || len(plan.Blocked()) > 0 || !plan.plain(a.client.directRows) {
 		return false, nil
 	}
 	if a.r.hash != "" && a.r.hash != plan.Hash {
 		return false, nil
 	}
-	if already, err := p.alreadyReverted(ctx); already != nil || err != nil {
+	if past, err := p.pastWithKey(ctx); past != nil || err != nil {
+		return false, err
+	}
+	if past, err := p.pastOfUnit(ctx); past != nil || err != nil {
 		return false, err
 	}
 	before := *a

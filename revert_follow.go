@@ -163,8 +163,8 @@ func (p *planner) putBackBy(ctx context.Context, rows []*netRow, at []Position) 
 		byPosition[change.Position] = change
 	}
 	for _, change := range changes {
-		past, ok := change.Revert()
-		if !ok || p.isSelected(change.Position) {
+		past := p.ours(&change)
+		if past == nil || p.isSelected(change.Position) {
 			continue
 		}
 		for _, r := range rows {
@@ -204,15 +204,15 @@ func (p *planner) covers(ctx context.Context, unit Unit, change Change, depth in
 	if past, ok := change.Revert(); ok && past.ID == unit.ID {
 		return true, nil
 	}
-	undone, err := p.latest(ctx, Query{client: p.client}.InDatabase(p.database).InRevert(unit.ID))
-	if err != nil || undone == nil || undone.Of.Kind != "revert" || depth > 1000 {
+	undone, found, err := p.client.history.Revert(ctx, p.database, unit.ID)
+	if err != nil || !found || undone.UnitKind != "revert" || depth > 1000 {
 		return false, err
 	}
-	redone, err := p.latest(ctx, Query{client: p.client}.InDatabase(p.database).InRevert(undone.Of.ID))
-	if err != nil || redone == nil {
+	redone, found, err := p.client.history.Revert(ctx, p.database, undone.UnitID)
+	if err != nil || !found {
 		return false, err
 	}
-	return p.covers(ctx, redone.Of, change, depth+1)
+	return p.covers(ctx, Unit{Kind: redone.UnitKind, ID: redone.UnitID}, change, depth+1)
 }
 
 // otherKey is the key of another row, to be told and to be looked for: the place

@@ -104,7 +104,7 @@ func TestRowsThatMovedAway(t *testing.T) {
 	u.request(t, "first", "INSERT INTO a VALUES (1, 1), (2, 2), (3, 3)")
 	u.request(t, "second", "UPDATE a SET id = 20 WHERE id = 2", "DELETE FROM a WHERE id = 3")
 	now := u.state(t)
-	wantConflicts(t, u.Client.RevertRequest("first"), "row gone public.a[2]")
+	wantConflicts(t, u.Client.RevertRequest("first"), "row gone public.a[2]", "row gone public.a[3]")
 	var blocked *audit.ConflictError
 	if _, err := u.Client.RevertRequest("first").Apply(t.Context()); !errors.As(err, &blocked) {
 		t.Errorf("the revert gives %v", err)

@@ -156,3 +156,80 @@ func (g *group) note(r *netRow, found []*string) {
 func sameJSON(a, b datum) bool {
 	return (a.text == nil) == (b.text == nil) && (a.text == nil || jsonEqual(a.text, b.text))
 }
+
+// inspectUnknown finds columns of rows to be removed of which history says nothing,
+// and that hold something else than they would without anybody's doing: they were
+// added since, perhaps, and somebody has filled them in.
+func (g *group) inspectUnknown(ctx context.Context, tx pgx.Tx, b *budget) error {
+	if g.action != Delete {
+		return nil
+	}
+	var unknown []int
+	for at, c := range g.table.columns.list {
+		if !c.derived && slices.ContainsFunc(g.rows, func(r *netRow) bool { return !r.missing && r.cell(at) == nil }) {
+			unknown = append(unknown, at)
+		}
+	}
+	if len(unknown) == 0 {
+		return nil
+	}
+	untouched, err := g.table.untouched(ctx, tx)
+	if err != nil {
+		return err
+	}
+	values := make([]string, len(unknown))
+	for i, at := range unknown {
+		values[i] = textOf(columnIdent("t", g.table.columns.list[at].name))
+	}
+	s := g.stageArrays()
+	rows, err := tx.Query(ctx, fmt.Sprintf("SELECT s.n, ARRAY[%s]::text[] FROM %s JOIN %s AS t ON %s",
+		strings.Join(values, ", "), s.from, g.table.from(), g.table.on()), s.args...)
+	if err != nil {
+		return g.inspectError(err, false)
+	}
+	var n int32
+	var found []*string
+	_, err = pgx.ForEachRow(rows, []any{&n, &found}, func() error {
+		r := g.rows[n]
+		for i, at := range unknown {
+			if r.cell(at) != nil {
+				continue
+			}
+			live := datum{known: true}
+			if found[i] != nil {
+				live.text = []byte(*found[i])
+			}
+			if !live.equal(untouched[g.table.columns.list[at].attnum]) {
+				r.unknown = append(r.unknown, liveColumn{at, live})
+				b.spend(datumBytes + len(live.text))
+			}
+		}
+		found = nil
+		return b.err()
+	})
+	return g.inspectError(err, false)
+}
+
+// untouched reads what rows hold in columns that were added behind them: NULL, or the
+// default that the column was added with.
+func (t *target) untouched(ctx context.Context, tx pgx.Tx) (map[int16]datum, error) {
+	rows, err := tx.Query(ctx, `
+		SELECT a.attnum, (a.attmissingval::text::text[])[1]
+		FROM pg_catalog.pg_attribute a
+		WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped`, t.oid)
+	if err != nil {
+		return nil, wrap("read defaults", err)
+	}
+	values := make(map[int16]datum)
+	var at int16
+	var text *string
+	_, err = pgx.ForEachRow(rows, []any{&at, &text}, func() error {
+		d := datum{known: true}
+		if text != nil {
+			d.text = []byte(*text)
+		}
+		values[at] = d
+		return nil
+	})
+	return values, wrap("read defaults", err)
+}

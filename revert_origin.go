@@ -20,8 +20,6 @@ type conflictOrigin struct {
 	columns []string
 	// gone asks for what took the row away, made for what put it there.
 	gone, made bool
-	// moved asks for what gave the row another key.
-	moved bool
 	// unseen tells that the row may be there and the role not be allowed to see it.
 	unseen bool
 	// ownRow tells that it is the row to be reverted.
@@ -84,7 +82,7 @@ func (c *Conflict) follow() bool {
 	o := &c.origin
 	o.key, o.before, o.previous = o.previous, o.renamed, nil
 	// A row that was made anew may have been given its key by a selected change, too.
-	if c.Change != nil || o.gone || o.moved {
+	if c.Change != nil || o.gone {
 		o.key = nil
 	}
 	return len(o.key) > 0
@@ -212,7 +210,7 @@ func (c *Conflict) consider(change *Change, left bool) {
 	takesAway := change.Operation == Delete || left
 	puts := change.Operation == Create || change.KeyChanged && !left
 	switch {
-	case o.gone && !takesAway, o.made && !puts, o.moved && !left:
+	case o.gone && !takesAway, o.made && !puts:
 	case len(o.columns) > 0 && !puts && !takesAway && !change.Changed(o.columns...):
 	default:
 		if c.Kind != ColumnChanged && c.Kind != ColumnInterleaved || c.Change == nil {

@@ -33,7 +33,8 @@ type Plan struct {
 	Inserts, Updates, Deletes, Unchanged, Skipped int
 	// Conflicts are those with later work, with what the policy decided on each.
 	Conflicts []Conflict
-	// Cascaded are the later changes that [Cascade] reverts as well, oldest first.
+	// Cascaded are the later changes that [Cascade] and [CascadeRequests] revert as
+	// well, oldest first: all of each transaction or request.
 	Cascaded []Change
 	// Already is the revert that has reverted the same thing before, if there was
 	// one that has not been reverted itself. Apply then does nothing.

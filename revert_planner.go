@@ -42,6 +42,10 @@ type planner struct {
 	conflicts                   []Conflict
 	cascaded                    []Conflict
 	known                       map[string]int // conflicts of this round, by what they are about
+	// reverts are the registered reverts since the selection began, by their ids, and
+	// reverted the rows that they wrote to.
+	reverts  map[string]store.Revert
+	reverted map[tableName]map[string]bool
 
 	live         map[*target]map[string]*netRow
 	restored     map[*foreignKey]map[string]Operation
@@ -73,7 +77,9 @@ func (c *Client) newPlanner(ctx context.Context, r Reversal) (*planner, error) {
 	if p.facts, err = c.freshFacts(ctx, p.database); err != nil {
 		return nil, err
 	}
-	p.sel = selection{query: r.query, database: p.database}
+	if p.sel, err = p.selection(ctx); err != nil {
+		return nil, err
+	}
 	if r.to != nil {
 		t, err := c.travel(ctx, *r.to)
 		if err != nil {
@@ -89,6 +95,24 @@ func (c *Client) newPlanner(ctx context.Context, r Reversal) (*planner, error) {
 		}
 	}
 	return p, nil
+}
+
+// selection is what the unit selects. A revert is known from the register: what only
+// claims to be a part of it is not.
+func (p *planner) selection(ctx context.Context) (selection, error) {
+	s := selection{query: p.r.query, database: p.database}
+	if p.r.unit.Kind != "revert" {
+		return s, nil
+	}
+	entry, found, err := p.client.history.Revert(ctx, p.database, p.r.unit.ID)
+	if err != nil {
+		return s, wrap("look for the revert", err)
+	}
+	if !found {
+		return s, fmt.Errorf("%w: the register has no %s", ErrNothingSelected, p.r.unit)
+	}
+	s.query = s.query.InTransaction(entry.TransactionID)
+	return s, nil
 }
 
 // coveredSince refuses to go back to a moment if history misses something since:
@@ -186,7 +210,13 @@ func (p *planner) round(ctx context.Context) (again bool, err error) {
 	}
 	p.collapsed = false
 	p.conflicts, p.known = nil, make(map[string]int)
+	if err := p.findReverts(ctx); err != nil {
+		return false, err
+	}
 	if err := p.inspectAll(ctx); err != nil {
+		return false, err
+	}
+	if err := p.traceLater(ctx); err != nil {
 		return false, err
 	}
 	more, _, err := p.settle(ctx, p.rowConflicts())
@@ -360,6 +390,9 @@ func (p *planner) inspectAll(ctx context.Context) error {
 			if err := part.inspect(ctx, p.tx, part.stageArrays(), p.lock, p.budget); err != nil {
 				return err
 			}
+			if err := part.inspectUnknown(ctx, p.tx, p.budget); err != nil {
+				return err
+			}
 			done += len(part.rows)
 			p.r.report(Progress{Step: "compare", Table: g.table.label(), Done: done, Total: len(p.rows)})
 		}
@@ -387,6 +420,6 @@ func (c *Client) planRevert(ctx context.Context, r Reversal) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	plan.Already, err = p.alreadyReverted(ctx)
+	plan.Already, err = p.alreadyReverted(ctx, plan)
 	return plan, err
 }

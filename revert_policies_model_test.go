@@ -69,24 +69,6 @@ func (w *realm) nets(t *testing.T, request string) []*netChange {
 	return slices.DeleteFunc(all, func(n *netChange) bool { return maps.Equal(n.before, n.after) })
 }
 
-// movedSince are the keys that rows had until somebody gave them another one, after
-// a request.
-func (w *realm) movedSince(t *testing.T, request string) map[string]bool {
-	t.Helper()
-	moved, seen := make(map[string]bool), false
-	for c, err := range w.Client.Changes().OldestFirst().All(t.Context()) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		if c.Context.RequestID == request {
-			seen = true
-		} else if seen && c.KeyChanged {
-			moved[rowName(w.table(t, c.TableName()), c.PreviousKeyParts())] = true
-		}
-	}
-	return moved
-}
-
 // changed tells that the request changed a column.
 func (n *netChange) changed(column string) bool {
 	return n.before == nil || n.after == nil || n.before[column] != n.after[column]
@@ -128,8 +110,8 @@ type prophecy struct {
 	w    *realm
 	nets []*netChange
 	live realmState
-	// moved are the rows that somebody gave another key later.
-	moved map[string]bool
+	// later is what others did to the rows that the request made.
+	later map[string]*workOfOthers
 	// found are the conflicts, as "kind row column".
 	found []string
 }
@@ -153,20 +135,27 @@ func (p *prophecy) rows() {
 		case n.after == nil: // to be put back
 			there := p.live[n.from]
 			n.idle = there != nil && !leaving[n.from] && maps.Equal(there, n.before)
-			if there != nil && !leaving[n.from] && !n.idle {
+			if there != nil && !leaving[n.from] {
 				p.conflict(audit.RowRecreated, n, "")
 			}
 		case live == nil:
 			n.idle = true
-			if n.before != nil || p.moved[n.to] {
-				p.conflict(audit.RowGone, n, "")
-			}
+			p.conflict(audit.RowGone, n, "")
 		default:
 			n.idle = n.before != nil && !n.alters(p.live, n.table.columns())
 			for _, column := range n.table.columns() {
-				if n.changed(column) && live[column] != n.after[column] && (n.before == nil || live[column] != n.before[column]) {
+				switch {
+				case !n.changed(column):
+				case live[column] != n.after[column] && n.before != nil && live[column] == n.before[column]:
+					p.conflict(audit.ValueReturned, n, column)
+				case live[column] != n.after[column]:
+					p.conflict(audit.ColumnChanged, n, column)
+				case n.before == nil && p.later[n.to] != nil && !p.later[n.to].remade && slices.Contains(p.later[n.to].touched, column):
 					p.conflict(audit.ColumnChanged, n, column)
 				}
+			}
+			if n.before == nil && p.later[n.to] != nil && p.later[n.to].remade {
+				p.conflict(audit.RowRecreated, n, "")
 			}
 		}
 		n.blocked = len(p.found) > before

@@ -86,7 +86,7 @@ func TestPoliciesAgainstAModel(t *testing.T) {
 func (w *realm) checkPolicies(t *testing.T, request string, live realmState) (inConflict bool) {
 	t.Helper()
 	revert := w.Client.RevertRequest(request)
-	p := &prophecy{w: w, nets: w.nets(t, request), live: live, moved: w.movedSince(t, request)}
+	p := &prophecy{w: w, nets: w.nets(t, request), live: live, later: laterWorkOn(t, w.Client, request)}
 	p.rows()
 	p.structure()
 	plan, err := revert.Plan(t.Context())

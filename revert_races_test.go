@@ -32,7 +32,7 @@ func TestWhileTheRevertWaits(t *testing.T) {
 	}{
 		"ReferencedMeanwhile":   {[]string{"INSERT INTO a VALUES (4, 'dan', 4)"}, []string{"INSERT INTO b VALUES (2, 4)"}, false, "EXISTS (SELECT FROM b WHERE a = 4)"},
 		"DeletedMeanwhile":      {[]string{"UPDATE a SET n = 10 WHERE id = 2"}, []string{"DELETE FROM a WHERE id = 2"}, false, "NOT EXISTS (SELECT FROM a WHERE id = 2)"},
-		"DeletedAsWell":         {[]string{"INSERT INTO a VALUES (4, 'dan', 4)", "UPDATE a SET n = 10 WHERE id = 2"}, []string{"DELETE FROM a WHERE id = 4"}, true, "(SELECT n = 2 FROM a WHERE id = 2)"},
+		"DeletedAsWell":         {[]string{"INSERT INTO a VALUES (4, 'dan', 4)", "UPDATE a SET n = 10 WHERE id = 2"}, []string{"DELETE FROM a WHERE id = 4"}, false, "(SELECT n = 10 FROM a WHERE id = 2)"},
 		"CreatedAgainMeanwhile": {[]string{"DELETE FROM a WHERE id = 3"}, []string{"INSERT INTO a VALUES (3, 'new', 0)"}, false, "(SELECT email = 'new' FROM a WHERE id = 3)"},
 		"ReplacedMeanwhile":     {[]string{"UPDATE a SET n = 10 WHERE id = 3"}, []string{"DELETE FROM a WHERE id = 3", "INSERT INTO a VALUES (3, 'other', 10)"}, true, "(SELECT email = 'other' FROM a WHERE id = 3)"},
 		"KeyMovedMeanwhile":     {[]string{"UPDATE a SET n = 10 WHERE id = 3"}, []string{"UPDATE a SET id = 30 WHERE id = 3"}, false, "(SELECT n = 10 FROM a WHERE id = 30)"},

@@ -36,6 +36,11 @@ type cell struct {
 	// interleaved tells that somebody else changed it between two of the selected
 	// changes.
 	interleaved bool
+	// undone tells that a revert of ours has taken away what the selection wrote.
+	undone bool
+	// unclear tells that a revert of something else has put there what the selection
+	// had left.
+	unclear bool
 }
 
 // netRow is what the selection did to one row, from its first change of it to its
@@ -48,6 +53,9 @@ type netRow struct {
 	// after it.
 	existed, exists bool
 	cells           []cell
+	// firstKey is the text of the key under which the selection met the row first,
+	// rawKey what history has instead, where the table had another primary key then.
+	firstKey, rawKey string
 	// positions are those of the selected changes, in order.
 	positions []Position
 	// displaced tells that the row was deleted by somebody else in between, and
@@ -71,6 +79,12 @@ type netRow struct {
 	trail       []Position
 	gone, again bool
 
+	// later is what happened to it behind the selection.
+	later later
+	// unknown are the columns of a row to be removed of which history knows nothing,
+	// and that hold something else than they would without anybody's doing.
+	unknown []liveColumn
+
 	// What became of it against the live rows.
 	action  Operation // empty: nothing to do
 	missing bool      // there is no live row
@@ -81,6 +95,12 @@ type netRow struct {
 	parkedKey []string
 	// parkedWhole is what a row without a key holds for that moment.
 	parkedWhole []datum
+}
+
+// liveColumn is a column of a live row.
+type liveColumn struct {
+	column int
+	live   datum
 }
 
 type lostColumn struct {

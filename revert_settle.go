@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"slices"
+
+	sq "github.com/Masterminds/squirrel"
+	"github.com/jackc/pgx/v5"
 )
 
 // rowConflicts lists what is wrong between the rows and the live ones, and marks
@@ -34,81 +37,151 @@ func leavingKeys(rows []*netRow) map[*target]map[string]bool {
 // conflicts lists those of one row. leaving tells that the live row under its key
 // is one that the revert takes away from there.
 func (r *netRow) conflicts(leaving bool) []Conflict {
-	var found []Conflict
-	add := func(kind ConflictKind, change func(*Conflict)) {
-		c := Conflict{Kind: kind, RowRef: r.ref(), row: r, origin: conflictOrigin{
-			oid: r.table.oid, schema: r.table.schema, table: r.table.name, key: r.key, after: r.first(), ownRow: true,
-		}}
-		if r.table.keyless {
-			c.origin.key = nil
-		}
-		change(&c)
-		found = append(found, c)
-	}
 	switch r.action {
 	case Create:
-		switch {
-		case r.missing:
-		case leaving:
-			r.missing, r.done = true, false
-			r.forgetLive()
-		case !r.done || r.recreated:
-			r.done = false
-			add(RowRecreated, func(c *Conflict) { c.origin.made = true })
-			return found
-		}
-		if r.recreated || r.again {
-			add(RowRecreated, func(c *Conflict) { c.origin.made = true })
-		}
+		return r.conflictsToPutBack(leaving)
 	case Delete:
-		if r.table.keyless && r.missing && !r.gone {
-			add(RowGone, func(c *Conflict) { c.origin.gone, c.stays = true, true })
-			return found
-		}
-		if r.missing || r.displaced {
-			r.done = true
-			if r.missing && !r.table.keyless {
-				// History tells a row that was removed from one that the role may not see.
-				add(RowGone, func(c *Conflict) {
-					c.origin.moved, c.origin.unseen = !r.table.hidden, r.table.hidden
-					c.origin.gone, c.stays = c.origin.unseen, c.origin.unseen
-				})
-			}
-			return found
-		}
+		return r.conflictsToRemove()
 	case Update:
-		if r.missing || r.displaced {
-			r.missing = true
-			r.forgetLive()
-			add(RowGone, func(c *Conflict) { c.origin.gone, c.stays = true, r.table.keyless && !r.gone })
-			return found
-		}
-		if r.done && !r.recreated {
+		return r.conflictsToRestore()
+	}
+	return nil
+}
+
+// conflict makes a conflict about the row itself.
+func (r *netRow) conflict(kind ConflictKind) Conflict {
+	c := Conflict{Kind: kind, RowRef: r.ref(), row: r, origin: conflictOrigin{
+		oid: r.table.oid, schema: r.table.schema, table: r.table.name, key: r.key, after: r.first(), ownRow: true,
+	}}
+	if r.table.keyless {
+		c.origin.key = nil
+	}
+	return c
+}
+
+// columnConflict makes a conflict about a column of the row.
+func (r *netRow) columnConflict(kind ConflictKind, column int, restore, live datum) Conflict {
+	c := r.conflict(kind)
+	c.Column = r.table.columns.list[column].name
+	c.Restore, c.Live, c.origin.columns = restore.pointer(), live.pointer(), []string{c.Column}
+	return c
+}
+
+// lostConflicts lists the columns that are gone.
+func (r *netRow) lostConflicts() (found []Conflict) {
+	for _, lost := range r.lost {
+		c := r.conflict(ColumnGone)
+		c.Column, c.Restore, c.origin.key = lost.name, lost.restore.pointer(), nil
+		found = append(found, c)
+	}
+	return found
+}
+
+// conflictsToPutBack lists those of a row that the selection removed.
+func (r *netRow) conflictsToPutBack(leaving bool) []Conflict {
+	if r.later.undone { // and what became of it then is not the selection's doing
+		r.done = true
+		return nil
+	}
+	remade := func() Conflict {
+		c := r.conflict(RowRecreated)
+		c.origin.made = true
+		return c
+	}
+	switch {
+	case r.missing:
+	case leaving:
+		r.missing, r.done = true, false
+		r.forgetLive()
+	default:
+		r.done = r.done && !r.recreated
+		return []Conflict{remade()}
+	}
+	var found []Conflict
+	if r.recreated || r.again {
+		found = append(found, remade())
+	}
+	return append(found, r.lostConflicts()...)
+}
+
+// conflictsToRemove lists those of a row that the selection made. All that others
+// have done to it would go with it.
+func (r *netRow) conflictsToRemove() []Conflict {
+	if r.missing || r.displaced {
+		r.done = true
+		if r.later.undone {
 			return nil
 		}
-		if r.recreated {
-			r.done = false
-			add(RowRecreated, func(c *Conflict) { c.origin.made = true })
+		// Where it may only be hidden, history tells whether it was removed.
+		c := r.conflict(RowGone)
+		c.origin.gone, c.origin.unseen = true, r.table.hidden && !r.table.keyless
+		c.stays = r.table.keyless && !r.gone
+		return []Conflict{c}
+	}
+	if r.later.undone { // somebody else has made another one
+		r.done = true
+		return nil
+	}
+	var found []Conflict
+	if r.later.remade {
+		c := r.conflict(RowRecreated)
+		c.origin.made = true
+		found = append(found, c)
+	}
+	found = append(found, r.lostConflicts()...)
+	for at := range r.table.columns.list {
+		c := r.cell(at)
+		switch {
+		case c != nil && c.live != nil:
+			found = append(found, r.columnConflict(ColumnChanged, at, datum{}, *c.live))
+		case slices.ContainsFunc(r.unknown, func(u liveColumn) bool { return u.column == at }):
+			i := slices.IndexFunc(r.unknown, func(u liveColumn) bool { return u.column == at })
+			found = append(found, r.columnConflict(ColumnChanged, at, datum{}, r.unknown[i].live))
+		case slices.Contains(r.later.touched, at) && !r.later.remade:
+			var live datum
+			if c != nil {
+				live = c.expect
+			}
+			found = append(found, r.columnConflict(ColumnChanged, at, datum{}, live))
 		}
 	}
-	for _, lost := range r.lost {
-		add(ColumnGone, func(c *Conflict) { c.Column, c.Restore, c.origin.key = lost.name, lost.restore.pointer(), nil })
+	return found
+}
+
+// conflictsToRestore lists those of a row that the selection changed, and leaves out
+// the columns that reverts of ours have restored.
+func (r *netRow) conflictsToRestore() []Conflict {
+	switch {
+	case r.later.undone:
+		r.done = true
+		return nil
+	case r.missing || r.displaced:
+		r.missing = true
+		r.forgetLive()
+		c := r.conflict(RowGone)
+		c.origin.gone, c.stays = true, r.table.keyless && !r.gone
+		return []Conflict{c}
 	}
-	if r.action == Create {
-		return found
+	var found []Conflict
+	if r.recreated {
+		r.done = false
+		c := r.conflict(RowRecreated)
+		c.origin.made = true
+		found = append(found, c)
 	}
+	found = append(found, r.lostConflicts()...)
+	r.cells = slices.DeleteFunc(r.cells, func(c cell) bool { return c.undone })
 	for i := range r.cells {
 		c := &r.cells[i]
-		name := r.table.columns.list[c.column].name
-		if c.interleaved && !r.done {
-			add(ColumnInterleaved, func(k *Conflict) {
-				live := c.seen()
-				k.Column, k.Restore, k.Live, k.origin.columns = name, c.restore.pointer(), live.pointer(), []string{name}
-			})
-		} else if c.live != nil && !c.already {
-			add(ColumnChanged, func(k *Conflict) {
-				k.Column, k.Restore, k.Live, k.origin.columns = name, c.restore.pointer(), c.live.pointer(), []string{name}
-			})
+		switch {
+		case c.interleaved && !r.done:
+			found = append(found, r.columnConflict(ColumnInterleaved, c.column, c.restore, c.seen()))
+		case c.live != nil && c.already:
+			found = append(found, r.columnConflict(ValueReturned, c.column, c.restore, *c.live))
+		case c.live != nil:
+			found = append(found, r.columnConflict(ColumnChanged, c.column, c.restore, *c.live))
+		case c.unclear:
+			found = append(found, r.columnConflict(ColumnChanged, c.column, c.restore, c.expect))
 		}
 	}
 	return found
@@ -143,29 +216,19 @@ func (p *planner) settle(ctx context.Context, found []Conflict) (more, fresh boo
 	if len(found) == 0 {
 		return false, false, nil
 	}
-	asked := make([]conflictOrigin, len(found)) // looking uses them up
-	for i := range found {
-		asked[i] = found[i].origin
-	}
 	if err := p.findOrigins(ctx, found); err != nil {
-		return false, false, err
-	}
-	if err := p.findLate(ctx, found, asked); err != nil {
 		return false, false, err
 	}
 	if err := p.spendOn(found); err != nil {
 		return false, false, err
 	}
-	// A row that was to be removed and is gone is done with, unless it was only given
-	// another key, or may not be seen.
-	found = slices.DeleteFunc(found, func(c Conflict) bool {
-		return c.origin.moved && c.Change == nil || c.origin.unseen && c.Change != nil && c.Change.Operation == Delete
-	})
 	for i := range found {
-		o := &found[i].origin
-		found[i].row.done = found[i].row.done && !o.moved && !o.unseen
+		if c := &found[i]; c.origin.unseen && c.Change != nil {
+			c.origin.unseen = false // it is gone, and not only hidden
+		}
+		found[i].stays = found[i].stays || found[i].origin.unseen
 	}
-	var extra []Position
+	var transactions, requests []Position
 	byRow := make(map[*netRow]Resolution)
 	for i := range found {
 		c := &found[i]
@@ -182,8 +245,12 @@ func (p *planner) settle(ctx context.Context, found []Conflict) (more, fresh boo
 		switch {
 		case byRow[c.row] == Skip:
 			c.row.skipped = true
-		case c.Resolution == Cascade && byRow[c.row] == Cascade && !c.blocked:
-			extra = append(extra, c.origin.later...)
+		case c.Resolution.cascades() && byRow[c.row].cascades() && !c.blocked:
+			if c.Resolution == CascadeRequests {
+				requests = append(requests, c.origin.later...)
+			} else {
+				transactions = append(transactions, c.origin.later...)
+			}
 			p.cascaded = append(p.cascaded, *c)
 		}
 	}
@@ -193,11 +260,60 @@ func (p *planner) settle(ctx context.Context, found []Conflict) (more, fresh boo
 			p.conflicts[i].blocked = false
 		}
 	}
+	extra, err := p.wholeUnits(ctx, transactions, requests)
+	if err != nil {
+		return false, false, err
+	}
 	before := len(p.sel.extra)
 	p.sel.extra = append(p.sel.extra, extra...)
 	slices.SortFunc(p.sel.extra, Position.Compare)
 	p.sel.extra = slices.Compact(p.sel.extra)
 	return len(p.sel.extra) > before, true, nil
+}
+
+// wholeUnits lists all changes of the transactions, or requests, that some changes
+// belong to: a part of somebody's unit is never reverted by itself.
+func (p *planner) wholeUnits(ctx context.Context, transactions, requests []Position) (whole []Position, err error) {
+	if len(transactions)+len(requests) == 0 {
+		return nil, nil
+	}
+	lsns := make(map[LSN]bool)
+	for _, at := range slices.Concat(transactions, requests) {
+		lsns[at.LSN] = true
+	}
+	add := func(q Query) error {
+		b := q.from(p.client, "c.position", "c.sequence").Where(sq.Expr("c.database = ?", p.database))
+		_, err := collectAll(ctx, p.client, "find whole units", b, func(row pgx.CollectableRow) (none struct{}, err error) {
+			var at Position
+			if err := row.Scan(&at.LSN, &at.Sequence); err != nil {
+				return none, err
+			}
+			whole = append(whole, at)
+			p.budget.spend(positionBytes)
+			return none, p.budget.err()
+		})
+		return err
+	}
+	changes, err := p.changesAt(ctx, requests)
+	if err != nil {
+		return nil, err
+	}
+	asked := make(map[string]bool)
+	for i := range changes {
+		id := changes[i].Context.RequestID
+		if id == "" || asked[id] {
+			continue
+		}
+		asked[id] = true
+		if err := add(Query{client: p.client}.InRequest(id)); err != nil {
+			return nil, err
+		}
+	}
+	texts := make([]string, 0, len(lsns))
+	for lsn := range lsns {
+		texts = append(texts, lsn.String())
+	}
+	return whole, add(Query{client: p.client}.filter(sq.Expr("c.position = ANY(?::text[]::pg_lsn[])", texts)))
 }
 
 // spendOn counts what conflicts take in memory: of one row, there can be any number.
@@ -214,41 +330,12 @@ func (p *planner) spendOn(found []Conflict) error {
 	return p.budget.err()
 }
 
-// findLate looks once more, in the places that were asked for at first, for what took
-// rows away that were to be removed, when history has all that is committed: somebody
-// may have done it just now, while this waited for a lock.
-func (p *planner) findLate(ctx context.Context, found []Conflict, asked []conflictOrigin) error {
-	var late []Conflict
-	var at []int
-	for i, c := range found {
-		if (c.origin.moved || c.origin.unseen) && c.Change == nil {
-			c.origin = asked[i]
-			late, at = append(late, c), append(at, i)
-		}
-	}
-	if len(late) == 0 || p.r.asStored {
-		return nil
-	}
-	if err := p.client.awaitCapture(ctx, func(reason error, detail string) error {
-		return &HistoryError{Asked: "Now()", Reason: reason, Detail: detail}
-	}); err != nil {
-		return err
-	}
-	if err := p.findOrigins(ctx, late); err != nil {
-		return err
-	}
-	for i := range late {
-		found[at[i]] = late[i]
-	}
-	return nil
-}
-
 // blocks tells that the conflict stands in the way of the whole revert.
 func (c *Conflict) blocks() bool {
 	switch c.Resolution {
 	case Skip:
 		return false
-	case Cascade:
+	case CascadeRequests, Cascade:
 		return len(c.origin.later) == 0
 	case Overwrite:
 		return c.stays || c.Kind == RowGone && c.Change != nil && c.Change.KeyChanged
@@ -268,6 +355,7 @@ func (p *planner) overwrite(ctx context.Context) error {
 		switch {
 		case c.Kind == RowRecreated && c.row.action == Create && !c.row.missing:
 			c.row.action = Update
+		case c.Kind == RowGone && c.row.action == Delete: // so be it
 		case c.Kind == RowGone && c.row.table.keyless:
 			c.row.rebuildContents()
 		case c.Kind == RowGone:

@@ -10,16 +10,22 @@ func (a *applier) stampContext(ctx context.Context) context.Context {
 		revertOfName: a.r.unit.stamped(),
 	}
 	if a.r.reason != "" {
-		extra[revertWhyName] = clip(a.r.reason, 2000)
+		extra[revertWhyName] = clip(a.r.reason, reasonBytes)
 	}
 	if a.r.key != "" {
 		extra[revertKeyName] = a.r.key
 	}
-	if a.plan.Skipped > 0 || a.r.columns != nil {
+	if a.isPartial() {
 		extra[revertPartial] = true
 	}
 	return WithContext(ctx, Context{UserID: a.r.actor, Extra: extra})
 }
+
+// reasonBytes is how much of a reason is recorded.
+const reasonBytes = 2000
+
+// isPartial reports whether the revert leaves out a part of the unit.
+func (a *applier) isPartial() bool { return a.plan.Skipped > 0 || a.r.columns != nil }
 
 // stampOr stamps the context that ctx carries, or else content.
 func stampOr(ctx context.Context, tx Execer, content string) error {

@@ -182,7 +182,7 @@ func TestRevertTruncateAfterLaterWork(t *testing.T) {
 			t.Fatal(err)
 		}
 		u.want(t, "after the refusal", before)
-		wantConflicts(t, u.Client.RevertRequest("r"), "row created again public.customer[1]", "unique value taken public.customer[2]")
+		wantConflicts(t, u.Client.RevertRequest("r"), "row created again public.customer[1]", "unique value taken public.customer[2]", "row created again public.customer[3]")
 		for _, c := range blocked.Conflicts {
 			if c.Change == nil || c.Change.Context.RequestID != "later" {
 				t.Errorf("it does not say who is behind: %s", c)
@@ -225,7 +225,7 @@ func TestRevertOfARowThatWasTruncatedLater(t *testing.T) {
 	before := u.state(t)
 	u.request(t, "r", "UPDATE orders SET note = 'changed' WHERE id = 10", "INSERT INTO orders VALUES (13, 1, 1, 'new')")
 	u.as(t, audit.Context{UserID: "bob", RequestID: "later"}, "TRUNCATE orders")
-	wantConflicts(t, u.Client.RevertRequest("r"), "row gone public.orders[10]")
+	wantConflicts(t, u.Client.RevertRequest("r"), "row gone public.orders[10]", "row gone public.orders[13]")
 	plan, err := u.Client.RevertRequest("r").Plan(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -25,7 +25,7 @@ func (c *Client) Sync(ctx context.Context) error {
 	if err != nil {
 		return wrap("sync", err)
 	}
-	return wrap("sync", c.waitFor(ctx, database, target, c.capturedElsewhere))
+	return wrap("sync", c.waitFor(ctx, database, target))
 }
 
 // barrier writes a message into the source's WAL and returns where: whatever was
@@ -48,8 +48,7 @@ func (c *Client) barrier(ctx context.Context) (database string, at LSN, err erro
 }
 
 // waitFor returns when the store holds everything that committed before target.
-// idle is asked whether to go on where this instance does not capture.
-func (c *Client) waitFor(ctx context.Context, database string, target LSN, idle func(ctx context.Context, slot string) error) error {
+func (c *Client) waitFor(ctx context.Context, database string, target LSN) error {
 	// Here the writer says when; elsewhere only the checkpoint does.
 	poll := time.NewTicker(10 * time.Millisecond)
 	defer poll.Stop()
@@ -76,7 +75,7 @@ func (c *Client) waitFor(ctx context.Context, database string, target LSN, idle 
 			}
 			// An instance that was started captures, will, or has said why not.
 			if v.state == capture.Stopped {
-				if err := idle(ctx, at.Slot); err != nil {
+				if err := c.capturedElsewhere(ctx, at.Slot); err != nil {
 					return err
 				}
 			}

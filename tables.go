@@ -50,13 +50,11 @@ func (c *Client) Refresh(ctx context.Context) error {
 
 // refreshTables is joinTables while nobody else sets up.
 func (c *Client) refreshTables(ctx context.Context, r *run) error {
-	locked, release, err := c.lockSetup(ctx, refreshPatience)
+	release, err := c.lockSetup(ctx)
 	if err != nil {
-		c.setupBlocked(ctx, err)
 		return err
 	}
 	defer release()
-	ctx = locked
 	repaired, err := c.setup.EnsurePublication(ctx, r.facts.Version)
 	if err != nil {
 		return err
@@ -232,7 +230,7 @@ func (c *Client) noteVersions(ctx context.Context, r *run, tracked []capture.Tra
 	// Not for long: the stream itself may need the lock that is held here.
 	short, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if err := c.waitFor(short, database, here, c.capturedElsewhere); err != nil {
+	if err := c.waitFor(short, database, here); err != nil {
 		return err
 	}
 	if facts, err = c.freshFacts(ctx, database); err != nil {

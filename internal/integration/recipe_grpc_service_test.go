@@ -103,9 +103,8 @@ func TestGRPCRecipe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	first := header.Get("x-request-id")
-	if len(first) != 1 || len(first[0]) != 36 {
-		t.Fatalf("the request id of the first call: %q", first)
+	if diff := cmp.Diff([]string{"request-1"}, header.Get("x-request-id")); diff != "" {
+		t.Errorf("the header of the answer: %s", diff)
 	}
 
 	stream, err := conn.NewStream(call("request-2"), &todosDesc.Streams[0], "/todo.Todos/Add")
@@ -130,13 +129,9 @@ func TestGRPCRecipe(t *testing.T) {
 		t.Fatalf("the request id that was made: %q", made)
 	}
 
-	streamed, err := stream.Header()
-	if err != nil {
-		t.Fatal(err)
-	}
-	added := audit.Context{UserID: "ann", RequestID: streamed.Get("x-request-id")[0], Endpoint: "/todo.Todos/Add", Extra: sent("request-2")}
+	added := audit.Context{UserID: "ann", RequestID: "request-2", TraceID: traceID, SpanID: spanID, Endpoint: "/todo.Todos/Add"}
 	want := []audit.Context{
-		{UserID: "ann", RequestID: first[0], Endpoint: "/todo.Todos/Rename", Extra: sent("request-1")},
+		{UserID: "ann", RequestID: "request-1", TraceID: traceID, SpanID: spanID, Endpoint: "/todo.Todos/Rename"},
 		added, added,
 		{RequestID: made[0], Endpoint: "/todo.Todos/Rename"},
 	}
