@@ -45,6 +45,7 @@ type Client struct {
 	// guarded by mu: what time travel asks for again and again
 	database string
 	known    remembered
+	types    columnTypes
 	abort    context.CancelFunc // guarded by mu: ends the latest Start, whatever it is doing
 	closing  chan struct{}      // closed by the first Close, under mu
 

@@ -151,6 +151,7 @@ func TestStart_EncodingsThatCannotWork(t *testing.T) {
 			return err
 		}
 		err = client.Stop(t.Context())
+		waitInactive(t, from)
 		from.Exec(t, "SELECT pg_drop_replication_slot($1)", slotOf(from))
 		return err
 	}

@@ -72,6 +72,11 @@ type Change struct {
 	// After is the row after the change: empty for a DELETE and a TRUNCATE.
 	After Image
 
+	// Types are the types of the columns by name, as they were when the change was made.
+	// They are nil where they are unknown: in a Change that was read from JSON. Changes of
+	// a table share them; they must not be written to.
+	Types map[string]ColumnType
+
 	// Context is what the application stamped. Stamped is false if it stamped
 	// nothing, as with a fix made in psql; Context is zero then.
 	Context Context
@@ -162,16 +167,22 @@ func splitKey(key string) []string {
 	return []string{key}
 }
 
-// DecodeBefore reads the row as it was before the change into dst, which is a
-// pointer to a struct or to a map with string keys. See [Image.Decode]. It
-// returns [ErrNoImage] if there is no row before.
+// DecodeBefore reads the row as it was before the change into dst. See
+// [Change.DecodeAfter]. It returns [ErrNoImage] if there is no row before.
 func (c Change) DecodeBefore(dst any) error {
 	return c.decode(c.Before, dst)
 }
 
-// DecodeAfter reads the row as it was after the change into dst, which is a
-// pointer to a struct or to a map with string keys. See [Image.Decode]. It
-// returns [ErrNoImage] if there is no row after.
+// DecodeAfter reads the row as it was after the change into dst, which is a non-nil
+// pointer to a struct or to a map with string keys. It returns [ErrNoImage] if there is
+// no row after.
+//
+// Values are converted as pgx converts those of a query and as [Point.Load] does, by the
+// types of the columns in Types; into any go the types of [PastRow.Values]. Columns of
+// which Types says nothing go by the rules of [Image.Decode], which also says which
+// column goes to which field.
+//
+// What does not fit is reported as a [*DecodeError]; dst may be partly written then.
 func (c Change) DecodeAfter(dst any) error {
 	return c.decode(c.After, dst)
 }
@@ -180,5 +191,5 @@ func (c Change) decode(image Image, dst any) error {
 	if image.IsEmpty() {
 		return fmt.Errorf("decode %s of %s: %w", c.Operation, c.TableName(), ErrNoImage)
 	}
-	return image.Decode(dst)
+	return image.decode(dst, c.Types)
 }

@@ -12,40 +12,51 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // Decode reads the image into dst: a pointer to a struct, or a non-nil pointer
 // to a map with string keys.
 //
-// A column goes to the struct's field whose db tag names it, else whose json
-// tag does, else whose name is the same without regard to case and underscores
-// (UserID takes user_id). Embedded structs count as if their fields stood in
-// the outer one. Fields of no column and columns of no field are left alone: an
-// image need not know every column.
+// A column goes to the struct's field whose db tag names it, else to the field whose json
+// tag, else whose name is the same without regard to case and underscores (UserID takes
+// user_id, and so does one tagged json:"userId"). A field that has a tag goes by that
+// alone, and db counts before json. Embedded structs count as if their fields stood in the
+// outer one, and the outer field wins. Fields of no column and columns of no field are
+// left alone: an image need not know every column.
 //
+// An image does not know the types of its columns, so what a value is shows in its form
+// and in where it goes; [Change.DecodeAfter] knows them, and should be used where there
+// is a Change.
 // Numbers go into integers and floats only if they fit; into string,
 // json.Number, big.Int and the like with every digit; into any as json.Number.
 // NULL goes into pointers (nil), slices, maps, any and everything with a Scan
 // method, and is an error elsewhere. Dates and times go into time.Time, in UTC
 // where they have no zone; 'infinity' does not fit there and is an error (use
-// pgtype.Timestamptz or string). Intervals without months go into
-// time.Duration. Types with a Scan, UnmarshalText or UnmarshalJSON method are
+// pgtype.Timestamptz or string). Intervals go into time.Duration. Types with a Scan,
+// UnmarshalText or UnmarshalJSON method are
 // given the value in the form they read: pgtype, sql.Null, UUIDs, decimals.
 // Arrays go into slices, and json columns into whatever encoding/json fits them
-// into, or as they are into json.RawMessage.
+// into. Into any and json.RawMessage, a value goes as it stands in the image: a text is
+// never taken for JSON.
 //
 // What does not fit is reported as a [*DecodeError]; dst may be partly written
 // then.
-func (im Image) Decode(dst any) error {
+func (im Image) Decode(dst any) error { return im.decode(dst, nil) }
+
+// decode reads the columns whose types are given by pgx's rules, and the others by their
+// shape.
+func (im Image) decode(dst any, types map[string]ColumnType) error {
 	v, err := destination(dst)
 	if err != nil {
 		return err
 	}
 	switch v.Kind() {
 	case reflect.Struct:
-		return im.decodeStruct(v)
+		return im.decodeStruct(v, types)
 	case reflect.Map:
-		return im.decodeMap(v)
+		return im.decodeMap(v, types)
 	default:
 		return &DecodeError{Reason: fmt.Sprintf("the destination must point to a struct or a map, not to %s", v.Type())}
 	}
@@ -67,7 +78,7 @@ func destination(dst any) (reflect.Value, error) {
 	return v, nil
 }
 
-func (im Image) decodeMap(v reflect.Value) error {
+func (im Image) decodeMap(v reflect.Value, types map[string]ColumnType) error {
 	t := v.Type()
 	if t.Key().Kind() != reflect.String {
 		return &DecodeError{Reason: fmt.Sprintf("the keys of %s are no strings", t)}
@@ -75,9 +86,11 @@ func (im Image) decodeMap(v reflect.Value) error {
 	if v.IsNil() {
 		v.Set(reflect.MakeMap(t))
 	}
+	m := typeMaps.Get().(*pgtype.Map)
+	defer typeMaps.Put(m)
 	for _, member := range im.members() {
 		element := reflect.New(t.Elem()).Elem()
-		if err := assign(member.value, element, member.name); err != nil {
+		if err := member.read(m, types, element); err != nil {
 			return err
 		}
 		v.SetMapIndex(reflect.ValueOf(member.name).Convert(t.Key()), element)
@@ -85,8 +98,10 @@ func (im Image) decodeMap(v reflect.Value) error {
 	return nil
 }
 
-func (im Image) decodeStruct(v reflect.Value) error {
+func (im Image) decodeStruct(v reflect.Value, types map[string]ColumnType) error {
 	fields := fieldsOf(v.Type())
+	m := typeMaps.Get().(*pgtype.Map)
+	defer typeMaps.Put(m)
 	for _, member := range im.members() {
 		index, found := fields.find(member.name)
 		if !found {
@@ -96,11 +111,21 @@ func (im Image) decodeStruct(v reflect.Value) error {
 		if err != nil {
 			return err
 		}
-		if err := assign(member.value, field, member.name); err != nil {
+		if err := member.read(m, types, field); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// read reads the column into dst, which can be set.
+func (c imageMember) read(m *pgtype.Map, types map[string]ColumnType, dst reflect.Value) error {
+	if known, ok := types[c.name]; ok {
+		if text, ok := known.text(c.value); ok {
+			return scanColumn(m, c.name, known.OID, text, dst)
+		}
+	}
+	return assign(c.value, dst, c.name)
 }
 
 // decodeInto reads one value into what dst points to.
@@ -143,19 +168,20 @@ func assign(raw json.RawMessage, dst reflect.Value, column string) error {
 // anything is asked of their methods.
 func assignKnown(raw json.RawMessage, dst reflect.Value, column string) (bool, error) {
 	switch p := dst.Addr().Interface().(type) {
-	case *json.RawMessage:
-		*p = bytes.Clone(documentOf(raw))
+	case *json.RawMessage: // what stands in a string may be a text, whatever it looks like
+		*p = bytes.Clone(raw)
 		return true, nil
 	case *Image:
 		*p = Image(bytes.Clone(documentOf(raw)))
 		return true, nil
 	case *any:
-		if text := documentOf(raw); len(text) > 0 {
-			v, err := parseJSON(text)
-			*p = v
-			return true, asDecodeError(err, column, dst.Type(), "no JSON")
+		v, err := parseJSON(raw)
+		*p = v
+		return true, asDecodeError(err, column, dst.Type(), "no JSON")
+	case *[16]byte:
+		if !isNull(raw) && raw[0] == '"' && scanAs(rawText(raw), p, pgtype.UUIDOID) == nil {
+			return true, nil
 		}
-		return true, nil
 	case *time.Time:
 		return true, assignTime(raw, p, column)
 	case *time.Duration:
@@ -252,11 +278,11 @@ func driverForms(raw json.RawMessage) []any {
 }
 
 func textForms(text string) []any {
-	forms := []any{text}
+	var forms []any
 	if decoded, ok := hexBytes(text); ok {
 		forms = append(forms, decoded)
 	}
-	forms = append(forms, []byte(text))
+	forms = append(forms, text, []byte(text))
 	if t, err := parseTime(text); err == nil {
 		forms = append(forms, t)
 	}

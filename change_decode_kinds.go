@@ -108,7 +108,7 @@ func misfitNumber(raw json.RawMessage, dst reflect.Value, column string) error {
 // []byte.
 func assignList(raw json.RawMessage, dst reflect.Value, column string) error {
 	t := dst.Type()
-	if t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Uint8 && raw[0] != '[' {
+	if t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Uint8 {
 		dst.SetBytes(bytesOf(raw))
 		return nil
 	}

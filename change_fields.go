@@ -11,18 +11,44 @@ import (
 	"time"
 )
 
-// structFields maps column names to the fields of a struct.
-type structFields struct {
-	tagged map[string][]int // by db or json tag
-	named  map[string][]int // by name, folded
+// structFields are the fields of a struct that columns go to, the outer ones first.
+type structFields []structField
+
+type structField struct {
+	name   string // by tag, or its own
+	exact  bool   // a db tag: nothing but the very name
+	tagged bool
+	index  []int
 }
 
-func (f *structFields) find(column string) ([]int, bool) {
-	if index, ok := f.tagged[column]; ok {
-		return index, true
+// rank is how well the column goes to the field: 0 not at all.
+func (f structField) rank(column, folded string) int {
+	switch {
+	case f.exact && f.name == column:
+		return 3
+	case f.exact:
+		return 0
+	case f.name == column:
+		return 2
+	case foldName(f.name) == folded:
+		return 1
 	}
-	index, ok := f.named[foldName(column)]
-	return index, ok
+	return 0
+}
+
+// find returns the field for a column: of the outermost that go with it, the best.
+func (f structFields) find(column string) ([]int, bool) {
+	var best structField
+	rank, folded := 0, foldName(column)
+	for _, field := range f {
+		if rank > 0 && len(field.index) > len(best.index) {
+			break
+		}
+		if r := field.rank(column, folded); r > rank {
+			best, rank = field, r
+		}
+	}
+	return best.index, rank > 0
 }
 
 // foldName makes UserID, userId and user_id the same.
@@ -30,22 +56,21 @@ func foldName(name string) string {
 	return strings.ToLower(strings.ReplaceAll(name, "_", ""))
 }
 
-// fieldCache holds a *structFields for each reflect.Type that was decoded into.
+// fieldCache holds the structFields of each reflect.Type that was decoded into.
 var fieldCache sync.Map
 
-func fieldsOf(t reflect.Type) *structFields {
+func fieldsOf(t reflect.Type) structFields {
 	if cached, ok := fieldCache.Load(t); ok {
-		return cached.(*structFields)
+		return cached.(structFields)
 	}
-	fields := &structFields{tagged: map[string][]int{}, named: map[string][]int{}}
-	fields.collect(t)
-	cached, _ := fieldCache.LoadOrStore(t, fields)
-	return cached.(*structFields)
+	cached, _ := fieldCache.LoadOrStore(t, collectFields(t))
+	return cached.(structFields)
 }
 
-// collect walks the struct level by level, so that an outer field hides one of
-// the same name in an embedded struct, as in Go.
-func (f *structFields) collect(t reflect.Type) {
+// collectFields walks the struct level by level. An outer field hides one of the same
+// name in an embedded struct, as in Go, whichever of them has a tag.
+func collectFields(t reflect.Type) structFields {
+	var fields structFields
 	type level struct {
 		t     reflect.Type
 		index []int
@@ -62,48 +87,42 @@ func (f *structFields) collect(t reflect.Type) {
 			for i := range l.t.NumField() {
 				field := l.t.Field(i)
 				index := append(slices.Clip(l.index), i)
-				name, tagged, skip := columnOf(field)
+				name, tag, skip := columnOf(field)
 				if skip {
 					continue
 				}
-				if inner, embedded := embeddedStruct(field); embedded && !tagged {
+				if inner, embedded := embeddedStruct(field); embedded && tag == "" {
 					next = append(next, level{inner, index})
 					continue
 				}
 				if !field.IsExported() {
 					continue
 				}
-				f.add(name, tagged, index)
+				hidden := slices.ContainsFunc(fields, func(outer structField) bool {
+					return len(outer.index) < len(index) && foldName(outer.name) == foldName(name)
+				})
+				if !hidden {
+					fields = append(fields, structField{name, tag == "db", tag != "", index})
+				}
 			}
 		}
 	}
+	return fields
 }
 
-func (f *structFields) add(name string, tagged bool, index []int) {
-	into := f.named
-	if tagged {
-		into = f.tagged
-	} else {
-		name = foldName(name)
-	}
-	if _, taken := into[name]; !taken {
-		into[name] = index
-	}
-}
-
-// columnOf returns the column that a field is tagged or named for. A field
-// tagged "-" is skipped.
-func columnOf(field reflect.StructField) (name string, tagged, skip bool) {
+// columnOf returns the column that a field is tagged or named for, and by which tag. A
+// field tagged "-" is skipped.
+func columnOf(field reflect.StructField) (name, tag string, skip bool) {
 	for _, key := range []string{"db", "json"} {
-		tag, _, _ := strings.Cut(field.Tag.Get(key), ",")
-		if tag == "-" {
-			return "", false, true
+		value, _, _ := strings.Cut(field.Tag.Get(key), ",")
+		if value == "-" {
+			return "", "", true
 		}
-		if tag != "" {
-			return tag, true, false
+		if value != "" {
+			return value, key, false
 		}
 	}
-	return field.Name, false, false
+	return field.Name, "", false
 }
 
 // embeddedStruct reports whether the fields of an embedded struct count as the
@@ -152,13 +171,16 @@ func isValueType(t reflect.Type) bool {
 
 // others returns the names of the columns that fields are for, but for those
 // whose index is taken.
-func (f *structFields) others(taken map[string]bool) []string {
+func (f structFields) others(taken map[string]bool) []string {
 	var names []string
-	for _, fields := range []map[string][]int{f.tagged, f.named} {
-		for name, index := range fields {
-			if !taken[fmt.Sprint(index)] {
-				names = append(names, name)
-			}
+	for _, field := range f {
+		if taken[fmt.Sprint(field.index)] {
+			continue
+		}
+		if field.tagged {
+			names = append(names, field.name)
+		} else {
+			names = append(names, foldName(field.name))
 		}
 	}
 	slices.Sort(names)

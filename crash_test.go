@@ -1,9 +1,11 @@
 package audit_test
 
 import (
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"strconv"
 	"testing"
 	"time"
@@ -18,7 +20,19 @@ func TestMain(m *testing.M) {
 	if faulttest.IsProgram() {
 		os.Exit(faulttest.RunProgram())
 	}
+	waitMoreThanCompute()
 	os.Exit(m.Run())
+}
+
+// waitMoreThanCompute runs more tests at once than there are cores, unless -parallel
+// says how many: these tests wait for a server most of the time.
+func waitMoreThanCompute() {
+	flag.Parse()
+	chosen := false
+	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
+	if !chosen {
+		_ = flag.Set("test.parallel", strconv.Itoa(4*runtime.GOMAXPROCS(0)))
+	}
 }
 
 // crashRoundsEnv sets the number of faults of each kill test, and crashSeedEnv

@@ -17,6 +17,9 @@ type (
 	// SlotBlockedError is returned by [Client.Start] when the replication slot
 	// could not be made in time, because of transactions that it names.
 	SlotBlockedError = capture.SlotBlockedError
+	// SetupLockedError is returned by [Client.Start] and [Client.Refresh], and shown by
+	// Status, when somebody holds the lock under which instances set up. It names who.
+	SetupLockedError = store.SetupLockedError
 	// ForeignSlotError is returned by [Client.Start] when the slot's name belongs
 	// to something else.
 	ForeignSlotError = capture.ForeignSlotError

@@ -7,6 +7,8 @@ import (
 	"unicode/utf16"
 	"unicode/utf8"
 
+	"github.com/jackc/pgx/v5/pgtype"
+
 	"github.com/hindsight-go/audit/internal/wal"
 	"github.com/hindsight-go/audit/store"
 )
@@ -232,6 +234,17 @@ func floatSQLText(raw []byte, bits int) []byte {
 	return []byte(floatText(f, bits))
 }
 
+// imageSQLText is the text of a value that is not NULL, as the server prints it.
+func imageSQLText(oid uint32, kind wal.Kind, raw []byte) []byte {
+	switch oid {
+	case pgtype.Float4OID:
+		return floatSQLText(raw, 32)
+	case pgtype.Float8OID:
+		return floatSQLText(raw, 64)
+	}
+	return appendSQLText(make([]byte, 0, len(raw)), kind, raw)
+}
+
 // values reads an image as one value in PostgreSQL's text format for each
 // column, where index says under which name the image has which: nil is NULL.
 // missing are the columns that the image does not know and has to.
@@ -244,14 +257,8 @@ func (im Image) values(columns []column, index map[string]int) (values [][]byte,
 			return
 		}
 		seen[i] = true
-		switch {
-		case isNull(json.RawMessage(value)):
-		case columns[i].typeOID == 700: // float4
-			values[i] = floatSQLText(value, 32)
-		case columns[i].typeOID == 701: // float8
-			values[i] = floatSQLText(value, 64)
-		default:
-			values[i] = appendSQLText(make([]byte, 0, len(value)), columns[i].kind, value)
+		if !isNull(json.RawMessage(value)) {
+			values[i] = imageSQLText(columns[i].typeOID, columns[i].kind, value)
 		}
 	})
 	for i, ok := range seen {

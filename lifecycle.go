@@ -19,6 +19,7 @@ type run struct {
 	done    chan struct{} // closed when everything has ended
 	err     error         // why capture ended for good; set before done is closed
 	settled chan struct{} // closed at the first state that says how it goes
+	streams chan struct{} // told when this instance begins to stream
 	caution store.Caution
 	until   capture.LSN
 	// undecodable is up to where the store held everything when the server could not
@@ -52,8 +53,11 @@ type run struct {
 func (c *Client) Start(ctx context.Context) error {
 	c.starting.Lock()
 	defer c.starting.Unlock()
-	if c.running() != nil {
-		return nil
+	if r := c.running(); r != nil {
+		if c.state() != capture.Failed {
+			return nil
+		}
+		<-r.done // or a capture that is ending would pass for one that runs
 	}
 	startCtx, cancelStart := context.WithCancel(ctx)
 	defer cancelStart()
@@ -76,7 +80,7 @@ func (c *Client) Start(ctx context.Context) error {
 		c.mu.Unlock()
 		return err
 	}
-	r := &run{facts: facts, cancel: cancelRun, done: make(chan struct{}), settled: make(chan struct{})}
+	r := &run{facts: facts, cancel: cancelRun, done: make(chan struct{}), settled: make(chan struct{}), streams: make(chan struct{}, 1)}
 	r.reader = c.newReader(r)
 	c.mu.Lock()
 	c.run, c.last.facts = r, facts
@@ -152,6 +156,7 @@ func (c *Client) capture(ctx context.Context, r *run) {
 	var others sync.WaitGroup
 	others.Go(func() { c.maintain(ctx, r) })
 	others.Go(func() { c.watchHealth(ctx, r) })
+	others.Go(func() { c.keepHistory(ctx, r) })
 	err := r.reader.Run(ctx)
 	r.cancel()
 	others.Wait()
@@ -309,6 +314,10 @@ func (c *Client) onState(r *run, s capture.State, err error) {
 	case s == capture.Waiting && before != capture.Waiting:
 		c.cfg.Logger.Info("audit: another instance captures, this one waits", "slot", c.cfg.Slot)
 	case s == capture.Streaming:
+		select {
+		case r.streams <- struct{}{}:
+		default:
+		}
 		c.cfg.Logger.Info("audit: capturing", "database", r.facts.Database, "slot", c.cfg.Slot)
 	}
 	c.stored.send()
@@ -322,8 +331,6 @@ func (c *Client) maintain(ctx context.Context, r *run) {
 	}
 	tables := time.NewTicker(refresh)
 	defer tables.Stop()
-	hourly := time.NewTicker(time.Hour)
-	defer hourly.Stop()
 	for {
 		var err error
 		select {
@@ -335,10 +342,28 @@ func (c *Client) maintain(ctx context.Context, r *run) {
 			}
 		case <-c.poke:
 			err = c.refreshTables(ctx, r)
-		case <-hourly.C:
-			err = c.keepPartitions(ctx)
 		}
 		c.maintenanceFailed(ctx, err)
+	}
+}
+
+// keepHistory makes partitions and drops what is past its retention: once this
+// instance streams, and every hour. Of several instances only that one does, since two
+// would drop what the other has just carried along. It takes as long as it takes, and
+// nobody waits for it.
+func (c *Client) keepHistory(ctx context.Context, r *run) {
+	hourly := time.NewTicker(time.Hour)
+	defer hourly.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.streams:
+		case <-hourly.C:
+		}
+		if c.state() == capture.Streaming {
+			c.maintenanceFailed(ctx, c.keepPartitions(ctx))
+		}
 	}
 }
 

@@ -67,6 +67,7 @@ func (m *instruments) failed(err error) {
 	kind := "other"
 	var gap *GapError
 	var refused *store.RefusedError
+	var locked *store.SetupLockedError
 	switch {
 	case errors.As(err, &gap):
 		kind = "gap"
@@ -74,7 +75,7 @@ func (m *instruments) failed(err error) {
 		kind = "refused"
 	case errors.Is(err, store.ErrFenced):
 		kind = "fenced"
-	case isCode(err, "55P03"):
+	case isCode(err, "55P03"), errors.As(err, &locked):
 		kind = "lock"
 	}
 	m.errors.Add(context.Background(), 1, metric.WithAttributes(attribute.String("kind", kind)))

@@ -212,6 +212,9 @@ func (p *pages) read(ctx context.Context, size int) ([]Change, error) {
 		last := markOf(changes[n-1])
 		p.after = &last
 	}
+	if err == nil && len(changes) > 0 {
+		err = p.client.describeColumns(ctx, changes)
+	}
 	return changes, err
 }
 

@@ -13,10 +13,6 @@ import (
 	"github.com/hindsight-go/audit/store"
 )
 
-// setupLock is the advisory lock on the source under which instances that start
-// at the same time take turns. The number is the bytes of "audits".
-const setupLock = 0x617564697473
-
 // prepareSource checks the source and makes, in this order, the store, the
 // publication with its tables, and the slot.
 func (c *Client) prepareSource(ctx context.Context) (capture.Facts, error) {
@@ -31,15 +27,15 @@ func (c *Client) prepareSource(ctx context.Context) (capture.Facts, error) {
 	if err != nil {
 		return facts, fmt.Errorf("audit: start: %w", err)
 	}
-	release, err := c.lockSetup(ctx)
-	if err != nil {
-		return facts, err
-	}
-	defer release()
 	if err := c.history.Migrate(ctx); err != nil {
 		return facts, fmt.Errorf("audit: start: %w", err)
 	}
-	if err := c.makeSource(ctx, facts); err != nil {
+	locked, release, err := c.lockSetup(ctx, setupPatience)
+	if err != nil {
+		return facts, fmt.Errorf("audit: start: %w", err)
+	}
+	defer release()
+	if err := c.makeSource(locked, facts); err != nil {
 		return facts, fmt.Errorf("audit: start: %w", err)
 	}
 	return facts, nil
@@ -130,7 +126,7 @@ func (c *Client) makeSource(ctx context.Context, facts capture.Facts) error {
 	case !errors.Is(err, store.ErrNoCheckpoint):
 		return err
 	}
-	if err := c.keepPartitions(ctx); err != nil {
+	if err := c.history.EnsurePartitions(ctx); err != nil {
 		return err
 	}
 	repaired, err := c.setup.EnsurePublication(ctx, facts.Version)
@@ -152,38 +148,6 @@ func (c *Client) makeSource(ctx context.Context, facts capture.Facts) error {
 	return c.joinTables(ctx, r, joined, repaired)
 }
 
-// lockSetup keeps other instances from setting up at the same time.
-func (c *Client) lockSetup(ctx context.Context) (release func(), err error) {
-	// First among the calls on this client: each of them would hold a connection
-	// while it waits for the lock, and the one that has it needs more.
-	select {
-	case c.turn <- struct{}{}:
-	case <-ctx.Done():
-		return nil, fmt.Errorf("audit: wait for another call to set up: %w", ctx.Err())
-	}
-	defer func() {
-		if err != nil {
-			<-c.turn
-		}
-	}()
-	conn, err := c.source.Acquire(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("audit: connect to the source: %w", err)
-	}
-	if _, err := conn.Exec(ctx, "SELECT pg_catalog.pg_advisory_lock($1)", int64(setupLock)); err != nil {
-		conn.Release()
-		return nil, fmt.Errorf("audit: wait for another instance to set up: %w", err)
-	}
-	return func() {
-		_, err := conn.Exec(context.WithoutCancel(ctx), "SELECT pg_catalog.pg_advisory_unlock($1)", int64(setupLock))
-		if err != nil {
-			_ = conn.Conn().Close(context.WithoutCancel(ctx)) // which unlocks as well
-		}
-		conn.Release()
-		<-c.turn
-	}, nil
-}
-
 // attempts is how often the server may fail at sending a transaction before that is
 // left out.
 const attempts = 2
@@ -200,12 +164,12 @@ func (c *Client) prepareSlot(ctx context.Context, r *run) (capture.Resume, error
 	if !errors.Is(err, errMustSetUp) {
 		return resume, err
 	}
-	release, err := c.lockSetup(ctx)
+	locked, release, err := c.lockSetup(ctx, setupPatience)
 	if err != nil {
 		return resume, err
 	}
 	defer release()
-	return c.ensureSlot(ctx, r, true)
+	return c.ensureSlot(locked, r, true)
 }
 
 // ensureSlot is prepareSlot; locked tells that nobody else sets up.

@@ -888,6 +888,12 @@ func TestRetentionDropsPartitions(t *testing.T) {
 
 	keeper := audittest.Open(t, db, audit.Config{Retention: 90 * 24 * time.Hour})
 	mustStart(t, keeper)
+	faulttest.Poll(t, faulttest.Patience, "retention", func() error {
+		if audittest.Value[bool](t, db, "SELECT EXISTS (SELECT FROM audit.retention)") {
+			return nil
+		}
+		return errors.New("nothing was dropped")
+	})
 	horizon := audittest.Value[time.Time](t, db, "SELECT max(until_time) FROM audit.retention")
 	if keep := time.Now().Add(-90 * 24 * time.Hour); horizon.After(keep) || horizon.Before(keep.AddDate(0, -1, -1)) {
 		t.Errorf("history was dropped up to %s, it is kept from %s", horizon, keep)

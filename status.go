@@ -37,12 +37,31 @@ type Status struct {
 	// Changes counts the changes stored since the history began.
 	Changes int64
 	Slot    SlotStatus
+	// Warnings say what is not wrong yet, or keeps a part of the work waiting.
+	Warnings []Warning
 	// Gaps are the holes in the history, oldest first.
 	Gaps []Gap
 	// Tables are the tables tracked now, those waiting for a lock, and those that
 	// were tracked once.
 	Tables []TableStatus
 }
+
+// Warning is a state that an operator should know of. Capture goes on.
+type Warning struct {
+	Code WarningCode
+	// Text says what it is, and how to mend it.
+	Text string
+}
+
+// WarningCode is the kind of a Warning.
+type WarningCode string
+
+// The kinds of warnings.
+const (
+	// WarningSetupWaits: new tables and lost slots wait for the lock on setting up,
+	// which somebody else holds.
+	WarningSetupWaits WarningCode = "setup-waits"
+)
 
 // SlotStatus is the state of the replication slot.
 type SlotStatus struct {
@@ -83,6 +102,8 @@ type view struct {
 	lagTime time.Duration
 	slot    int64
 	pending []capture.Pending
+	// setup is who keeps this instance from setting up, or nil.
+	setup *store.SetupLockedError
 	// verified is a position at which all tables were seen to be published.
 	verified LSN
 }
@@ -135,6 +156,9 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	s := Status{State: v.state, Err: v.err, Position: v.durable, Slot: SlotStatus{Name: c.cfg.Slot}}
 	if err := c.source.QueryRow(ctx, "SELECT current_database(), pg_catalog.pg_current_wal_flush_lsn()::text").Scan(&s.Database, &s.SourcePosition); err != nil {
 		return s, fmt.Errorf("audit: status: ask the source: %w", err)
+	}
+	if v.setup != nil {
+		s.Warnings = append(s.Warnings, Warning{Code: WarningSetupWaits, Text: v.setup.Error()})
 	}
 	slot, err := c.setup.SlotState(ctx)
 	if err != nil && !errors.Is(err, capture.ErrNoSlot) {

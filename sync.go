@@ -25,7 +25,7 @@ func (c *Client) Sync(ctx context.Context) error {
 	if err != nil {
 		return wrap("sync", err)
 	}
-	return wrap("sync", c.waitFor(ctx, database, target))
+	return wrap("sync", c.waitFor(ctx, database, target, c.capturedElsewhere))
 }
 
 // barrier writes a message into the source's WAL and returns where: whatever was
@@ -48,7 +48,8 @@ func (c *Client) barrier(ctx context.Context) (database string, at LSN, err erro
 }
 
 // waitFor returns when the store holds everything that committed before target.
-func (c *Client) waitFor(ctx context.Context, database string, target LSN) error {
+// idle is asked whether to go on where this instance does not capture.
+func (c *Client) waitFor(ctx context.Context, database string, target LSN, idle func(ctx context.Context, slot string) error) error {
 	// Here the writer says when; elsewhere only the checkpoint does.
 	poll := time.NewTicker(10 * time.Millisecond)
 	defer poll.Stop()
@@ -75,7 +76,7 @@ func (c *Client) waitFor(ctx context.Context, database string, target LSN) error
 			}
 			// An instance that was started captures, will, or has said why not.
 			if v.state == capture.Stopped {
-				if err := c.capturedElsewhere(ctx, at.Slot); err != nil {
+				if err := idle(ctx, at.Slot); err != nil {
 					return err
 				}
 			}

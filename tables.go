@@ -50,11 +50,13 @@ func (c *Client) Refresh(ctx context.Context) error {
 
 // refreshTables is joinTables while nobody else sets up.
 func (c *Client) refreshTables(ctx context.Context, r *run) error {
-	release, err := c.lockSetup(ctx)
+	locked, release, err := c.lockSetup(ctx, refreshPatience)
 	if err != nil {
+		c.setupBlocked(ctx, err)
 		return err
 	}
 	defer release()
+	ctx = locked
 	repaired, err := c.setup.EnsurePublication(ctx, r.facts.Version)
 	if err != nil {
 		return err
@@ -230,7 +232,7 @@ func (c *Client) noteVersions(ctx context.Context, r *run, tracked []capture.Tra
 	// Not for long: the stream itself may need the lock that is held here.
 	short, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if err := c.waitFor(short, database, here); err != nil {
+	if err := c.waitFor(short, database, here, c.capturedElsewhere); err != nil {
 		return err
 	}
 	if facts, err = c.freshFacts(ctx, database); err != nil {

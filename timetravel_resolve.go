@@ -173,7 +173,11 @@ func (c *Client) awaitCapture(ctx context.Context, fail func(reason error, detai
 			cancel(fail(ErrNotCaptured, "no instance of the program reads the replication slot: call Client.Start"))
 		})
 	}()
-	err := c.Sync(waiting)
+	database, target, err := c.barrier(waiting)
+	if err == nil {
+		// Somebody may be about to take over: it is watchSlot that gives up.
+		err = c.waitFor(waiting, database, target, func(context.Context, string) error { return nil })
+	}
 	cause := context.Cause(waiting)
 	cancel(nil)
 	<-watched
@@ -181,7 +185,7 @@ func (c *Client) awaitCapture(ctx context.Context, fail func(reason error, detai
 	if err != nil && errors.As(cause, &history) {
 		return history
 	}
-	return err
+	return wrap("wait for capture", err)
 }
 
 // watchSlot calls abandoned once if nobody reads from the slot for a while.
@@ -440,7 +444,7 @@ func (c *Client) Mark(ctx context.Context, name string) (Position, error) {
 	if err != nil {
 		return Position{}, wrap("mark", err)
 	}
-	if err := c.waitFor(ctx, database, target); err != nil {
+	if err := c.waitFor(ctx, database, target, c.capturedElsewhere); err != nil {
 		return Position{}, wrap("mark", err)
 	}
 	set, err := c.history.SetMark(ctx, database, name, target, time.Now())

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -256,10 +255,6 @@ func (r PastRow) FieldDescriptions() []pgconn.FieldDescription {
 // changed.
 func (r PastRow) RawValues() [][]byte { return r.values }
 
-// typeMaps are for converting values. A map is not safe for concurrent use, and
-// dear to make.
-var typeMaps = sync.Pool{New: func() any { return pgtype.NewMap() }}
-
 // Scan reads the values, in the order of the columns, into what dest points to,
 // by pgx's rules. A nil leaves its column out.
 func (r PastRow) Scan(dest ...any) error {
@@ -273,24 +268,9 @@ func (r PastRow) Scan(dest ...any) error {
 		if dest[i] == nil {
 			continue
 		}
-		if err := scanText(m, c, r.values[i], dest[i]); err != nil {
+		if err := scanText(m, c.name, c.typeOID, r.values[i], dest[i]); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-func scanText(m *pgtype.Map, c column, value []byte, dst any) error {
-	if err := m.Scan(c.typeOID, pgtype.TextFormatCode, value, dst); err != nil {
-		t := reflect.TypeOf(dst)
-		if t != nil && t.Kind() == reflect.Pointer {
-			t = t.Elem()
-		}
-		reason := "the value does not fit"
-		if value == nil {
-			reason = "NULL does not fit; use a pointer"
-		}
-		return &DecodeError{Column: c.name, Type: t, Reason: reason, cause: err}
 	}
 	return nil
 }
@@ -306,14 +286,9 @@ func (r PastRow) Values() ([]any, error) {
 		if r.values[i] == nil {
 			continue
 		}
-		known, ok := m.TypeForOID(c.typeOID)
-		if !ok {
-			values[i] = string(r.values[i])
-			continue
-		}
-		value, err := known.Codec.DecodeValue(m, c.typeOID, pgtype.TextFormatCode, r.values[i])
+		value, err := defaultValue(m, c.name, c.typeOID, r.values[i])
 		if err != nil {
-			return nil, &DecodeError{Column: c.name, Reason: "pgx cannot read the value", cause: err}
+			return nil, err
 		}
 		values[i] = value
 	}
@@ -368,7 +343,7 @@ func (r PastRow) decodeStruct(v reflect.Value) error {
 		if err != nil {
 			return err
 		}
-		if err := scanText(m, c, r.values[i], field.Addr().Interface()); err != nil {
+		if err := scanColumn(m, c.name, c.typeOID, r.values[i], field); err != nil {
 			return err
 		}
 	}
@@ -376,7 +351,7 @@ func (r PastRow) decodeStruct(v reflect.Value) error {
 }
 
 // checkFields says where fields and columns do not go together.
-func (r PastRow) checkFields(fields *structFields, columns []column) error {
+func (r PastRow) checkFields(fields structFields, columns []column) error {
 	if r.table == nil || r.table.point.lax {
 		return nil
 	}

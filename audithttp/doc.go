@@ -30,4 +30,8 @@
 //
 // The http.ResponseWriter goes through as it is, so http.Flusher, http.Hijacker
 // and http.ResponseController work. The body is not read.
+//
+// The next handler gets a copy of the request. What it learns goes back to the request
+// outside when it returns or panics: the pattern and its path values, for who logs
+// requests, and forms, whose temporary files the server removes.
 package audithttp

@@ -25,14 +25,20 @@ const (
 // Config says what of a request goes into the audit context. The zero value is
 // request id, endpoint and trace.
 type Config struct {
-	// RequestIDHeader is the header in which a request id comes and goes. An id
-	// that comes is taken if it has at most 128 letters, digits and the marks
-	// - _ . : / + = @ and is replaced otherwise: whoever sends the request chooses
-	// it. Default: "X-Request-Id".
+	// RequestIDHeader is the header in which request ids come and go. The response
+	// carries the id that was made. One that comes is kept beside it, as
+	// "clientRequestId", if it has at most 128 letters, digits and the marks
+	// - _ . : / + = @: whoever sends the request chooses it, and may choose that of
+	// somebody else, so nothing is undone by it. Default: "X-Request-Id".
 	RequestIDHeader string
 
-	// NewRequestID makes the id of a request without one.
-	// Default: a random UUID of version 7.
+	// TrustRequestID reports whether the sender of a request is one whose request id
+	// and trace are believed, such as a gateway that makes them: then they are those
+	// of the context. It goes by what cannot be made up, as the certificate of the
+	// connection or the address of the peer. Default: nobody.
+	TrustRequestID func(*http.Request) bool
+
+	// NewRequestID makes the id of a request. Default: a random UUID of version 7.
 	NewRequestID func() string
 
 	// Routes tells the pattern of a request: an *http.ServeMux somewhere behind
@@ -48,13 +54,19 @@ type Config struct {
 	// none behind the route. Default: none.
 	Pattern func(*http.Request) string
 
+	// Endpoint tells the endpoint of a request where it is more than method and route,
+	// as the operation of GraphQL is, or "". It goes before all else, and must not read
+	// the body without putting it back. Default: none.
+	Endpoint func(*http.Request) string
+
 	// User tells who makes the request, or nil. It is called before the next
 	// handler; an authentication further in says the user with audit.WithContext
 	// itself. Of a user that is an object in JSON, secrets are redacted as in Params.
 	// Default: nobody.
 	User func(*http.Request) any
 
-	// Params tells the parameters worth keeping. It must not read the body
+	// Params tells the parameters worth keeping. PathValue of the request knows what a
+	// mux inside will find, if Routes tells the pattern. It must not read the body
 	// without putting it back. Values under names that look like passwords,
 	// tokens, keys and the like are redacted at every depth, also within texts that
 	// are JSON, queries or URLs: "user_password" and "stripeSecretKey" as well as
@@ -102,27 +114,30 @@ func (c Config) Middleware(next http.Handler) http.Handler {
 		c.Routes = mux
 	}
 	redact := c.redactor()
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return http.HandlerFunc(func(w http.ResponseWriter, outer *http.Request) {
+		r := outer.WithContext(outer.Context()) // a copy
+		defer func() { handBack(outer, r) }()
 		ctx := audit.WithContext(r.Context(), c.context(r, redact))
 		// The response carries the id even if the handler panics or hijacks.
 		if said, _ := audit.FromContext(ctx); said.RequestID != "" {
 			w.Header().Set(c.RequestIDHeader, said.RequestID)
 		}
-		next.ServeHTTP(w, r.WithContext(ctx))
+		r = r.WithContext(ctx)
+		next.ServeHTTP(w, r)
 	})
 }
 
 // context returns what the request says.
 func (c Config) context(r *http.Request, redact redactor) audit.Context {
-	said := audit.Context{RequestID: c.requestID(r), Endpoint: c.endpoint(r)}
-	said.TraceID, said.SpanID = traceOf(r)
+	said := audit.Context{Endpoint: c.endpoint(r)}
+	extra := map[string]any{}
+	c.identify(r, &said, extra)
 	if c.User != nil {
 		said.UserID = redact.user(c.User(r))
 	}
 	if c.Params != nil {
 		said.Params = redact.params(c.Params(r))
 	}
-	extra := map[string]any{}
 	if c.RemoteAddress && r.RemoteAddr != "" {
 		host, _, err := net.SplitHostPort(r.RemoteAddr)
 		if err != nil {
@@ -139,14 +154,40 @@ func (c Config) context(r *http.Request, redact redactor) audit.Context {
 	return said
 }
 
-func (c Config) requestID(r *http.Request) string {
-	if outer, _ := audit.FromContext(r.Context()); outer.RequestID != "" {
-		return outer.RequestID
+// identify says which request it is, and of which trace. What a stranger has sent goes
+// into extra, where it can be searched for, and undoes nothing.
+func (c Config) identify(r *http.Request, said *audit.Context, extra map[string]any) {
+	trusted := c.TrustRequestID != nil && c.TrustRequestID(r)
+	outer, _ := audit.FromContext(r.Context())
+	id := r.Header.Get(c.RequestIDHeader)
+	switch {
+	case outer.RequestID != "":
+		said.RequestID = outer.RequestID
+	case trusted && isRequestID(id):
+		said.RequestID = id
+	default:
+		said.RequestID = c.NewRequestID()
+		if isRequestID(id) {
+			extra["clientRequestId"] = id
+		}
 	}
-	if id := r.Header.Get(c.RequestIDHeader); isRequestID(id) {
-		return id
+	span := trace.SpanContextFromContext(r.Context())
+	if span.IsValid() && !span.IsRemote() {
+		said.TraceID, said.SpanID = span.TraceID().String(), span.SpanID().String()
+		return
 	}
-	return c.NewRequestID()
+	traceID, spanID := parseTraceparent(r.Header.Get("Traceparent"))
+	if span.IsValid() {
+		// Extracted from the request, and no span of ours begun.
+		traceID, spanID = span.TraceID().String(), span.SpanID().String()
+	}
+	switch {
+	case traceID == "":
+	case trusted:
+		said.TraceID, said.SpanID = traceID, spanID
+	case outer.TraceID == "":
+		extra["clientTraceId"], extra["clientSpanId"] = traceID, spanID
+	}
 }
 
 func isRequestID(id string) bool {
@@ -165,7 +206,17 @@ func isRequestID(id string) bool {
 
 func (c Config) endpoint(r *http.Request) string {
 	pattern := c.pattern(r)
-	if pattern == "" {
+	if c.Endpoint != nil {
+		if endpoint := c.Endpoint(r); endpoint != "" {
+			return endpoint
+		}
+	}
+	if pattern == "" || strings.HasSuffix(pattern, "/") {
+		// A pattern that ends in a slash is where a router of others is mounted, which
+		// has not been asked.
+		if isProcedure(r.URL.Path) {
+			return r.URL.Path
+		}
 		return r.Method + " " + r.URL.Path
 	}
 	// A pattern may begin with a method, and GET stands for HEAD as well.
@@ -175,6 +226,8 @@ func (c Config) endpoint(r *http.Request) string {
 	return r.Method + " " + pattern
 }
 
+// pattern returns the pattern of a request's route. What a mux will find in the path
+// is there for Params and User, too.
 func (c Config) pattern(r *http.Request) string {
 	if c.Pattern != nil {
 		if pattern := c.Pattern(r); pattern != "" {
@@ -182,20 +235,12 @@ func (c Config) pattern(r *http.Request) string {
 		}
 	}
 	if c.Routes != nil {
-		if _, pattern := c.Routes.Handler(r); pattern != "" {
+		if pattern := route(c.Routes, r); pattern != "" {
+			setPathValues(r, pattern)
 			return pattern
 		}
 	}
 	return r.Pattern
-}
-
-// traceOf returns the ids of the trace that the request belongs to: those of the
-// span in its context, or of its traceparent header.
-func traceOf(r *http.Request) (traceID, spanID string) {
-	if span := trace.SpanContextFromContext(r.Context()); span.IsValid() {
-		return span.TraceID().String(), span.SpanID().String()
-	}
-	return parseTraceparent(r.Header.Get("Traceparent"))
 }
 
 // parseTraceparent reads the header of W3C Trace Context.

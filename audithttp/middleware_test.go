@@ -30,6 +30,9 @@ func serve(c audithttp.Config, r *http.Request) (audit.Context, *httptest.Respon
 	return seen, w
 }
 
+// anybody is believed.
+func anybody(*http.Request) bool { return true }
+
 func TestRequestIDIsTakenOrMade(t *testing.T) {
 	t.Parallel()
 	version7 := regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`)
@@ -48,7 +51,7 @@ func TestRequestIDIsTakenOrMade(t *testing.T) {
 	} {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Header["X-Request-Id"] = []string{id}
-		seen, w := serve(audithttp.Config{}, r)
+		seen, w := serve(audithttp.Config{TrustRequestID: anybody}, r)
 		if taken != (seen.RequestID == id) || !taken && !version7.MatchString(seen.RequestID) {
 			t.Errorf("%q: the request id is %q", id, seen.RequestID)
 		}
@@ -66,7 +69,7 @@ func TestRequestIDIsTakenOrMade(t *testing.T) {
 	}
 	r := httptest.NewRequest("GET", "/", nil)
 	r.Header.Set("Correlation", "c1")
-	c, w := serve(audithttp.Config{RequestIDHeader: "correlation"}, r)
+	c, w := serve(audithttp.Config{RequestIDHeader: "correlation", TrustRequestID: anybody}, r)
 	if c.RequestID != "c1" || w.Header().Get("Correlation") != "c1" {
 		t.Errorf("own header: %+v, %v", c, w.Header())
 	}
@@ -166,7 +169,7 @@ func TestTrace(t *testing.T) {
 	} {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Header.Set("traceparent", header)
-		c, _ := serve(audithttp.Config{}, r)
+		c, _ := serve(audithttp.Config{TrustRequestID: anybody}, r)
 		want := []string{"", ""}
 		if taken {
 			want = []string{traceID, spanID}
@@ -232,6 +235,8 @@ func TestContextIsMerged(t *testing.T) {
 		User:          func(r *http.Request) any { user, _, _ := r.BasicAuth(); return user },
 		RemoteAddress: true,
 		UserAgent:     true,
+
+		TrustRequestID: anybody,
 	}
 	r := httptest.NewRequest("POST", "/todo", nil)
 	r.RemoteAddr = "[2001:db8::1]:4711"
@@ -272,7 +277,7 @@ func TestConnectionsCanBeTakenOver(t *testing.T) {
 		w.(http.Flusher).Flush()
 		<-flushed // the client has the first line before the handler ends
 	})
-	server := httptest.NewServer(audithttp.Middleware(mux))
+	server := httptest.NewServer(audithttp.Config{TrustRequestID: anybody}.Middleware(mux))
 	t.Cleanup(server.Close)
 
 	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", server.Listener.Addr().String())
@@ -331,6 +336,8 @@ func ExampleConfig_Middleware() {
 		Params: func(r *http.Request) map[string]any {
 			return map[string]any{"query": r.URL.Query()}
 		},
+		// A gateway that makes the ids is the only one that can connect.
+		TrustRequestID: func(*http.Request) bool { return true },
 	}.Middleware(mux)
 
 	r := httptest.NewRequest("POST", "/todo/26?task=Sleep&token=abc", nil)

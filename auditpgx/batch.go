@@ -8,27 +8,30 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hindsight-go/audit/internal/sqltext"
+	"github.com/hindsight-go/audit/internal/stamp"
 )
 
 // batch is SendBatch. The stamp goes into the batch before the first write, and
 // again before the first one behind a COMMIT.
 func (r runner) batch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
-	classes := make([]sqltext.Class, len(b.QueuedQueries))
+	texts := make([]sqltext.Text, len(b.QueuedQueries))
 	wanted, ending := false, false
 	for i, query := range b.QueuedQueries {
 		if i > 0 && query.SQL == b.QueuedQueries[i-1].SQL {
-			classes[i] = classes[i-1] // one statement many times
+			texts[i] = texts[i-1] // one statement many times
 			continue
 		}
-		text := r.s.Parse(query.SQL)
-		classes[i] = text.Class
-		wanted = wanted || wants(ctx, classes[i])
-		ending = ending || text.Ends
+		texts[i] = r.s.Parse(query.SQL)
+		if stamp.InContext(ctx) {
+			texts[i] = r.lookUp(ctx, query.SQL, texts[i])
+		}
+		wanted = wanted || stamp.Wants(ctx, texts[i])
+		ending = ending || texts[i].Ends || texts[i].Class == sqltext.Unknown
 	}
 	var content []byte
 	if wanted {
 		// What a batch begins by itself it may also end by itself.
-		content = r.dueBatch(ctx, classes, ending)
+		content = r.dueBatch(ctx, texts, ending)
 	}
 	if ending {
 		r.tx.forget()
@@ -36,7 +39,16 @@ func (r runner) batch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	if content == nil {
 		return &batchResults{runner: r, BatchResults: r.q.SendBatch(ctx, b)}
 	}
-	first := firstStamp(ctx, b, classes)
+	s := r.pending(content)
+	if s.guarded && !ending && r.state().mode == pgx.QueryExecModeCacheStatement {
+		// pgx would prepare the savepoint, and one that was deallocated behind its back
+		// takes the transaction with it.
+		if err := r.alone(ctx, content); err != nil {
+			return pgx.FailedBatchResults(b, err)
+		}
+		return &batchResults{runner: r, BatchResults: r.q.SendBatch(ctx, b)}
+	}
+	first := firstStamp(ctx, b, texts)
 	if first > 0 && r.status() == 'I' && !r.state().proven {
 		// What comes before may be something that cannot be undone and run again, as
 		// CREATE INDEX CONCURRENTLY. So whether the server takes stamps is better
@@ -49,17 +61,18 @@ func (r runner) batch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 		}
 	}
 	br := &batchResults{runner: r, ctx: ctx, batch: b, stamps: map[int]*batchStamp{}, forgetful: ending}
-	br.send(br.stamped(first, classes, r.pending(content)))
+	br.restamp = func() *pgx.Batch { return br.stamped(first, texts, s) }
+	br.send(br.restamp())
 	return br
 }
 
 // stamped returns the batch with stamps in it.
-func (br *batchResults) stamped(first int, classes []sqltext.Class, s pending) *pgx.Batch {
+func (br *batchResults) stamped(first int, texts []sqltext.Text, s pending) *pgx.Batch {
 	stamped := *br.batch // with what BeginTx put in
 	stamped.QueuedQueries = make([]*pgx.QueuedQuery, 0, len(br.batch.QueuedQueries)+3)
 	due, from := true, 0
 	for i, query := range br.batch.QueuedQueries {
-		if due && i >= first && (i == first || wants(br.ctx, classes[i])) {
+		if due && i >= first && (i == first || stamp.Wants(br.ctx, texts[i])) {
 			due = false
 			here := s
 			// A transaction that goes on from before the batch can only be saved by a
@@ -69,7 +82,7 @@ func (br *batchResults) stamped(first int, classes []sqltext.Class, s pending) *
 			br.stamps[len(stamped.QueuedQueries)] = &batchStamp{pending: here, results: len(queries), query: i, from: from}
 			stamped.QueuedQueries = append(stamped.QueuedQueries, queries...)
 		}
-		if classes[i] == sqltext.Ends {
+		if texts[i].Class == sqltext.Ends {
 			due = true
 			if !staysOpen(query.SQL) {
 				from, s.status = i+1, 'I'
@@ -96,14 +109,14 @@ func staysOpen(sql string) bool {
 
 // firstStamp returns before which query the first stamp goes: the very first
 // where possible, else the first write.
-func firstStamp(ctx context.Context, b *pgx.Batch, classes []sqltext.Class) int {
-	for i, c := range classes {
+func firstStamp(ctx context.Context, b *pgx.Batch, texts []sqltext.Text) int {
+	for i, c := range texts {
 		switch {
-		case wants(ctx, c):
+		case stamp.Wants(ctx, c):
 			return 0
 		case !sqltext.IsQuery(b.QueuedQueries[i].SQL):
 			// It may begin a transaction, or have to be alone.
-			for i < len(classes) && !wants(ctx, classes[i]) {
+			for i < len(texts) && !stamp.Wants(ctx, texts[i]) {
 				i++
 			}
 			return i
@@ -112,13 +125,13 @@ func firstStamp(ctx context.Context, b *pgx.Batch, classes []sqltext.Class) int 
 	return 0
 }
 
-func (r runner) dueBatch(ctx context.Context, classes []sqltext.Class, ending bool) []byte {
+func (r runner) dueBatch(ctx context.Context, texts []sqltext.Text, ending bool) []byte {
 	strongest := sqltext.Read
-	for _, c := range classes {
-		if c == sqltext.Procedure {
-			strongest = c
+	for _, c := range texts {
+		if c.Class == sqltext.Procedure {
+			strongest = sqltext.Procedure
 		}
-		strongest = max(strongest, min(c, sqltext.Write))
+		strongest = max(strongest, min(c.Class, sqltext.Write))
 	}
 	if ending {
 		r.tx = nil // what it holds may be gone by then
@@ -138,6 +151,7 @@ type batchResults struct {
 	at        int                 // the place of the result that is next
 	query     int                 // the query of the caller's batch whose result is next
 	forgetful bool                // the batch ends transactions
+	restamp   func() *pgx.Batch   // puts the stamps in again; nil once it has
 	sent      *pgx.Batch
 	err       error // a callback's
 	closed    bool
@@ -180,6 +194,10 @@ func (br *batchResults) skip() {
 // failed sends again without stamps what was undone, if it was the stamp that
 // failed. Else the caller meets the error by itself.
 func (br *batchResults) failed(bs *batchStamp, err error) {
+	if isDeallocated(err) && bs.from == 0 && !bs.guarded && br.restamp != nil {
+		br.again(bs)
+		return
+	}
 	br.stamps = nil
 	if !br.runner.isRefusal(br.ctx, err) {
 		return
@@ -201,6 +219,30 @@ func (br *batchResults) failed(bs *batchStamp, err error) {
 			return // the caller meets it
 		}
 	}
+}
+
+// again sends everything again, after the prepared statement of the stamp was found
+// to be gone. pgx has forgotten it by then.
+func (br *batchResults) again(bs *batchStamp) {
+	done := br.query
+	br.dropCallbacks()
+	_ = br.BatchResults.Close() // what is known
+	if br.runner.backOut(br.ctx, bs.pending) != nil {
+		br.stamps = nil
+		return
+	}
+	br.batch = br.from(0)
+	br.stamps = map[int]*batchStamp{}
+	restamp := br.restamp
+	br.restamp, br.at, br.query = nil, 0, 0
+	br.send(restamp())
+	br.Tx()
+	for range done {
+		if _, err := br.Exec(); err != nil {
+			return // the caller meets it
+		}
+	}
+	br.skip()
 }
 
 // from returns what is left of the caller's batch from a query on.

@@ -6,6 +6,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/hindsight-go/audit/internal/sqltext"
 	"github.com/hindsight-go/audit/internal/stamp"
 )
 
@@ -25,6 +26,9 @@ type call struct {
 	original  string
 	given     []any // the arguments as given
 	err       error // the rewriter's
+
+	text  sqltext.Text // what the words of sql say, or of the statement that it names
+	named bool         // sql may be the name of a prepared statement
 }
 
 // fixed is a rewriter that gives a text and arguments made before. With it pgx

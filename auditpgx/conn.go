@@ -12,19 +12,29 @@ import (
 // Conn is a connection that stamps. Like a *pgx.Conn it is for one goroutine at a
 // time.
 type Conn struct {
-	conn    *pgx.Conn
+	conn    *pgx.Conn // nil if released
 	s       *stamp.Stamper
 	release func() // nil if it is the caller's own, or released
 }
 
 func newConn(conn *pgx.Conn, s *stamp.Stamper) *Conn { return &Conn{conn: conn, s: s} }
 
-func (c *Conn) runner() runner { return runner{s: c.s, q: lone{c.conn}} }
+// open returns the connection. A released one may be somebody else's by now, in the
+// midst of a transaction. As in pgxpool using it is a fault of the program, so it
+// panics.
+func (c *Conn) open() *pgx.Conn {
+	if c.conn == nil {
+		panic("auditpgx: Conn used after Release")
+	}
+	return c.conn
+}
+
+func (c *Conn) runner() runner { return runner{s: c.s, q: lone{c.open()}} }
 
 // Exec is Exec of *pgx.Conn.
 func (c *Conn) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
 	if !stamp.InContext(ctx) {
-		return c.conn.Exec(ctx, sql, args...)
+		return c.open().Exec(ctx, sql, args...)
 	}
 	return c.runner().exec(ctx, sql, args)
 }
@@ -32,13 +42,16 @@ func (c *Conn) Exec(ctx context.Context, sql string, args ...any) (pgconn.Comman
 // Query is Query of *pgx.Conn.
 func (c *Conn) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
 	if !stamp.InContext(ctx) {
-		return c.conn.Query(ctx, sql, args...)
+		return c.open().Query(ctx, sql, args...)
 	}
 	return c.runner().query(ctx, sql, args)
 }
 
 // QueryRow is QueryRow of *pgx.Conn.
 func (c *Conn) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	if !stamp.InContext(ctx) {
+		return c.open().QueryRow(ctx, sql, args...)
+	}
 	rows, _ := c.Query(ctx, sql, args...) //nolint:sqlclosecheck // Scan closes them and gives the error
 	return row{rows}
 }
@@ -52,7 +65,7 @@ func (c *Conn) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 // transaction, it is a transaction of its own, which takes more round trips.
 func (c *Conn) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, rows pgx.CopyFromSource) (int64, error) {
 	if !stamp.InContext(ctx) {
-		return c.conn.CopyFrom(ctx, table, columns, rows)
+		return c.open().CopyFrom(ctx, table, columns, rows)
 	}
 	return c.runner().copyFrom(ctx, table, columns, rows)
 }
@@ -62,7 +75,7 @@ func (c *Conn) Begin(ctx context.Context) (pgx.Tx, error) { return c.BeginTx(ctx
 
 // BeginTx begins a transaction that stamps.
 func (c *Conn) BeginTx(ctx context.Context, options pgx.TxOptions) (pgx.Tx, error) {
-	tx, err := c.conn.BeginTx(ctx, options)
+	tx, err := c.open().BeginTx(ctx, options)
 	if err != nil {
 		return nil, err
 	}
@@ -71,27 +84,37 @@ func (c *Conn) BeginTx(ctx context.Context, options pgx.TxOptions) (pgx.Tx, erro
 
 // Prepare is Prepare of *pgx.Conn.
 func (c *Conn) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
-	return c.conn.Prepare(ctx, name, sql)
+	sd, err := c.open().Prepare(ctx, name, sql)
+	c.runner().prepared(name, sql, err)
+	return sd, err
 }
 
 // Ping is Ping of *pgx.Conn.
-func (c *Conn) Ping(ctx context.Context) error { return c.conn.Ping(ctx) }
+func (c *Conn) Ping(ctx context.Context) error { return c.open().Ping(ctx) }
 
 // Conn returns the connection of pgx, which does not stamp.
-func (c *Conn) Conn() *pgx.Conn { return c.conn }
+func (c *Conn) Conn() *pgx.Conn {
+	conn := c.open()
+	stateOf(conn).names = nil // it may be used to prepare others
+	return conn
+}
 
 // Release gives a connection that was acquired from a [DB] back. For others, and
-// the second time, it does nothing.
+// the second time, it does nothing. The other methods panic behind it, but for Close
+// and Stats: the connection may be somebody else's by then.
 func (c *Conn) Release() {
 	if c.release != nil {
 		c.release()
-		c.release = nil
+		c.release, c.conn = nil, nil
 	}
 }
 
 // Close closes the connection. One that was acquired from a [DB] is released as
 // well.
 func (c *Conn) Close(ctx context.Context) error {
+	if c.conn == nil {
+		return nil
+	}
 	err := c.conn.Close(ctx)
 	c.Release()
 	return err

@@ -15,7 +15,7 @@ const cleanupTimeout = 5 * time.Second
 // copyFrom is CopyFrom. pgx makes the COPY by itself, so there is no putting a
 // stamp in front of it: outside a transaction one has to be made.
 func (r runner) copyFrom(ctx context.Context, table pgx.Identifier, columns []string, rows pgx.CopyFromSource) (int64, error) {
-	content := r.due(ctx, sqltext.Write)
+	content := r.dueAnyway(ctx, sqltext.Write)
 	if content == nil {
 		return r.q.CopyFrom(ctx, table, columns, rows)
 	}

@@ -36,7 +36,7 @@ type DB struct {
 
 // passes reports whether a statement goes to the pool as it is.
 func (db *DB) passes(ctx context.Context, sql string) bool {
-	return !stamp.InContext(ctx) || !wants(ctx, db.s.Parse(sql).Class)
+	return !stamp.InContext(ctx) || !stamp.Wants(ctx, db.s.Parse(sql))
 }
 
 // Exec is Exec of *pgxpool.Pool.
@@ -74,6 +74,9 @@ func (db *DB) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, err
 
 // QueryRow is QueryRow of *pgxpool.Pool.
 func (db *DB) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	if db.passes(ctx, sql) {
+		return db.pool.QueryRow(ctx, sql, args...)
+	}
 	rows, _ := db.Query(ctx, sql, args...) //nolint:sqlclosecheck // Scan closes them and gives the error
 	return row{rows}
 }
@@ -162,6 +165,11 @@ type pooledRows struct {
 
 func (r *pooledRows) Close() {
 	r.Rows.Close()
+	r.release()
+}
+
+// release gives the connection back. pgxpool closes one that is still busy.
+func (r *pooledRows) release() {
 	if r.conn != nil {
 		r.conn.Release()
 		r.conn = nil
@@ -176,12 +184,28 @@ func (r *pooledRows) Next() bool {
 	return false
 }
 
+// Scan releases the connection also if a Scanner of the caller panics.
 func (r *pooledRows) Scan(dest ...any) error {
+	panicked := true
+	defer func() {
+		if panicked {
+			r.release()
+		}
+	}()
 	err := r.Rows.Scan(dest...)
+	panicked = false
 	if err != nil {
 		r.Close()
 	}
 	return err
+}
+
+func (r *pooledRows) Values() ([]any, error) {
+	values, err := r.Rows.Values()
+	if err != nil {
+		r.Close()
+	}
+	return values, err
 }
 
 // pooledBatch releases its connection when it is closed, or when the transaction

@@ -20,12 +20,23 @@
 // rolled back took the stamp with it.
 //
 // What changes rows is told from the words of the statement: INSERT, UPDATE,
-// DELETE, MERGE, TRUNCATE, COPY, WITH around one of those, SELECT INTO, EXECUTE,
-// and the names of prepared statements. A SELECT that calls a function that
-// writes looks like a read: run it with [AsWrite]. CALL and DO may commit in
+// DELETE, MERGE, TRUNCATE, COPY, WITH around one of those, SELECT INTO, CREATE TABLE
+// AS. Of the name of a prepared statement, and of EXECUTE, the statement counts that is
+// prepared: it is remembered from Prepare, or asked of the server once. A name that is
+// deallocated and prepared anew on the connection of pgx, kept from before, stays what
+// it was. A SELECT that calls a function that writes looks like a read: run it
+// with [AsWrite], which leaves transaction control alone. CALL and DO may commit in
 // their middle when they are alone, which a stamp in front would forbid: they
-// are stamped inside a transaction only. Of several statements in one string
-// that end transactions, those after the first COMMIT are not stamped.
+// are stamped inside a transaction only.
+//
+// Of several statements in one string those are stamped that come before the first
+// end of a transaction. The stamp goes behind what begins or sets up a transaction, as
+// SET TRANSACTION has to come first. What follows the end, and what [DB.Query] runs in
+// such a string, is counted as lost.
+//
+// What runs on the connection of pgx, as [Tx.Conn] returns it, is not stamped. It may go
+// back to a savepoint, so behind a call of Conn every write of the transaction is
+// stamped anew.
 //
 // # What it costs
 //
@@ -37,6 +48,8 @@
 //     name, and a Query that asks for the simple protocol on a connection whose
 //     default it is not. Alone, the rows of such a Query are read to their end
 //     before the caller gets them;
+//   - a batch that is stamped behind other statements of its transaction, on a
+//     connection that caches statements;
 //   - once or twice in the life of a connection that caches statements: the stamp
 //     is prepared when it is needed a second time.
 //
@@ -77,5 +90,8 @@
 //     around a CopyFrom;
 //   - in the simple protocol a Query is a batch, and an Exec with arguments has
 //     an argument that is not the caller's;
-//   - with a PrepareTracer stamps are not prepared.
+//   - with a PrepareTracer neither stamps nor the statements sent with them are
+//     prepared under a name: those are described once and sent as text, since only
+//     by asking pgx, which tells the tracer, could it be known whether a name is
+//     still there.
 package auditpgx

@@ -9,23 +9,24 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hindsight-go/audit/internal/sqltext"
+	"github.com/hindsight-go/audit/internal/stamp"
 )
 
 // exec is Exec.
 func (r runner) exec(ctx context.Context, sql string, args []any) (pgconn.CommandTag, error) {
-	c, class, content := r.prepare(ctx, false, sql, args)
+	c, content := r.prepare(ctx, false, sql, args)
 	if content == nil {
 		return r.execNative(ctx, c)
 	}
 	switch {
 	case c.sd != nil:
-	case class == sqltext.Unknown && (r.status() == 'T' || !c.isDefault(r.state()) || c.mode == pgx.QueryExecModeSimpleProtocol):
+	case c.named && (r.status() == 'T' || !c.isDefault(r.state()) || c.mode == pgx.QueryExecModeSimpleProtocol):
 		// The name of a prepared statement, which only pgx can look up.
 		if err := r.aloneOrLost(ctx, content); err != nil {
 			return pgconn.CommandTag{}, err
 		}
 		return r.execNative(ctx, c)
-	case class == sqltext.Unknown:
+	case c.named:
 		return r.execBatch(ctx, c, content)
 	case c.mode == pgx.QueryExecModeSimpleProtocol || len(c.args) == 0:
 		return r.execSimple(ctx, c, content)
@@ -38,6 +39,8 @@ func (r runner) exec(ctx context.Context, sql string, args []any) (pgconn.Comman
 		return pgconn.CommandTag{}, err
 	case sent == nil:
 		return r.execNative(ctx, c)
+	case sent.err != nil:
+		return pgconn.CommandTag{}, sent.err
 	}
 	tag, err := sent.reader.Close()
 	if closeErr := sent.finish(tag, err); err == nil {
@@ -47,19 +50,22 @@ func (r runner) exec(ctx context.Context, sql string, args []any) (pgconn.Comman
 }
 
 // prepare looks at a call and decides what to stamp it with, if at all.
-func (r runner) prepare(ctx context.Context, isQuery bool, sql string, args []any) (call, sqltext.Class, []byte) {
-	class := r.s.Parse(sql).Class
-	if !wants(ctx, class) || r.status() == 'E' {
-		return call{original: sql, options: args, given: args}, class, nil
+func (r runner) prepare(ctx context.Context, isQuery bool, sql string, args []any) (call, []byte) {
+	text := r.s.Parse(sql)
+	if !stamp.Wants(ctx, text) || r.status() == 'E' {
+		return call{original: sql, options: args, given: args, text: text}, nil
 	}
 	c := parseCall(ctx, r.q.Conn(), isQuery, sql, args)
 	if c.err != nil {
-		return c, class, nil
+		c.text = text
+		return c, nil
 	}
 	if c.rewritten {
-		class = r.s.Parse(c.sql).Class
+		text = r.s.Parse(c.sql)
 	}
-	return c, class, r.due(ctx, class)
+	c.named = text.Class == sqltext.Unknown
+	c.text = r.lookUp(ctx, c.sql, text)
+	return c, r.due(ctx, c.text)
 }
 
 // aloneOrLost stamps with a round trip of its own where there is a transaction to
@@ -74,28 +80,40 @@ func (r runner) aloneOrLost(ctx context.Context, content []byte) error {
 
 func (r runner) execNative(ctx context.Context, c call) (pgconn.CommandTag, error) {
 	tag, err := r.q.Exec(ctx, c.original, c.native()...)
-	r.ran(c.original)
+	r.ranText(c.original, c.text)
 	return tag, err
 }
 
-// ran takes note of a text that may have ended transactions by itself, or stamped.
-func (r runner) ran(sql string) {
-	if r.tx != nil && (r.s.Parse(sql).Ends || strings.Contains(sql, "pg_logical_emit_message")) {
+// ran takes note of a statement that went to pgx as it is.
+func (r runner) ran(sql string) { r.ranText(sql, r.s.Parse(sql)) }
+
+// ranText takes note of a text that may have ended transactions by itself, stamped,
+// or changed what is prepared.
+func (r runner) ranText(sql string, text sqltext.Text) {
+	if text.Prepares {
+		r.state().names = nil
+	}
+	if r.tx != nil && (text.Ends || text.Class == sqltext.Unknown || strings.Contains(sql, "pg_logical_emit_message")) {
 		r.tx.forget()
 	}
 }
 
 // execSimple puts the stamp before the statement in one simple query, which is
 // how pgx sends a statement without arguments, too. There may be several
-// statements in it.
+// statements in it: it goes behind those that begin or set up a transaction.
 func (r runner) execSimple(ctx context.Context, c call, content []byte) (pgconn.CommandTag, error) {
 	s := r.pending(content)
+	at := c.text.First
+	if at > 0 && s.guarded && len(c.args) > 0 {
+		r.s.Lose(ctx, errControl) // what is left could not be run again
+		return r.execNative(ctx, c)
+	}
 	prefix := r.text(s)
-	tag, err := r.sendSimple(ctx, c, prefix)
+	tag, err := r.sendSimple(ctx, c, at, prefix)
 	switch {
 	case err == nil:
 		r.took(s)
-		r.ran(c.sql)
+		r.ranText(c.sql, c.text)
 		return tag, nil
 	case s.status == 'I' && r.status() == 'I' && mustBeAlone(err):
 		r.s.Lose(ctx, err)
@@ -103,28 +121,45 @@ func (r runner) execSimple(ctx context.Context, c call, content []byte) (pgconn.
 		if err := r.undo(ctx, s, err); err != nil {
 			return pgconn.CommandTag{}, err
 		}
+		if s.guarded {
+			c.sql = c.sql[at:] // the savepoint is behind the rest
+		}
 	default:
-		shift(err, prefix)
+		shift(err, c.sql[:at], prefix)
 		return tag, err
 	}
-	return r.sendSimple(ctx, c, "")
+	tag, err = r.sendSimple(ctx, c, 0, "")
+	r.ranText(c.sql, c.text)
+	return tag, err
 }
 
-// sendSimple runs a statement in the simple protocol, with others before it.
-func (r runner) sendSimple(ctx context.Context, c call, prefix string) (tag pgconn.CommandTag, err error) {
+// sendSimple runs a statement in the simple protocol, with others put in.
+func (r runner) sendSimple(ctx context.Context, c call, at int, prefix string) (tag pgconn.CommandTag, err error) {
+	sql := c.sql[:at] + prefix + c.sql[at:]
 	if len(c.args) > 0 {
 		// Only pgx can put them into the text.
 		c.options = append(c.options, pgx.QueryExecModeSimpleProtocol)
-		tag, err = r.q.Exec(ctx, c.original, c.with(prefix+c.sql)...)
+		tag, err = r.q.Exec(ctx, c.original, c.with(sql)...)
 		return withoutStamp(tag, err, prefix), err
 	}
 	ctx, traced := r.traceQuery(ctx, c)
-	results := r.q.Conn().PgConn().Exec(ctx, prefix+c.sql)
+	results := r.q.Conn().PgConn().Exec(ctx, sql)
+	var tags []pgconn.CommandTag
 	for results.NextResult() {
 		tag, _ = results.ResultReader().Close() // results has the error
+		tags = append(tags, tag)
 	}
 	err = results.Close()
-	tag = withoutStamp(tag, err, prefix)
+	own := 1
+	if strings.HasPrefix(prefix, guard) {
+		own = 3
+	}
+	if bare := withoutStamp(tag, err, prefix); bare != tag {
+		tag = bare
+		if before := len(tags) - 1 - own; before >= 0 {
+			tag = tags[before]
+		}
+	}
 	traced(tag, err)
 	return tag, err
 }
@@ -176,6 +211,15 @@ type oneResult struct {
 // the server refused the stamp, there are no results and no error, and the
 // connection is as before.
 func (r runner) sendPair(ctx context.Context, c call, content []byte) (*oneResult, pending, error) {
+	results, s, err := r.trySendPair(ctx, c, content)
+	if results == nil && s.deallocated {
+		// pgx has forgotten the stamp by now.
+		results, s, err = r.trySendPair(ctx, c, content)
+	}
+	return results, s, err
+}
+
+func (r runner) trySendPair(ctx context.Context, c call, content []byte) (*oneResult, pending, error) {
 	s := r.pending(content)
 	queries := r.queries(s)
 	before := ""
@@ -199,8 +243,13 @@ func (r runner) sendPair(ctx context.Context, c call, content []byte) (*oneResul
 			continue
 		}
 		_ = br.Close() // the same
+		if isDeallocated(err) {
+			s.deallocated = true
+			traced(pgconn.CommandTag{}, err)
+			return nil, s, plain(err)
+		}
 		if !r.isRefusal(ctx, err) {
-			shift(err, before)
+			shift(err, "", before)
 			traced(pgconn.CommandTag{}, err)
 			return nil, s, plain(err)
 		}

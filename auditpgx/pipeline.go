@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -71,7 +70,7 @@ func (r runner) encode(ctx context.Context, c call) (*encoded, error) {
 	default:
 		e.formats = e.builder.ResultFormats
 	}
-	if c.sd != nil || c.mode == pgx.QueryExecModeCacheStatement {
+	if c.sd != nil || sd.Name != "" {
 		e.sd = sd
 	}
 	return e, nil
@@ -87,20 +86,27 @@ func (r runner) describe(ctx context.Context, c call) (*pgconn.StatementDescript
 			return nil, errors.New("cannot use QueryExecModeCacheStatement with disabled statement cache")
 		}
 		for _, old := range st.prepared.dropped() {
+			if old.Name == "" {
+				continue
+			}
 			if err := conn.Deallocate(ctx, old.Name); err != nil {
 				return nil, err
 			}
 		}
 		if sd := st.prepared.get(c.sql); sd != nil {
-			if _, traced := st.tracer.(pgx.PrepareTracer); traced {
+			if sd.Name == "" {
 				return sd, nil
 			}
 			// It is known to pgx, too, so this asks the server only if somebody
 			// deallocated it since.
 			return conn.Prepare(ctx, sd.Name, c.sql)
 		}
-		sum := sha256.Sum256([]byte(c.sql))
-		sd, err := conn.Prepare(ctx, "auditpgx_"+hex.EncodeToString(sum[:16]), c.sql)
+		name := ""
+		if _, traced := st.tracer.(pgx.PrepareTracer); !traced {
+			sum := sha256.Sum256([]byte(c.sql))
+			name = "auditpgx_" + hex.EncodeToString(sum[:16])
+		} // else the tracer would see pgx being asked, each time
+		sd, err := conn.Prepare(ctx, name, c.sql)
 		if err == nil {
 			st.prepared.put(c.sql, sd)
 		}
@@ -123,22 +129,15 @@ func (r runner) describe(ctx context.Context, c call) (*pgconn.StatementDescript
 	}
 }
 
-// invalidate drops what is known of a statement after an error that may come from
-// its age: a table that was altered, a statement that was deallocated.
+// invalidate drops what is known of a statement after any error, as pgx does: it may
+// come from a table that was altered since, and not all of those come from the server.
 func (r runner) invalidate(sql string, err error) {
 	if err == nil {
 		return
 	}
-	var pgErr *pgconn.PgError
-	if !errors.As(err, &pgErr) {
-		return
-	}
-	switch {
-	case strings.HasPrefix(pgErr.Code, "42"), pgErr.Code == "0A000", pgErr.Code == "26000", pgErr.Code == "08P01", pgErr.Code == "22P03":
-		st := r.state()
-		st.prepared.drop(sql)
-		st.described.drop(sql)
-	}
+	st := r.state()
+	st.prepared.drop(sql)
+	st.described.drop(sql)
 }
 
 // sent is a statement that was sent behind a stamp, which is through.
@@ -147,6 +146,7 @@ type sent struct {
 	sql      string
 	pipeline *pgconn.Pipeline
 	reader   *pgconn.ResultReader
+	err      error // the server's, before there was anything to read
 	traced   func(pgconn.CommandTag, error)
 }
 
@@ -170,6 +170,8 @@ func (r runner) queryPipeline(ctx context.Context, c call, content []byte) (pgx.
 		return failedRows{err: err}, err
 	case sent == nil:
 		return r.queryNative(ctx, c)
+	case sent.err != nil:
+		return failedRows{err: sent.err}, nil // as in pgx, it is met in the rows
 	}
 	conn := r.q.Conn()
 	rows := &stampedRows{Rows: pgx.RowsFromResultReader(conn.TypeMap(), sent.reader), conn: conn}
@@ -195,8 +197,18 @@ func (r runner) sendPipeline(ctx context.Context, c call, content []byte) (*sent
 	if err != nil {
 		return failed(err)
 	}
-	pipeline := r.q.Conn().PgConn().StartPipeline(ctx)
-	if err := r.sendStamp(pipeline, s, prepared, e); err != nil {
+	conn := r.q.Conn()
+	pipeline := conn.PgConn().StartPipeline(ctx)
+	err = r.sendStamp(pipeline, s, prepared, e)
+	if prepared != nil && isDeallocated(err) {
+		_ = pipeline.Close() // the same
+		if err := r.forgetPrepared(ctx, s); err != nil {
+			return failed(err)
+		}
+		pipeline = conn.PgConn().StartPipeline(ctx)
+		err = r.sendStamp(pipeline, s, nil, e)
+	}
+	if err != nil {
 		_ = pipeline.Close() // the same
 		if !r.isRefusal(ctx, err) {
 			return failed(err)
@@ -211,7 +223,8 @@ func (r runner) sendPipeline(ctx context.Context, c call, content []byte) (*sent
 	reader, err := nextResult(pipeline)
 	if err != nil {
 		_ = pipeline.Close() // the same
-		return failed(err)
+		_, err = failed(err)
+		return &sent{err: err}, nil
 	}
 	return &sent{runner: r, sql: c.sql, pipeline: pipeline, reader: reader, traced: traced}, nil
 }
@@ -228,6 +241,16 @@ func (r runner) preparedStamp(ctx context.Context, c call, s pending) (*pgconn.S
 	// If it is prepared this asks nobody: pgx keeps it by name, and forgets it
 	// when the caller deallocates.
 	return r.q.Conn().Prepare(ctx, r.s.Name(s.guarded), r.s.SQL(s.guarded))
+}
+
+// forgetPrepared brings the connection back to where it was before a stamp whose
+// prepared statement is gone, by DISCARD ALL for one, and has it sent as text.
+func (r runner) forgetPrepared(ctx context.Context, s pending) error {
+	if err := r.backOut(ctx, s); err != nil {
+		return err
+	}
+	r.state().proven = false // it is prepared anew when it is needed twice
+	return r.q.Conn().Deallocate(ctx, r.s.Name(s.guarded))
 }
 
 // sendStamp sends a stamp and a statement and reads the answer to the stamp.

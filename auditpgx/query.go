@@ -5,26 +5,29 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-
-	"github.com/hindsight-go/audit/internal/sqltext"
 )
 
 // query is Query.
 func (r runner) query(ctx context.Context, sql string, args []any) (pgx.Rows, error) {
-	c, class, content := r.prepare(ctx, true, sql, args)
+	c, content := r.prepare(ctx, true, sql, args)
 	if content == nil {
+		return r.queryNative(ctx, c)
+	}
+	if c.text.First > 0 || c.text.Ends {
+		// pgx gives the rows of the first of several statements.
+		r.s.Lose(ctx, errControl)
 		return r.queryNative(ctx, c)
 	}
 	simple := c.mode == pgx.QueryExecModeSimpleProtocol
 	switch {
 	case c.sd != nil:
-	case class == sqltext.Unknown && (simple || !c.isDefault(r.state()) || r.status() == 'T'):
+	case c.named && (simple || !c.isDefault(r.state()) || r.status() == 'T'):
 		// The name of a prepared statement, which only pgx can look up.
 		if err := r.aloneOrLost(ctx, content); err != nil {
 			return failedRows{err: err}, err
 		}
 		return r.queryNative(ctx, c)
-	case class == sqltext.Unknown, simple && c.isDefault(r.state()):
+	case c.named, simple && c.isDefault(r.state()):
 		return r.queryBatch(ctx, c, content)
 	case simple && r.status() == 'T':
 		if err := r.alone(ctx, content); err != nil {
@@ -49,7 +52,7 @@ func isExtended(mode pgx.QueryExecMode) bool {
 
 func (r runner) queryNative(ctx context.Context, c call) (pgx.Rows, error) {
 	rows, err := r.q.Query(ctx, c.original, c.native()...)
-	r.ran(c.original)
+	r.ranText(c.original, c.text)
 	return rows, err
 }
 
@@ -88,7 +91,7 @@ func (r runner) queryBatch(ctx context.Context, c call, content []byte) (pgx.Row
 	rows, err := results.Query()
 	if err != nil {
 		_ = results.Close() // the same
-		shift(err, results.before)
+		shift(err, "", results.before)
 		results.traced(pgconn.CommandTag{}, err)
 		if s.status == 'I' && mustBeAlone(err) {
 			r.s.Lose(ctx, err)
@@ -99,7 +102,7 @@ func (r runner) queryBatch(ctx context.Context, c call, content []byte) (pgx.Row
 	}
 	// From here on pgx tells the tracer of queries when the rows are closed.
 	return &stampedRows{Rows: rows, conn: r.q.Conn(), finish: func(err error) error {
-		shift(err, results.before)
+		shift(err, "", results.before)
 		return plain(results.Close())
 	}}, nil
 }

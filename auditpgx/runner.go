@@ -39,6 +39,8 @@ type runner struct {
 
 var (
 	errProcedure = errors.New("auditpgx: CALL and DO outside a transaction may commit in their middle and cannot be stamped")
+	errControl   = errors.New("auditpgx: a text that begins, ends or sets up a transaction cannot be stamped in this way of running it")
+	errBehind    = errors.New("auditpgx: what follows the end of a transaction in one text cannot be stamped")
 	errNoSimple  = errors.New("auditpgx: the name of a prepared statement cannot be stamped in the simple protocol")
 )
 
@@ -48,23 +50,24 @@ func (r runner) status() byte { return r.q.Conn().PgConn().TxStatus() }
 
 func (r runner) state() *connState { return stateOf(r.q.Conn()) }
 
-// due returns the content to stamp for a statement of a class, or nil.
-func (r runner) due(ctx context.Context, c sqltext.Class) []byte {
-	if !wants(ctx, c) {
+// due returns the content to stamp for a text, or nil.
+func (r runner) due(ctx context.Context, text sqltext.Text) []byte {
+	if !stamp.Wants(ctx, text) {
 		return nil
 	}
-	return r.dueAnyway(ctx, c)
-}
-
-// wants reports whether a statement of the class is to be stamped at all.
-func wants(ctx context.Context, c sqltext.Class) bool {
-	return c >= sqltext.Write || stamp.IsAsWrite(ctx)
+	if stamp.WantsBehind(ctx, text) {
+		r.s.Lose(ctx, errBehind)
+	}
+	if text.Late {
+		return nil
+	}
+	return r.dueAnyway(ctx, text.Class)
 }
 
 func (r runner) dueAnyway(ctx context.Context, c sqltext.Class) []byte {
 	status := r.status()
-	if status == 'E' {
-		return nil // nothing can be written
+	if status == 'E' || r.q.Conn().PgConn().IsBusy() {
+		return nil // nothing can be written; pgx says so
 	}
 	content := r.s.Content(ctx)
 	switch {
@@ -100,6 +103,8 @@ type pending struct {
 	content []byte
 	guarded bool // by a savepoint
 	status  byte // of the connection before
+
+	deallocated bool // its prepared statement is gone
 }
 
 func (r runner) pending(content []byte) pending {
@@ -179,6 +184,11 @@ func (r runner) isStampRefusal(ctx context.Context, err error) bool {
 func (r runner) undo(ctx context.Context, s pending, cause error) error {
 	r.s.Lose(ctx, cause)
 	r.state().refused = time.Now()
+	return r.backOut(ctx, s)
+}
+
+// backOut brings the connection back to where it was before a stamp that failed.
+func (r runner) backOut(ctx context.Context, s pending) error {
 	switch {
 	case s.guarded:
 		_, err := r.q.Exec(ctx, backout+";"+unguard)
@@ -192,6 +202,12 @@ func (r runner) undo(ctx context.Context, s pending, cause error) error {
 		return err
 	}
 	return nil
+}
+
+// isDeallocated reports whether a prepared statement is not there any more.
+func isDeallocated(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == "26000"
 }
 
 // alone sends a stamp by itself into an open transaction.
@@ -218,11 +234,12 @@ func plain(err error) error {
 	return err
 }
 
-// shift makes the position in an error count from behind what was put before the
-// statement.
-func shift(err error, prefix string) {
+// shift makes the position in an error count without what was put into the
+// statement behind its beginning.
+func shift(err error, beginning, added string) {
 	var pgErr *pgconn.PgError
-	if n := int32(utf8.RuneCountInString(prefix)); errors.As(err, &pgErr) && pgErr.Position > n {
+	from, n := int32(utf8.RuneCountInString(beginning)), int32(utf8.RuneCountInString(added))
+	if errors.As(err, &pgErr) && pgErr.Position > from+n {
 		pgErr.Position -= n
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/hindsight-go/audit/internal/sqltext"
 	"github.com/hindsight-go/audit/internal/stamp"
 )
 
@@ -39,7 +40,8 @@ func (c Config) Wrap(pool *pgxpool.Pool) *DB { return &DB{pool: pool, s: c.stamp
 func (c Config) WrapConn(conn *pgx.Conn) *Conn { return newConn(conn, c.stamper()) }
 
 // WrapTx returns a transaction that stamps what is written through it from now
-// on. tx is to be used through the result only, Commit and Rollback included.
+// on. tx is to be used through the result only, Commit and Rollback included. A *Tx
+// is returned as it is.
 func (c Config) WrapTx(tx pgx.Tx) *Tx { return wrapTx(tx, c.stamper()) }
 
 func (c Config) stamper() *stamp.Stamper { return stamp.New(c.Prefix, c.Identity, c.Logger) }
@@ -55,7 +57,7 @@ func WrapConn(conn *pgx.Conn) *Conn { return newConn(conn, standard) }
 
 // WrapTx returns a transaction that stamps what is written through it from now
 // on, with the defaults of [Config]. tx is to be used through the result only,
-// Commit and Rollback included.
+// Commit and Rollback included. A *Tx is returned as it is.
 func WrapTx(tx pgx.Tx) *Tx { return wrapTx(tx, standard) }
 
 // Stats counts what became of contexts.
@@ -105,6 +107,8 @@ type connState struct {
 	// those that were in the modes that do not prepare. pgx's own caches cannot be
 	// reached.
 	prepared, described cache
+	// names is what is known of prepared statements that are called by their names.
+	names map[string]sqltext.Text
 }
 
 func stateOf(conn *pgx.Conn) *connState {
@@ -128,7 +132,9 @@ type txState struct {
 	savepoints int // made so far
 	stamps     []txStamp
 	// used says that something may have run in the transaction since it began.
-	used    bool
+	used bool
+	// exposed says that what runs on the connection may not go through here.
+	exposed bool
 	options pgx.TxOptions // with which it was begun, if it is not used
 }
 
@@ -145,7 +151,7 @@ type txStamp struct {
 }
 
 func (t *txState) holds(content []byte) bool {
-	return t != nil && len(t.stamps) > 0 && bytes.Equal(t.stamps[len(t.stamps)-1].content, content)
+	return t != nil && !t.exposed && len(t.stamps) > 0 && bytes.Equal(t.stamps[len(t.stamps)-1].content, content)
 }
 
 func (t *txState) add(content []byte) {

@@ -15,14 +15,21 @@ type Tx struct {
 	s         *stamp.Stamper
 	state     *txState
 	savepoint int  // the number of the savepoint of a nested one, 0 for others
+	outer     *Tx  // that of a nested one, nil for others
 	closed    bool // by Commit or Rollback
 	done      func()
 }
 
 var _ pgx.Tx = (*Tx)(nil)
 
-// wrapTx wraps a transaction in which anything may have run.
-func wrapTx(tx pgx.Tx, s *stamp.Stamper) *Tx { return &Tx{tx: tx, s: s, state: &txState{used: true}} }
+// wrapTx wraps a transaction in which anything may have run. One that stamps already
+// goes on as it is.
+func wrapTx(tx pgx.Tx, s *stamp.Stamper) *Tx {
+	if wrapped, ok := tx.(*Tx); ok {
+		return wrapped
+	}
+	return &Tx{tx: tx, s: s, state: &txState{used: true}}
+}
 
 // begun wraps a transaction that was begun just now.
 func begun(tx pgx.Tx, s *stamp.Stamper, options pgx.TxOptions) *Tx {
@@ -33,7 +40,11 @@ func (tx *Tx) runner() runner { return runner{s: tx.s, q: tx.tx, tx: tx.state} }
 
 // passes reports whether a statement goes to pgx as it is: the connection of a
 // closed transaction must not even be looked at, somebody else may have it.
-func (tx *Tx) passes(ctx context.Context) bool { return tx.closed || !stamp.InContext(ctx) }
+func (tx *Tx) passes(ctx context.Context) bool { return tx.isOver() || !stamp.InContext(ctx) }
+
+// isOver reports whether the transaction, or one around it, was committed or rolled
+// back.
+func (tx *Tx) isOver() bool { return tx.closed || tx.outer != nil && tx.outer.isOver() }
 
 // Begin begins a nested transaction: a savepoint.
 func (tx *Tx) Begin(ctx context.Context) (pgx.Tx, error) {
@@ -43,7 +54,7 @@ func (tx *Tx) Begin(ctx context.Context) (pgx.Tx, error) {
 		return nil, err
 	}
 	tx.state.savepoints++
-	return &Tx{tx: nested, s: tx.s, state: tx.state, savepoint: tx.state.savepoints}, nil
+	return &Tx{tx: nested, s: tx.s, state: tx.state, savepoint: tx.state.savepoints, outer: tx}, nil
 }
 
 // Commit commits the transaction, or releases the savepoint of a nested one.
@@ -100,6 +111,12 @@ func (tx *Tx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, err
 
 // QueryRow is QueryRow of pgx.Tx.
 func (tx *Tx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	if tx.passes(ctx) {
+		row := tx.tx.QueryRow(ctx, sql, args...)
+		tx.runner().ran(sql)
+		tx.state.used = true
+		return row
+	}
 	rows, _ := tx.Query(ctx, sql, args...) //nolint:sqlclosecheck // Scan closes them and gives the error
 	return row{rows}
 }
@@ -107,7 +124,7 @@ func (tx *Tx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
 // SendBatch is SendBatch of pgx.Tx.
 func (tx *Tx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	defer func() { tx.state.used = true }()
-	if tx.closed {
+	if tx.isOver() {
 		return tx.tx.SendBatch(ctx, b)
 	}
 	return tx.runner().batch(ctx, b)
@@ -125,7 +142,11 @@ func (tx *Tx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []stri
 
 // Prepare is Prepare of pgx.Tx.
 func (tx *Tx) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
-	return tx.tx.Prepare(ctx, name, sql)
+	sd, err := tx.tx.Prepare(ctx, name, sql)
+	if !tx.isOver() {
+		tx.runner().prepared(name, sql, err)
+	}
+	return sd, err
 }
 
 // LargeObjects is LargeObjects of pgx.Tx. Large objects are not captured.
@@ -134,11 +155,21 @@ func (tx *Tx) LargeObjects() pgx.LargeObjects {
 	return tx.tx.LargeObjects()
 }
 
-// Conn returns the connection of pgx, which does not stamp.
+// Conn returns the connection of pgx, which does not stamp. It may be used to go back
+// to a savepoint, unseen, so from here on every write of the transaction is stamped
+// anew.
 func (tx *Tx) Conn() *pgx.Conn {
-	tx.state.used = true
-	return tx.tx.Conn()
+	tx.state.used, tx.state.exposed = true, true
+	conn := tx.tx.Conn()
+	if conn != nil && !tx.isOver() {
+		stateOf(conn).names = nil // it may be used to prepare others
+	}
+	return conn
 }
+
+// NoteUse takes note that something has run in a transaction that did not go through
+// it. It is for package auditsql.
+func NoteUse(tx *Tx) { tx.state.used = true }
 
 // Stats counts what became of the contexts that went through the DB, the Conn
 // or the Config that the transaction is from.

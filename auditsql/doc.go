@@ -29,7 +29,7 @@
 //
 // What changes rows is told from the words of the statement, as package auditpgx
 // tells it. A SELECT that calls a function that writes looks like a read: run it
-// with [AsWrite]. CALL and DO on their own may commit in their middle, which a
+// with [AsWrite], which leaves transaction control alone. CALL and DO on their own may commit in their middle, which a
 // stamp in front would forbid: they are stamped inside a transaction only.
 //
 // # Over pgx, and over other drivers
@@ -48,7 +48,9 @@
 //   - a COPY of lib/pq (pq.CopyIn) is stamped when it is prepared, with the ctx of
 //     that, and the rows go as they are;
 //   - a text of several statements that begins or ends a transaction is stamped
-//     inside a transaction only.
+//     inside a transaction only, and one that sets up its transaction (SET
+//     TRANSACTION, LOCK) before it writes is not: it is counted as lost;
+//   - EXECUTE counts as a write, whatever is prepared under the name.
 //
 // The driver has to run several statements in one string, as all do that speak the
 // simple protocol. One that has no Exec and must prepare everything takes a few
@@ -72,7 +74,10 @@
 //
 // Of the driver's interfaces those are there that it has: it checks and converts
 // arguments itself, describes columns, gives several results, resets and validates
-// its connections, and driver.ErrBadConn and driver.ErrSkip mean what they mean.
+// its connections, and driver.ErrBadConn and driver.ErrSkip mean what they mean. Only if
+// the answer to our COMMIT is lost, that is no driver.ErrBadConn, whatever the driver
+// says: database/sql would run the statement again. driver.RowsColumnScanner of Go 1.27
+// is there for rows that are not stamped.
 //
 // # The driver's own connection
 //

@@ -50,11 +50,11 @@ func (c *pgxConn) unwrap() driver.Conn {
 // is not to be stamped, it is for stdlib to run.
 func (c *pgxConn) due(ctx context.Context, text sqltext.Text) (context.Context, bool) {
 	ctx = c.begun.in(ctx)
-	if (text.Class >= sqltext.Write || stamp.IsAsWrite(ctx)) && stamp.InContext(ctx) && c.stdlibConn.Conn().PgConn().TxStatus() != 'E' {
+	if stamp.Wants(ctx, text) && stamp.InContext(ctx) && c.stdlibConn.Conn().PgConn().TxStatus() != 'E' {
 		return ctx, true
 	}
 	if c.tx != nil {
-		c.tx.Conn() // so that tx knows that not all goes through it
+		auditpgx.NoteUse(c.tx) // not all goes through it
 	}
 	return ctx, false
 }
@@ -80,7 +80,7 @@ func (c *pgxConn) session() querier {
 
 // ran takes note of what stdlib ran.
 func (c *pgxConn) ran(text sqltext.Text) {
-	if text.Ends || text.Leaves != sqltext.AsItWas || c.stdlibConn.Conn().PgConn().TxStatus() == 'I' {
+	if text.Ends || text.Leaves != sqltext.AsItWas || text.Class == sqltext.Unknown || c.stdlibConn.Conn().PgConn().TxStatus() == 'I' {
 		c.tx = nil
 	}
 }

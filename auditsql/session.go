@@ -27,10 +27,12 @@ type session struct {
 const cleanupTimeout = 5 * time.Second
 
 var (
-	errProcedure = errors.New("auditsql: CALL and DO outside a transaction may commit in their middle and cannot be stamped")
-	errControl   = errors.New("auditsql: statements that begin or end a transaction among others cannot be stamped")
-	errCopy      = errors.New("auditsql: a COPY that is prepared outside a transaction cannot be stamped")
-	errRefused   = errors.New("auditsql: the server refused an earlier stamp on this connection")
+	errProcedure  = errors.New("auditsql: CALL and DO outside a transaction may commit in their middle and cannot be stamped")
+	errControl    = errors.New("auditsql: statements that begin, end or set up a transaction among others cannot be stamped")
+	errBehind     = errors.New("auditsql: what follows the end of a transaction in one text cannot be stamped")
+	errCopy       = errors.New("auditsql: a COPY that is prepared outside a transaction cannot be stamped")
+	errCommitLost = errors.New("auditsql: the connection was lost at COMMIT: the statement may have been committed or not")
+	errRefused    = errors.New("auditsql: the server refused an earlier stamp on this connection")
 )
 
 const (
@@ -73,7 +75,7 @@ func (s *session) ran(text sqltext.Text, err error) {
 // due returns the content to stamp for a text, or nil.
 func (c *conn) due(ctx context.Context, text sqltext.Text) []byte {
 	ctx = c.begun.in(ctx)
-	if text.Class < sqltext.Write && !stamp.IsAsWrite(ctx) || !stamp.InContext(ctx) {
+	if !stamp.Wants(ctx, text) || !stamp.InContext(ctx) {
 		return nil
 	}
 	content := c.s.Content(ctx)
@@ -86,13 +88,20 @@ func (c *conn) due(ctx context.Context, text sqltext.Text) []byte {
 		}
 		return nil // else the statement meets it as well
 	}
+	if c.inTransaction() && stamp.WantsBehind(ctx, text) {
+		c.s.Lose(ctx, errBehind)
+		if text.Late {
+			return nil
+		}
+	}
 	var why error
 	switch {
 	case c.inTransaction() && bytes.Equal(c.held, content):
 		return nil
 	case !c.inTransaction() && text.Class == sqltext.Procedure:
 		why = errProcedure
-	case !c.inTransaction() && (text.Leaves != sqltext.AsItWas || text.Ends):
+	case !c.inTransaction() && (text.Leaves != sqltext.AsItWas || text.Ends),
+		text.First > 0: // a stamp would come before what has to be first
 		why = errControl
 	case time.Since(c.refused) < c.s.Patience:
 		why = errRefused
@@ -274,6 +283,11 @@ func (c *conn) commit(ctx context.Context) error {
 		return err
 	}
 	_ = c.rollback(ctx) // whatever comes of it, the error is that of COMMIT
+	if errors.Is(err, driver.ErrBadConn) {
+		// database/sql would run the statement again, which may have been committed.
+		c.broken = true
+		return errCommitLost
+	}
 	return err
 }
 

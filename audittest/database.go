@@ -35,12 +35,13 @@ type Database struct {
 	connPID int
 }
 
-// NewDatabase makes an empty database on the server that all tests of the
-// process share, and drops it when the test ends. It fails the test if there
-// is no server to be had.
+// NewDatabase makes an empty database on one of the servers that the tests of the
+// process share, and drops it when the test ends. All databases of a test are on the
+// same server. It fails the test if there is no server to be had.
 func NewDatabase(t testing.TB) *Database {
 	t.Helper()
-	s, err := sharedServer()
+	s, release, err := sharedServers.server(t.Name())
+	t.Cleanup(release)
 	if err != nil {
 		t.Fatalf("start server: %v", err)
 	}

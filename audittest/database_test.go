@@ -165,7 +165,7 @@ func TestDatabaseThatTheTestDropped(t *testing.T) {
 	t.Parallel()
 	witness := audittest.NewDatabase(t)
 	t.Run("inner", func(t *testing.T) {
-		db := audittest.NewDatabase(t)
+		db := witness.Server().NewDatabase(t)
 		witness.Exec(t, "DROP DATABASE "+pgx.Identifier{db.Name()}.Sanitize())
 	})
 }

@@ -58,10 +58,80 @@ type Server struct {
 	lease *pgx.Conn
 }
 
-// sharedServer is the one that [NewDatabase] uses. It is never closed: it ends
-// with the process, and there is no last test that could close it. The start
-// does not depend on the context of the test that happens to be first.
-var sharedServer = sync.OnceValues(func() (*Server, error) {
+// sharedServers are the ones that [NewDatabase] uses.
+var sharedServers pool
+
+// testsPerServer is how many tests use a shared server before another is started,
+// and maxSharedServers how many there are at most. Tests on one server are in each
+// other's way: a slot is made only once all transactions of the server that are open
+// have ended, and every slot reads the changes of all databases.
+const (
+	testsPerServer   = 2
+	maxSharedServers = 8
+)
+
+// pool is the shared servers of a test process. They are never closed: they end with
+// the process, and there is no last test that could close them. The start does not
+// depend on the context of the test that happens to be first.
+type pool struct {
+	mu      sync.Mutex
+	servers []*sharedServer
+}
+
+// sharedServer is one of them, and the tests that use it.
+type sharedServer struct {
+	start func() (*Server, error)
+	// databases counts, by the test's name, the databases that are there.
+	databases map[string]int
+}
+
+// server gives the server for the next database of a test, which is the one of its
+// other databases. The caller gives it back with release.
+func (p *pool) server(test string) (s *Server, release func(), err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var chosen *sharedServer
+	for _, s := range p.servers {
+		if s.databases[test] > 0 {
+			chosen = s
+			break
+		}
+		if chosen == nil || len(s.databases) < len(chosen.databases) {
+			chosen = s
+		}
+	}
+	if chosen == nil || chosen.databases[test] == 0 && len(chosen.databases) >= testsPerServer && p.mayGrow() {
+		chosen = &sharedServer{start: sync.OnceValues(startShared), databases: make(map[string]int)}
+		p.servers = append(p.servers, chosen)
+	}
+	chosen.databases[test]++
+	p.mu.Unlock()
+	s, err = chosen.start()
+	p.mu.Lock()
+	return s, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if chosen.databases[test]--; chosen.databases[test] == 0 {
+			delete(chosen.databases, test)
+		}
+	}, err
+}
+
+// mayGrow reports whether another server may be started: one that is given is the
+// only one, and a container is too much to have several.
+func (p *pool) mayGrow() bool {
+	if len(p.servers) >= maxSharedServers {
+		return false
+	}
+	for _, s := range p.servers {
+		if started, err := s.start(); err != nil || started.pg.Kind() != pgserver.Private {
+			return false
+		}
+	}
+	return true
+}
+
+func startShared() (*Server, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	s, err := startServer(ctx, pgserver.Options{})
@@ -70,7 +140,7 @@ var sharedServer = sync.OnceValues(func() (*Server, error) {
 	}
 	s.shared = true
 	return s, nil
-})
+}
 
 func startServer(ctx context.Context, opts pgserver.Options) (*Server, error) {
 	pg, err := pgserver.Start(ctx, opts)

@@ -95,9 +95,11 @@ func (s *Setup) Check(ctx context.Context) (Facts, error) {
 	if problems := append(s.serverProblems(server), ofTables...); len(problems) > 0 {
 		return server.Facts, &SetupError{Problems: problems}
 	}
+	// The name of a WAL file begins with its timeline. The control file names the one
+	// before until the first checkpoint after a promotion.
 	err = s.DB.QueryRow(ctx, `
-		SELECT s.system_identifier::text, c.timeline_id
-		FROM pg_catalog.pg_control_system() s, pg_catalog.pg_control_checkpoint() c`).Scan(&server.SystemIdentifier, &server.Timeline)
+		SELECT s.system_identifier::text, ('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int
+		FROM pg_catalog.pg_control_system() s`).Scan(&server.SystemIdentifier, &server.Timeline)
 	if err != nil {
 		return server.Facts, fmt.Errorf("identify the source: %w", err)
 	}

@@ -219,7 +219,7 @@ func (r *Reader) Run(ctx context.Context) error {
 		r.state(Starting, nil)
 		r.advanced = false
 		err := r.session(ctx)
-		if err == nil || ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil || errors.Is(err, errStopped) {
 			r.state(Stopped, nil)
 			return nil //nolint:nilerr // what ctx has ended is no failure
 		}
@@ -273,14 +273,7 @@ func (r *Reader) state(s State, err error) {
 
 // session holds the slot once, for as long as it goes well.
 func (r *Reader) session(ctx context.Context) error {
-	resume, err := r.cfg.Prepare(ctx)
-	if err != nil {
-		return err
-	}
-	if resume.Held {
-		return ErrSlotInUse
-	}
-	stream, err := r.connect(ctx, resume)
+	resume, stream, err := r.begin(ctx)
 	if err != nil {
 		return err
 	}
@@ -315,6 +308,37 @@ func (r *Reader) session(ctx context.Context) error {
 	err = s.run(ctx)
 	r.advanced = s.sink.Durable() > s.start
 	return err
+}
+
+// errStopped ends what Stop came in the midst of, while there was nothing to finish.
+var errStopped = errors.New("capture: stopped")
+
+// begin takes the slot. It may have to be made, which takes as long as others write:
+// Stop does not wait for that.
+func (r *Reader) begin(ctx context.Context) (Resume, *stream, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	begun := make(chan struct{})
+	defer cancel(nil)
+	defer close(begun)
+	go func() {
+		select {
+		case <-r.stopping:
+			cancel(errStopped)
+		case <-begun:
+		}
+	}()
+	resume, err := r.cfg.Prepare(ctx)
+	if err == nil && resume.Held {
+		err = ErrSlotInUse
+	}
+	var stream *stream
+	if err == nil {
+		stream, err = r.connect(ctx, resume)
+	}
+	if err != nil && errors.Is(context.Cause(ctx), errStopped) {
+		err = errStopped
+	}
+	return resume, stream, err
 }
 
 func (r *Reader) hold(s *stream) {

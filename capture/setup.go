@@ -198,6 +198,20 @@ func (s *Setup) Join(ctx context.Context, remember func(ctx context.Context, ide
 	return tracked, pending, nil
 }
 
+// Waiting returns the tables that Join would make tracked, pending for a reason.
+func (s *Setup) Waiting(ctx context.Context, reason error) (pending []Pending, err error) {
+	tables, err := s.tables(ctx, s.DB)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range tables {
+		if t.Persistent && !t.tracked() && t.untrackable() == "" {
+			pending = append(pending, Pending{OID: t.OID, Schema: t.Schema, Name: t.Name, Reason: reason, Published: t.published()})
+		}
+	}
+	return pending, nil
+}
+
 // join makes one table tracked and returns the position from which it is. The
 // lock it holds when it reads the position keeps out every writer, so no
 // transaction straddles it.

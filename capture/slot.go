@@ -51,9 +51,11 @@ type SlotBlockedError struct {
 	Cause    error
 }
 
-// Blocker is a session with an open transaction that the slot waits for.
+// Blocker is a session with an open transaction that the slot waits for, or a
+// prepared transaction.
 type Blocker struct {
-	PID             int
+	PID             int    // 0 of a prepared transaction
+	GID             string // of a prepared transaction, else empty
 	User, Database  string
 	ApplicationName string
 	State           string
@@ -63,6 +65,10 @@ type Blocker struct {
 func (e *SlotBlockedError) Error() string {
 	var who []string
 	for _, b := range e.Blockers {
+		if b.GID != "" {
+			who = append(who, fmt.Sprintf("prepared transaction %q (%s@%s, %s old; ROLLBACK PREPARED or COMMIT PREPARED ends it)", b.GID, b.User, b.Database, b.Age.Round(time.Second)))
+			continue
+		}
 		who = append(who, fmt.Sprintf("pid %d (%s@%s, %s, %s, open for %s)", b.PID, b.User, b.Database, b.ApplicationName, b.State, b.Age.Round(time.Second)))
 	}
 	return fmt.Sprintf("capture: create slot %q: waiting for open writing transactions to end: %s: %v", e.Slot, strings.Join(who, "; "), e.Cause)
@@ -142,7 +148,7 @@ func (s *Setup) CreateSlot(ctx context.Context) (LSN, error) {
 		case <-ticker.C:
 			if found, err := s.blockers(ctx); err == nil && len(found) > 0 {
 				blockers = found
-				s.Logger.WarnContext(ctx, "audit: creating the slot waits for open writing transactions", "slot", s.Slot, "transactions", len(found), "pid", found[0].PID)
+				s.Logger.WarnContext(ctx, "audit: creating the slot waits for open writing transactions", "slot", s.Slot, "transactions", len(found), "pid", found[0].PID, "gid", found[0].GID)
 			}
 		}
 	}
@@ -150,10 +156,13 @@ func (s *Setup) CreateSlot(ctx context.Context) (LSN, error) {
 
 func (s *Setup) blockers(ctx context.Context) ([]Blocker, error) {
 	rows, err := s.DB.Query(ctx, `
-		SELECT pid, coalesce(usename, ''), coalesce(datname, ''), coalesce(application_name, ''), coalesce(state, ''), coalesce(extract(epoch FROM now() - xact_start), 0)::float8
+		SELECT pid, '', coalesce(usename, ''), coalesce(datname, ''), coalesce(application_name, ''), coalesce(state, ''), coalesce(extract(epoch FROM now() - xact_start), 0)::float8
 		FROM pg_catalog.pg_stat_activity
 		WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid()
-		ORDER BY xact_start
+		UNION ALL
+		SELECT 0, gid, owner, database, '', 'prepared', extract(epoch FROM now() - prepared)::float8
+		FROM pg_catalog.pg_prepared_xacts
+		ORDER BY 7 DESC
 		LIMIT 5`)
 	if err != nil {
 		return nil, err
@@ -161,7 +170,7 @@ func (s *Setup) blockers(ctx context.Context) ([]Blocker, error) {
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (Blocker, error) {
 		var b Blocker
 		var seconds float64
-		err := row.Scan(&b.PID, &b.User, &b.Database, &b.ApplicationName, &b.State, &seconds)
+		err := row.Scan(&b.PID, &b.GID, &b.User, &b.Database, &b.ApplicationName, &b.State, &seconds)
 		b.Age = time.Duration(seconds * float64(time.Second))
 		return b, err
 	})

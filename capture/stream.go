@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -45,6 +46,8 @@ type stream struct {
 	charset  *charset   // nil where nothing has to be converted
 	large    *condenser // of the message at hand, if that is larger than buf
 	woken    atomic.Bool
+	waking   sync.Mutex
+	finished bool                  // guarded by waking: wake may not touch the deadline any more
 	broken   atomic.Pointer[error] // why fail was called
 	pid      int                   // of the server's process, guarded by the reader's mu
 	lastRead int
@@ -126,7 +129,11 @@ func (s *stream) close() { _ = s.conn.Close() }
 // wake makes a read in progress, or the next one, return at once.
 func (s *stream) wake() {
 	s.woken.Store(true)
-	_ = s.conn.SetReadDeadline(time.Unix(1, 0))
+	s.waking.Lock()
+	defer s.waking.Unlock()
+	if !s.finished {
+		_ = s.conn.SetReadDeadline(time.Unix(1, 0))
+	}
 }
 
 // fail makes the session end with the given error.
@@ -235,7 +242,10 @@ func (s *stream) confirm(lsn LSN) error {
 // something unread is reset, and what was confirmed last is lost with it.
 func (s *stream) finish() {
 	defer s.close()
+	s.waking.Lock()
+	s.finished = true
 	_ = s.conn.SetDeadline(time.Now().Add(time.Second))
+	s.waking.Unlock()
 	if _, err := s.conn.Write([]byte{'c', 0, 0, 0, 4, 'X', 0, 0, 0, 4}); err == nil {
 		_, _ = io.Copy(io.Discard, s.conn)
 	}

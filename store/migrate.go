@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -18,9 +19,8 @@ import (
 //go:embed migrations/*.sql
 var migrationFiles embed.FS
 
-// migrationLock is the advisory lock under which migrations run, so that many
-// instances starting at once take turns. The number is the bytes of "audit".
-const migrationLock = 0x6175646974
+// migrationPatience is how long a migration waits for a lock.
+const migrationPatience = 10 * time.Second
 
 // Migration is one numbered step of the store's schema.
 type Migration struct {
@@ -96,8 +96,84 @@ func (s *Store) Check(ctx context.Context) (what string, sql []string, err error
 	case schema && !createHere:
 		return fmt.Sprintf("role %s may not create tables in the store's schema %s", role, s.name),
 			[]string{"GRANT CREATE, USAGE ON SCHEMA " + s.schema + " TO " + user}, nil
+	case schema:
+		return s.checkOwners(ctx)
 	}
 	return "", nil, nil
+}
+
+// checkOwners says who else could have put code into the schema, where it would run
+// with the rights of this role: whoever owns it or something in it, or may create in
+// it, and is neither this role, nor one that it is a member of, nor a superuser, nor
+// the owner of the database.
+func (s *Store) checkOwners(ctx context.Context) (what string, sql []string, err error) {
+	rows, err := s.pool.Query(ctx, `
+		WITH RECURSIVE mine (id) AS (
+			SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = current_user
+			UNION
+			SELECT m.roleid FROM pg_catalog.pg_auth_members m JOIN mine ON m.member = mine.id
+		), trusted (id) AS (
+			SELECT id FROM mine
+			UNION SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolsuper OR r.rolname = 'pg_database_owner'
+			UNION SELECT d.datdba FROM pg_catalog.pg_database d WHERE d.datname = current_database()
+		), schema AS (
+			SELECT n.oid, n.nspowner, n.nspacl, n.nspname = 'public' AS shared FROM pg_catalog.pg_namespace n WHERE n.nspname = $1
+		), things (owner, kind, name) AS (
+			SELECT s.nspowner, 'schema', NULL FROM schema s
+			UNION ALL
+			SELECT c.relowner, 'relation', c.relname FROM pg_catalog.pg_class c, schema s
+			WHERE c.relnamespace = s.oid AND c.relkind <> 'i' AND (NOT s.shared OR c.relname = ANY ($2))
+			UNION ALL
+			SELECT p.proowner, 'function', p.proname FROM pg_catalog.pg_proc p, schema s
+			WHERE p.pronamespace = s.oid AND (NOT s.shared OR p.proname = ANY ($2))
+			UNION ALL
+			SELECT t.typowner, 'type', t.typname FROM pg_catalog.pg_type t, schema s
+			WHERE t.typnamespace = s.oid AND t.typrelid = 0 AND t.typelem = 0 AND (NOT s.shared OR t.typname = ANY ($2))
+			UNION ALL
+			SELECT a.grantee, 'right', NULL FROM schema s, LATERAL pg_catalog.aclexplode(s.nspacl) a
+			WHERE a.privilege_type = 'CREATE' AND NOT s.shared
+		)
+		SELECT t.kind, coalesce(t.name, ''), coalesce(r.rolname, 'PUBLIC')
+		FROM things t
+		LEFT JOIN pg_catalog.pg_roles r ON r.oid = t.owner
+		WHERE t.owner NOT IN (SELECT id FROM trusted)
+		ORDER BY t.kind = 'right', t.kind <> 'schema', t.kind, t.name
+		LIMIT 5`, s.name, ownNames)
+	if err != nil {
+		return "", nil, fmt.Errorf("check who owns the store: %w", err)
+	}
+	defer rows.Close()
+	var found []string
+	for rows.Next() {
+		var kind, name, role string
+		if err := rows.Scan(&kind, &name, &role); err != nil {
+			return "", nil, fmt.Errorf("check who owns the store: %w", err)
+		}
+		switch kind {
+		case "schema":
+			found = append(found, "it is owned by "+role)
+		case "right":
+			found = append(found, role+" may create in it")
+			grantee := role
+			if grantee != "PUBLIC" {
+				grantee = pgx.Identifier{role}.Sanitize()
+			}
+			sql = append(sql, "REVOKE CREATE ON SCHEMA "+s.schema+" FROM "+grantee)
+		default:
+			found = append(found, fmt.Sprintf("%s %q in it is owned by %s", kind, name, role))
+		}
+	}
+	if err := rows.Err(); err != nil || len(found) == 0 {
+		return "", nil, err
+	}
+	return fmt.Sprintf("schema %s could hold code of others, which would run with the rights of this role: %s: look at what is in it, and drop it or give it to a role of yours, or choose another name (Config.Schema)", s.name, strings.Join(found, "; ")), sql, nil
+}
+
+// ownNames are the relations and functions of the store.
+var ownNames = []string{
+	"changes", "checkpoints", "commit_times", "relations", "coverage", "gaps", "retention", "replica_identities",
+	"schema_migrations", "marks", "keyframes", "keyframe_rows",
+	"advance", "complete", "ensure_partition", "drop_before", "protect",
 }
 
 // SetupSQL returns one script that makes the store from nothing, for a DBA to
@@ -154,9 +230,10 @@ func versionsTable(schema string) string {
 }
 
 // Migrate brings the store's schema to this package's version. Each migration
-// runs in one transaction, under an advisory lock and a lock timeout. It returns
-// a *NewerSchemaError if the store is ahead, and otherwise changes nothing that
-// is up to date: a role without the right to create may run it then.
+// runs in one transaction, under the lock of LockSetup and a lock timeout. It returns
+// a *NewerSchemaError if the store is ahead, a *SetupLockedError if somebody holds
+// the lock, and otherwise changes nothing that is up to date: a role without the right
+// to create may run it then.
 func (s *Store) Migrate(ctx context.Context) error {
 	migrations, err := Migrations(s.name)
 	if err != nil {
@@ -177,7 +254,14 @@ func (s *Store) Migrate(ctx context.Context) error {
 		if m.Version <= have {
 			continue
 		}
-		if err := s.apply(ctx, m); err != nil {
+		err := s.apply(ctx, m)
+		for again := 0; again < 5 && isCode(err, "42P06", "42P07", "23505"); again++ {
+			err = s.apply(ctx, m) // another instance has just made the schema
+		}
+		if isCode(err, "55P03") {
+			err = s.setupLocked(ctx, migrationPatience, err)
+		}
+		if err != nil {
 			return fmt.Errorf("migrate schema %s to %s: %w", s.name, m.Name, err)
 		}
 	}
@@ -200,10 +284,9 @@ func (s *Store) version(ctx context.Context) (int, error) {
 
 func (s *Store) apply(ctx context.Context, m Migration) error {
 	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", int64(migrationLock)); err != nil {
+		if _, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL lock_timeout = %d", migrationPatience.Milliseconds())); err != nil {
 			return err
 		}
-		// Behind the lock: another instance may have been faster.
 		var exists bool
 		if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)", s.name).Scan(&exists); err != nil {
 			return err
@@ -214,18 +297,43 @@ func (s *Store) apply(ctx context.Context, m Migration) error {
 			if _, err := tx.Exec(ctx, "CREATE SCHEMA "+s.schema); err != nil {
 				return err
 			}
+			if err := s.revokeCreate(ctx, tx); err != nil {
+				return err
+			}
 		}
 		if _, err := tx.Exec(ctx, versionsTable(s.schema)); err != nil {
 			return err
 		}
-		tag, err := tx.Exec(ctx, "INSERT INTO "+s.schema+".schema_migrations (version, name) VALUES ($1, $2) ON CONFLICT DO NOTHING", m.Version, m.Name)
-		if err != nil || tag.RowsAffected() == 0 {
+		if _, err := tx.Exec(ctx, "LOCK TABLE "+s.schema+".schema_migrations IN SHARE ROW EXCLUSIVE MODE"); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '10s'"); err != nil {
+		// Behind the lock: another instance may have been faster.
+		tag, err := tx.Exec(ctx, "INSERT INTO "+s.schema+".schema_migrations (version, name) VALUES ($1, $2) ON CONFLICT DO NOTHING", m.Version, m.Name)
+		if err != nil || tag.RowsAffected() == 0 {
 			return err
 		}
 		_, err = tx.Exec(ctx, m.SQL)
 		return err
 	})
+}
+
+// revokeCreate takes from others what default privileges gave them of a new schema.
+func (s *Store) revokeCreate(ctx context.Context, tx pgx.Tx) error {
+	rows, err := tx.Query(ctx, `
+		SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END
+		FROM pg_catalog.pg_namespace n, LATERAL pg_catalog.aclexplode(n.nspacl) a
+		WHERE n.nspname = $1 AND a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner`, s.name)
+	if err != nil {
+		return err
+	}
+	grantees, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return err
+	}
+	for _, grantee := range grantees {
+		if _, err := tx.Exec(ctx, "REVOKE CREATE ON SCHEMA "+s.schema+" FROM "+grantee); err != nil {
+			return err
+		}
+	}
+	return nil
 }

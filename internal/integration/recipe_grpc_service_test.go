@@ -103,8 +103,9 @@ func TestGRPCRecipe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"request-1"}, header.Get("x-request-id")); diff != "" {
-		t.Errorf("the header of the answer: %s", diff)
+	first := header.Get("x-request-id")
+	if len(first) != 1 || len(first[0]) != 36 {
+		t.Fatalf("the request id of the first call: %q", first)
 	}
 
 	stream, err := conn.NewStream(call("request-2"), &todosDesc.Streams[0], "/todo.Todos/Add")
@@ -129,9 +130,13 @@ func TestGRPCRecipe(t *testing.T) {
 		t.Fatalf("the request id that was made: %q", made)
 	}
 
-	added := audit.Context{UserID: "ann", RequestID: "request-2", TraceID: traceID, SpanID: spanID, Endpoint: "/todo.Todos/Add"}
+	streamed, err := stream.Header()
+	if err != nil {
+		t.Fatal(err)
+	}
+	added := audit.Context{UserID: "ann", RequestID: streamed.Get("x-request-id")[0], Endpoint: "/todo.Todos/Add", Extra: sent("request-2")}
 	want := []audit.Context{
-		{UserID: "ann", RequestID: "request-1", TraceID: traceID, SpanID: spanID, Endpoint: "/todo.Todos/Rename"},
+		{UserID: "ann", RequestID: first[0], Endpoint: "/todo.Todos/Rename", Extra: sent("request-1")},
 		added, added,
 		{RequestID: made[0], Endpoint: "/todo.Todos/Rename"},
 	}

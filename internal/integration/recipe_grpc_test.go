@@ -37,22 +37,21 @@ type auditedStream struct {
 func (s auditedStream) Context() context.Context { return s.ctx }
 
 // withCall returns ctx with request id, method, trace and user of a call. The
-// request id is taken from the metadata or made, and returned in the header.
+// request id is made, and returned in the header. What the metadata says stands beside
+// it: whoever calls may say the id and the trace of somebody else.
 func withCall(ctx context.Context, method string, user func(context.Context) any) context.Context {
-	id := incoming(ctx, "x-request-id")
-	if id == "" || len(id) > 128 {
-		id = uuid.NewString()
-	}
+	id := uuid.NewString()
 	_ = grpc.SetHeader(ctx, metadata.Pairs("x-request-id", id)) // fails only outside a call
 
-	span := trace.SpanContextFromContext(ctx) // of otelgrpc, for instance
-	if !span.IsValid() {
-		carrier := propagation.MapCarrier{"traceparent": incoming(ctx, "traceparent")}
-		span = trace.SpanContextFromContext(propagation.TraceContext{}.Extract(ctx, carrier))
+	said := audit.Context{RequestID: id, Endpoint: method, UserID: user(ctx), Extra: map[string]any{}}
+	if theirs := incoming(ctx, "x-request-id"); theirs != "" && len(theirs) <= 128 {
+		said.Extra["clientRequestId"] = theirs
 	}
-	said := audit.Context{RequestID: id, Endpoint: method, UserID: user(ctx)}
-	if span.IsValid() {
+	carrier := propagation.MapCarrier{"traceparent": incoming(ctx, "traceparent")}
+	if span := trace.SpanContextFromContext(ctx); span.IsValid() && !span.IsRemote() { // of otelgrpc, for instance
 		said.TraceID, said.SpanID = span.TraceID().String(), span.SpanID().String()
+	} else if span = trace.SpanContextFromContext(propagation.TraceContext{}.Extract(ctx, carrier)); span.IsValid() {
+		said.Extra["clientTraceId"], said.Extra["clientSpanId"] = span.TraceID().String(), span.SpanID().String()
 	}
 	return audit.WithContext(ctx, said)
 }

@@ -46,8 +46,8 @@ func contexts(t *testing.T, a *audittest.Audited) []audit.Context {
 }
 
 // request makes a request of Ann's to a handler and expects it to be answered
-// with 200 and with its request id.
-func request(t *testing.T, h http.Handler, method, path, id string) {
+// with 200 and with a request id, which it returns: not the one that it has sent.
+func request(t *testing.T, h http.Handler, method, path, id string) string {
 	t.Helper()
 	r := httptest.NewRequestWithContext(t.Context(), method, path, nil)
 	r.Header.Set("X-Request-Id", id)
@@ -55,19 +55,26 @@ func request(t *testing.T, h http.Handler, method, path, id string) {
 	r.SetBasicAuth("ann", "secret")
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
-	if w.Code != http.StatusOK || w.Header().Get("X-Request-Id") != id {
-		t.Errorf("%s %s: %d, %s, request id %q", method, path, w.Code, w.Body, w.Header().Get("X-Request-Id"))
+	made := w.Header().Get("X-Request-Id")
+	if w.Code != http.StatusOK || made == "" || made == id {
+		t.Errorf("%s %s: %d, %s, request id %q", method, path, w.Code, w.Body, made)
 	}
+	return made
+}
+
+// sent is what a stranger says of a request.
+func sent(id string) map[string]any {
+	return map[string]any{"clientRequestId": id, "clientTraceId": traceID, "clientSpanId": spanID}
 }
 
 // expectContexts makes two requests and compares what their changes carry.
 func expectContexts(t *testing.T, a *audittest.Audited, h http.Handler, first, second string) {
 	t.Helper()
-	request(t, h, "PUT", "/todo/26", "request-1")
-	request(t, h, "DELETE", "/api/todo/26", "request-2")
+	put := request(t, h, "PUT", "/todo/26", "request-1")
+	removal := request(t, h, "DELETE", "/api/todo/26", "request-2")
 	want := []audit.Context{
-		{UserID: "ann", RequestID: "request-1", TraceID: traceID, SpanID: spanID, Endpoint: first},
-		{UserID: "ann", RequestID: "request-2", TraceID: traceID, SpanID: spanID, Endpoint: second},
+		{UserID: "ann", RequestID: put, Endpoint: first, Extra: sent("request-1")},
+		{UserID: "ann", RequestID: removal, Endpoint: second, Extra: sent("request-2")},
 	}
 	if diff := cmp.Diff(want, contexts(t, a)); diff != "" {
 		t.Error(diff)

@@ -8,9 +8,13 @@ import "strings"
 type Class int
 
 const (
+	// Control changes no row, whatever functions there are: what begins or sets up
+	// transactions and sessions, and an empty text. It may have to come before
+	// everything else in its transaction.
+	Control Class = iota
 	// Read changes no row that capture would see, so it needs no stamp: queries,
-	// settings, cursors, locks, savepoints, definitions.
-	Read Class = iota
+	// cursors, definitions.
+	Read
 	// Ends ends a transaction or goes back to a savepoint, and so may take the
 	// stamp with it.
 	Ends
@@ -35,6 +39,20 @@ type Text struct {
 	Leaves Session
 	// Copies says that a statement is COPY FROM.
 	Copies bool
+	// Acts says that a statement is more than Control and Ends.
+	Acts bool
+	// First is where a stamp can go before all statements that act: behind those
+	// that begin, end or set up the transaction, or lock tables before its first
+	// snapshot.
+	First int
+	// Late says that an end comes before First.
+	Late bool
+	// Behind is the Class of what comes behind an end, Control if nothing does.
+	Behind Class
+	// Executes is the name of the prepared statement if the text is one EXECUTE.
+	Executes string
+	// Prepares says that a statement prepares others, or deallocates them.
+	Prepares bool
 }
 
 // Session is whether a session is in a transaction.
@@ -59,11 +77,26 @@ func Parse(sql string) Text {
 		var s sentence
 		more := s.read(&w)
 		c := s.class()
+		acts := c != Control && c != Ends
+		if acts && t.Ends {
+			t.Behind = max(t.Behind, c)
+		}
+		switch {
+		case acts && s.verb == "EXECUTE" && !t.Acts:
+			t.Executes = s.name
+		case acts:
+			t.Executes = ""
+		case !t.Acts && (c == Ends || s.settles):
+			t.First = w.at
+			t.Late = t.Late || c == Ends
+		}
+		t.Acts = t.Acts || acts
 		if t.Class != Unknown {
 			// The constants are in the order of what matters more.
 			t.Class = max(t.Class, c)
 		}
 		t.Ends = t.Ends || c == Ends
+		t.Prepares = t.Prepares || c != Ends && (s.verb == "PREPARE" || s.verb == "DEALLOCATE" || s.verb == "DISCARD")
 		t.Copies = t.Copies || c == Write && s.verb == "COPY"
 		if leaves := s.leaves(c); leaves != AsItWas {
 			t.Leaves = leaves
@@ -85,6 +118,7 @@ func EndsTransaction(sql string) bool { return Parse(sql).Ends }
 type sentence struct {
 	verb  string // the first word, upper case
 	next  string // the second
+	name  string // the second as it is, without quotes
 	words int
 	// modifies says that there is a word that changes rows, other than in
 	// FOR UPDATE.
@@ -95,6 +129,10 @@ type sentence struct {
 	chains   bool // AND CHAIN
 	body     int  // how deep inside BEGIN ATOMIC ... END, the body of a function
 	other    bool // holds something besides words at its beginning
+	settles  bool // has to come before other statements of its transaction
+	creating bool // behind CREATE and words that may stand before TABLE
+	table    bool // behind CREATE TABLE
+	fills    bool // CREATE TABLE AS
 }
 
 // read reads up to the end of a statement and reports whether more may follow.
@@ -125,6 +163,10 @@ func (s *sentence) read(w *words) bool {
 		case literal:
 			s.other = s.other || s.words == 0
 			s.words++
+			if s.words == 2 {
+				s.name = strings.ReplaceAll(strings.Trim(text, `"`), `""`, `"`)
+			}
+			s.creating = false
 			previous = ""
 			continue
 		}
@@ -133,9 +175,14 @@ func (s *sentence) read(w *words) bool {
 		switch s.words {
 		case 1:
 			s.verb = word
+			s.settles = word == "BEGIN" || word == "START" || word == "LOCK"
 		case 2:
-			s.next = word
+			s.next, s.name = word, strings.ToLower(text)
+			s.settles = s.settles || s.verb == "SET" && (word == "TRANSACTION" || isTransactionSetting(text))
+		case 3:
+			s.settles = s.settles || s.verb == "SET" && isTransactionSetting(text) // SET LOCAL
 		}
+		s.create(word, depth)
 		switch word {
 		case "INSERT", "DELETE", "MERGE", "EXECUTE", "CALL":
 			s.modifies = true
@@ -168,9 +215,31 @@ func (s *sentence) read(w *words) bool {
 	}
 }
 
+// create follows the words of CREATE TABLE AS.
+func (s *sentence) create(word string, depth int) {
+	switch word {
+	case "CREATE":
+		s.creating = s.words == 1 || s.verb == "EXPLAIN"
+	case "TABLE":
+		s.table, s.creating = s.table || s.creating, false
+	case "AS":
+		s.fills = s.fills || s.table && depth <= 0
+	case "GLOBAL", "LOCAL", "TEMP", "TEMPORARY", "UNLOGGED":
+	default:
+		s.creating = false
+	}
+}
+
+// isTransactionSetting reports whether a setting has to be made before the first
+// query of a transaction: transaction_isolation and the like.
+func isTransactionSetting(name string) bool {
+	const prefix = "transaction_"
+	return len(name) > len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
+}
+
 func (s *sentence) class() Class {
 	if s.words == 0 && !s.other {
-		return Read // nothing but space and comments
+		return Control // nothing but space and comments
 	}
 	if s.other {
 		return Unknown
@@ -181,7 +250,9 @@ func (s *sentence) class() Class {
 		switch s.verb {
 		case "COMMIT", "END", "ROLLBACK", "ABORT":
 			return Ends
-		case "BEGIN", "VACUUM", "ANALYZE", "ANALYSE", "CHECKPOINT", "CLUSTER", "VALUES", "SELECT":
+		case "BEGIN":
+			return Control
+		case "VACUUM", "ANALYZE", "ANALYSE", "CHECKPOINT", "CLUSTER", "VALUES", "SELECT":
 			return Read
 		}
 		return Unknown
@@ -202,12 +273,18 @@ func (s *sentence) class() Class {
 		}
 		return Read
 	case "EXPLAIN":
-		if s.analyze && s.modifies {
+		if s.analyze && (s.modifies || s.into || s.fills) {
 			return Write
 		}
 		return Read
 	case "COPY":
-		if s.from && !s.to {
+		// COPY takes a query that modifies as well.
+		if s.from && !s.to || s.modifies {
+			return Write
+		}
+		return Read
+	case "CREATE":
+		if s.fills {
 			return Write
 		}
 		return Read
@@ -217,10 +294,11 @@ func (s *sentence) class() Class {
 		if s.next == "TRANSACTION" {
 			return Ends
 		}
-		return Read
-	case "BEGIN", "START", "SAVEPOINT", "RELEASE", "SET", "RESET", "SHOW", "DISCARD",
-		"DECLARE", "FETCH", "MOVE", "CLOSE", "LISTEN", "UNLISTEN", "NOTIFY", "LOCK", "DEALLOCATE",
-		"CREATE", "ALTER", "DROP", "COMMENT", "GRANT", "REVOKE", "SECURITY", "IMPORT", "REASSIGN",
+		return Control
+	case "BEGIN", "START", "SAVEPOINT", "RELEASE", "SET", "RESET", "SHOW", "DISCARD", "LOCK",
+		"LISTEN", "UNLISTEN", "DEALLOCATE":
+		return Control
+	case "DECLARE", "FETCH", "MOVE", "CLOSE", "NOTIFY", "ALTER", "DROP", "COMMENT", "GRANT", "REVOKE", "SECURITY", "IMPORT", "REASSIGN",
 		"VACUUM", "ANALYZE", "ANALYSE", "CHECKPOINT", "CLUSTER", "REINDEX", "REFRESH", "LOAD":
 		return Read
 	}
@@ -234,7 +312,7 @@ func (s *sentence) leaves(c Class) Session {
 		return InTransaction
 	case c == Ends && !s.to && s.next != "PREPARED":
 		return Idle
-	case c == Read && (s.verb == "BEGIN" || s.verb == "START"):
+	case c == Control && (s.verb == "BEGIN" || s.verb == "START"):
 		return InTransaction
 	}
 	return AsItWas
@@ -244,10 +322,10 @@ func (s *sentence) leaves(c Class) Session {
 var keywords = func() map[string]string {
 	known := map[string]string{}
 	for _, word := range strings.Fields(`
-		ABORT ALTER ANALYSE ANALYZE AND ATOMIC BEGIN CALL CASE CHAIN CHECKPOINT CLOSE CLUSTER COMMENT COMMIT COPY CREATE DEALLOCATE DECLARE
-		DELETE DISCARD DO DROP END EXECUTE EXPLAIN FETCH FOR FROM GRANT IMPORT INSERT INTO KEY LISTEN LOAD LOCK MERGE MOVE
+		ABORT ALTER ANALYSE ANALYZE AND AS ATOMIC BEGIN CALL CASE CHAIN CHECKPOINT CLOSE CLUSTER COMMENT COMMIT COPY CREATE DEALLOCATE DECLARE
+		DELETE DISCARD DO DROP END EXECUTE EXPLAIN FETCH FOR FROM GLOBAL GRANT IMPORT INSERT INTO KEY LISTEN LOAD LOCAL LOCK MERGE MOVE
 		NOTIFY PREPARE PREPARED REASSIGN REFRESH REINDEX RELEASE RESET REVOKE ROLLBACK SAVEPOINT SECURITY SELECT SET SHOW START
-		TABLE TO TRANSACTION TRUNCATE UNLISTEN UPDATE VACUUM VALUES WITH`) {
+		TABLE TEMP TEMPORARY TO TRANSACTION TRUNCATE UNLISTEN UNLOGGED UPDATE VACUUM VALUES WITH`) {
 		known[word] = word
 	}
 	return known
@@ -301,7 +379,7 @@ func (w *words) next() (tokenKind, string) {
 		return literal, ""
 	case c == '"':
 		w.quoted('"', false)
-		return literal, ""
+		return literal, w.text[begin:w.at]
 	case c == '$':
 		w.dollar()
 		return literal, ""
@@ -426,6 +504,23 @@ func IsQuery(sql string) bool {
 			return false
 		default:
 			return false
+		}
+	}
+}
+
+// Prepared returns the statement behind PREPARE name AS, with what follows it in the
+// text, and whether the text begins with that.
+func Prepared(sql string) (string, bool) {
+	w := words{text: sql}
+	if kind, text := w.next(); kind != word || keyword(text) != "PREPARE" {
+		return "", false
+	}
+	for {
+		switch kind, text := w.next(); {
+		case kind == endOfText, kind == mark && text == ";":
+			return "", false
+		case kind == word && keyword(text) == "AS":
+			return w.text[w.at:], true
 		}
 	}
 }

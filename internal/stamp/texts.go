@@ -1,10 +1,23 @@
 package stamp
 
 import (
+	"context"
 	"sync"
 
 	"github.com/hindsight-go/audit/internal/sqltext"
 )
+
+// Wants reports whether a text is to be stamped, if there is a context: it changes
+// rows, or ctx says that what acts does.
+func Wants(ctx context.Context, text sqltext.Text) bool {
+	return text.Class >= sqltext.Write || text.Acts && IsAsWrite(ctx)
+}
+
+// WantsBehind reports whether a text goes on to change rows behind the end of a
+// transaction, where a stamp before it does not reach.
+func WantsBehind(ctx context.Context, text sqltext.Text) bool {
+	return text.Behind >= sqltext.Write || text.Behind == sqltext.Read && IsAsWrite(ctx)
+}
 
 const (
 	// maxTexts bounds how many texts are remembered. A program that pastes values

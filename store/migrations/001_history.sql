@@ -256,7 +256,8 @@ END $$;
 
 -- ensure_partition makes the partition of a month, in UTC. It attaches a table
 -- made beside the others, which does not lock out the readers of the history as
--- CREATE TABLE ... PARTITION OF would.
+-- CREATE TABLE ... PARTITION OF would. A name that something else has, such as a
+-- partition that was detached, gets a number.
 CREATE FUNCTION {{schema}}.ensure_partition(of_time timestamptz)
 RETURNS void
 LANGUAGE plpgsql
@@ -267,17 +268,29 @@ AS $$
 DECLARE
     from_time timestamptz := date_trunc('month', of_time);
     until_time timestamptz := date_trunc('month', of_time) + interval '1 month';
-    name      text := 'changes_' || to_char(of_time, 'YYYY_MM');
+    plain     text := 'changes_' || to_char(of_time, 'YYYY_MM');
+    name      text := plain;
+    number    integer := 1;
 BEGIN
     IF EXISTS (SELECT FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
-               WHERE c.relnamespace = {{schema_literal}}::regnamespace AND c.relname = name) THEN
+               WHERE i.inhparent = ({{schema_literal}} || '.changes')::regclass AND c.relname ~ ('^' || plain || '(_[0-9]+)?$')) THEN
         RETURN;
     END IF;
-    PERFORM pg_advisory_xact_lock(418278533492);
-    IF EXISTS (SELECT FROM pg_class c
-               WHERE c.relnamespace = {{schema_literal}}::regnamespace AND c.relname = name) THEN
+    -- What ATTACH takes in the end. Nobody waits for it but another who makes one.
+    LOCK TABLE {{schema}}.changes IN SHARE UPDATE EXCLUSIVE MODE;
+    IF EXISTS (SELECT FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
+               WHERE i.inhparent = ({{schema_literal}} || '.changes')::regclass AND c.relname ~ ('^' || plain || '(_[0-9]+)?$')) THEN
         RETURN;
     END IF;
+    WHILE EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = {{schema_literal}}::regnamespace AND c.relname = name)
+       OR EXISTS (SELECT FROM pg_type t WHERE t.typnamespace = {{schema_literal}}::regnamespace AND t.typname = name)
+       OR EXISTS (SELECT FROM {{schema}}.retention r WHERE r.partition = name AND name <> plain) LOOP
+        number := number + 1;
+        IF number > 1000 THEN
+            RAISE EXCEPTION 'the names of the partition of % are taken by something else', plain;
+        END IF;
+        name := plain || '_' || number;
+    END LOOP;
     EXECUTE format('CREATE TABLE %1$s.%2$I (LIKE %1$s.changes INCLUDING DEFAULTS INCLUDING STORAGE INCLUDING COMMENTS)', {{schema_literal}}, name);
     EXECUTE format('ALTER TABLE %1$s.changes ATTACH PARTITION %1$s.%2$I FOR VALUES FROM (%3$L) TO (%4$L)', {{schema_literal}}, name, from_time, until_time);
     PERFORM {{schema}}.protect(format('%s.%I', {{schema_literal}}, name)::regclass);
@@ -298,9 +311,9 @@ DECLARE
     until_time timestamptz;
 BEGIN
     FOR name, from_time IN
-        SELECT c.relname, to_timestamp(substr(c.relname, 9), 'YYYY_MM')
+        SELECT c.relname, to_timestamp(substring(c.relname FROM '^changes_([0-9]+_[0-9]{2})'), 'YYYY_MM')
         FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
-        WHERE i.inhparent = ({{schema_literal}} || '.changes')::regclass AND c.relname ~ '^changes_[0-9]+_[0-9]{2}$'
+        WHERE i.inhparent = ({{schema_literal}} || '.changes')::regclass AND c.relname ~ '^changes_[0-9]+_[0-9]{2}(_[0-9]+)?$'
         ORDER BY 2
     LOOP
         until_time := from_time + interval '1 month';

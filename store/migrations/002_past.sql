@@ -81,9 +81,9 @@ DECLARE
     last pg_lsn;
 BEGIN
     FOR name, from_time IN
-        SELECT c.relname, to_timestamp(substr(c.relname, 9), 'YYYY_MM')
+        SELECT c.relname, to_timestamp(substring(c.relname FROM '^changes_([0-9]+_[0-9]{2})'), 'YYYY_MM')
         FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
-        WHERE i.inhparent = ({{schema_literal}} || '.changes')::regclass AND c.relname ~ '^changes_[0-9]+_[0-9]{2}$'
+        WHERE i.inhparent = ({{schema_literal}} || '.changes')::regclass AND c.relname ~ '^changes_[0-9]+_[0-9]{2}(_[0-9]+)?$'
         ORDER BY 2
     LOOP
         until_time := from_time + interval '1 month';
