@@ -99,6 +99,17 @@ type Config struct {
 	// OnGap says what to do when history was lost. Default: ContinueAfterGap.
 	OnGap GapPolicy
 
+	// RequireWALBound makes Start refuse a source whose max_slot_wal_keep_size is -1:
+	// there, a slot that nobody reads from fills the disk, which stops the source.
+	// Default: Start warns.
+	RequireWALBound bool
+
+	// MaxRetainedWAL bounds the WAL, in bytes, that the source keeps while nobody
+	// captures, for those who cannot set max_slot_wal_keep_size: an instance that is
+	// started, and waits or cannot reach the store, drops the slot beyond it. What was
+	// not captured by then is a recorded gap. Default: no bound. At least 64 MiB.
+	MaxRetainedWAL int64
+
 	// RefreshInterval is how often the catalog is asked for new tables; each
 	// time costs one query. Client.Refresh asks at once. Default: 2 seconds.
 	// Negative: never.
@@ -108,8 +119,8 @@ type Config struct {
 	Logger *slog.Logger
 
 	// MeterProvider, if set, gets metrics: audit.changes, audit.batches,
-	// audit.batch.duration, audit.errors, audit.lag.bytes, audit.lag.time and
-	// audit.slot.retained.
+	// audit.batch.duration, audit.errors, audit.lag.bytes, audit.lag.time,
+	// audit.slot.retained, audit.slot.bound and audit.slot.safe.
 	MeterProvider metric.MeterProvider
 }
 
@@ -223,6 +234,9 @@ func (c Config) resolve() (resolved, error) {
 	}
 	if r.Retention < 0 || r.Retention > 0 && r.Retention < 24*time.Hour {
 		bad("Retention", "%s: must be 0 (forever) or at least 24h", r.Retention)
+	}
+	if r.MaxRetainedWAL < 0 || r.MaxRetainedWAL > 0 && r.MaxRetainedWAL < 64<<20 {
+		bad("MaxRetainedWAL", "%d: must be 0 (no bound) or at least %d", r.MaxRetainedWAL, 64<<20)
 	}
 	if r.OnGap != ContinueAfterGap && r.OnGap != StopAtGap {
 		bad("OnGap", "%d: must be ContinueAfterGap or StopAtGap", r.OnGap)

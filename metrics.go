@@ -26,7 +26,7 @@ func newInstruments(provider metric.MeterProvider, c *Client) (*instruments, err
 	}
 	meter := provider.Meter("github.com/hindsight-go/audit")
 	m := &instruments{}
-	var problems [7]error
+	var problems [9]error
 	m.changes, problems[0] = meter.Int64Counter("audit.changes", metric.WithDescription("Changes stored."), metric.WithUnit("{change}"))
 	m.batches, problems[1] = meter.Int64Counter("audit.batches", metric.WithDescription("Store transactions."), metric.WithUnit("{batch}"))
 	m.errors, problems[2] = meter.Int64Counter("audit.errors", metric.WithDescription("Interruptions of capture and failures of its maintenance, by kind."), metric.WithUnit("{error}"))
@@ -37,6 +37,10 @@ func newInstruments(provider metric.MeterProvider, c *Client) (*instruments, err
 	problems[5] = err
 	retained, err := meter.Int64ObservableGauge("audit.slot.retained", metric.WithDescription("WAL that the source keeps for the slot."), metric.WithUnit("By"))
 	problems[6] = err
+	bound, err := meter.Int64ObservableGauge("audit.slot.bound", metric.WithDescription("WAL beyond which the source gives up the slot; not there without a bound."), metric.WithUnit("By"))
+	problems[7] = err
+	safe, err := meter.Int64ObservableGauge("audit.slot.safe", metric.WithDescription("WAL that may still be written before the source gives up the slot; not there without a bound."), metric.WithUnit("By"))
+	problems[8] = err
 	if err := errors.Join(problems[:]...); err != nil {
 		return nil, fmt.Errorf("audit: create metrics: %w", err)
 	}
@@ -45,9 +49,15 @@ func newInstruments(provider metric.MeterProvider, c *Client) (*instruments, err
 		defer c.mu.Unlock()
 		o.ObserveInt64(lag, c.last.lag)
 		o.ObserveFloat64(lagTime, c.last.lagTime.Seconds())
-		o.ObserveInt64(retained, c.last.slot)
+		o.ObserveInt64(retained, c.last.slot.Retained)
+		if c.last.slot.Bound > 0 {
+			o.ObserveInt64(bound, c.last.slot.Bound)
+		}
+		if c.last.slot.Bound > 0 && c.last.slot.Safe >= 0 {
+			o.ObserveInt64(safe, c.last.slot.Safe)
+		}
 		return nil
-	}, lag, lagTime, retained)
+	}, lag, lagTime, retained, bound, safe)
 	if err != nil {
 		return nil, fmt.Errorf("audit: create metrics: %w", err)
 	}

@@ -38,6 +38,11 @@ func (c *Client) prepareSource(ctx context.Context) (capture.Facts, error) {
 	if err := c.makeSource(locked, facts); err != nil {
 		return facts, fmt.Errorf("audit: start: %w", err)
 	}
+	if slot, err := c.setup.SlotState(ctx); err == nil {
+		for _, w := range walWarnings(slot) {
+			c.cfg.Logger.Warn("audit: "+w.Text, "code", string(w.Code))
+		}
+	}
 	return facts, nil
 }
 
@@ -81,7 +86,11 @@ func (c *Client) check(ctx context.Context) (capture.Facts, error) {
 	if encoding != "" {
 		problems = append(problems, capture.Problem{What: encoding})
 	}
-	if len(problems) == 0 {
+	bounds, storeErr := c.boundProblems(ctx, facts, what == "")
+	if storeErr != nil {
+		return facts, storeErr
+	}
+	if problems = append(problems, bounds...); len(problems) == 0 {
 		return facts, err
 	}
 	all := &SetupError{Problems: problems}
@@ -89,6 +98,53 @@ func (c *Client) check(ctx context.Context) (capture.Facts, error) {
 		all.Problems = append(notReady.Problems, all.Problems...)
 	}
 	return facts, all
+}
+
+// boundProblems lists a slot without a bound, where one is required, and the slot that
+// a database of another name has left behind, by the history, if that may be read.
+func (c *Client) boundProblems(ctx context.Context, facts capture.Facts, readable bool) (problems []capture.Problem, err error) {
+	slot, err := c.setup.SlotState(ctx)
+	var foreign *ForeignSlotError
+	if err != nil && !errors.Is(err, capture.ErrNoSlot) && !errors.As(err, &foreign) {
+		return nil, err
+	}
+	if c.cfg.RequireWALBound && slot.Bound < 0 {
+		problems = append(problems, capture.Problem{
+			What: "max_slot_wal_keep_size is -1, so that a slot that nobody reads from fills the disk (Config.RequireWALBound): give it a size that the disk has, for instance a third of it",
+			SQL:  []string{"ALTER SYSTEM SET max_slot_wal_keep_size = '64GB'", "SELECT pg_reload_conf()"},
+		})
+	}
+	if !readable {
+		return problems, nil
+	}
+	checkpoints, err := c.history.Checkpoints(ctx)
+	if err != nil && !isUndefined(err) {
+		return nil, err
+	}
+	for _, cp := range checkpoints {
+		if cp.Database == facts.Database {
+			return problems, nil
+		}
+	}
+	for _, cp := range checkpoints {
+		if cp.Slot == c.cfg.Slot {
+			continue // it goes on where it ended
+		}
+		var left bool
+		err := c.source.QueryRow(ctx, `
+			SELECT s.system_identifier::text = $3 AND NOT EXISTS (SELECT FROM pg_catalog.pg_database d WHERE d.datname = $1)
+				AND EXISTS (SELECT FROM pg_catalog.pg_replication_slots r WHERE r.slot_name = $2 AND r.database = current_database())
+			FROM pg_catalog.pg_control_system() s`, cp.Database, cp.Slot, cp.SystemIdentifier).Scan(&left)
+		if err != nil {
+			return nil, fmt.Errorf("look for slots: %w", err)
+		}
+		if left {
+			problems = append(problems, capture.Problem{
+				What: fmt.Sprintf("this database was called %s, its history has that name, and its slot %s is there still: set Config.Slot to %q to go on, under the name of now, where it ended, or drop the slot to lose what was written since and begin anew", cp.Database, cp.Slot, cp.Slot),
+			})
+		}
+	}
+	return problems, nil
 }
 
 // encodingProblem says what the store cannot hold of what the source has, or nothing:

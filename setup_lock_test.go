@@ -73,7 +73,7 @@ func TestSetupLock_ReadersAreNotInTheWay(t *testing.T) {
 // While somebody holds the lock, new tables are not tracked, and everybody says who.
 func TestSetupLock_HolderIsNamed(t *testing.T) {
 	t.Parallel()
-	server := audittest.NewServer(t, audittest.ServerOptions{Settings: map[string]string{"max_prepared_transactions": "5"}})
+	server := audittest.NewServer(t, audittest.ServerOptions{Settings: map[string]string{"max_prepared_transactions": "5", "max_slot_wal_keep_size": "1GB"}})
 	const lock = "LOCK TABLE audit.schema_migrations IN SHARE ROW EXCLUSIVE MODE"
 	for name, hold := range map[string]func(t *testing.T, db *audittest.Database) (who string, release func()){
 		"session": func(t *testing.T, db *audittest.Database) (string, func()) {

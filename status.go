@@ -61,7 +61,31 @@ const (
 	// WarningSetupWaits: new tables and lost slots wait for the lock on setting up,
 	// which somebody else holds.
 	WarningSetupWaits WarningCode = "setup-waits"
+	// WarningWALUnbounded: nothing keeps the slot from filling the source's disk with
+	// WAL while nobody captures, which stops the source.
+	WarningWALUnbounded WarningCode = "wal-unbounded"
+	// WarningWALNearBound: the source is about to give up the slot, which leaves a gap.
+	WarningWALNearBound WarningCode = "wal-near-bound"
+	// WarningIdleSlot: the source gives up a slot that nobody reads from for a while.
+	WarningIdleSlot WarningCode = "idle-slot-timeout"
 )
+
+// walWarnings are what the state of a slot, and the bounds of the server, warn of.
+func walWarnings(slot capture.Slot) (warnings []Warning) {
+	warn := func(code WarningCode, format string, args ...any) {
+		warnings = append(warnings, Warning{Code: code, Text: fmt.Sprintf(format, args...)})
+	}
+	switch {
+	case slot.Bound < 0:
+		warn(WarningWALUnbounded, "max_slot_wal_keep_size is -1: while nobody captures, slot %q fills the source's disk with WAL, which stops the source: set it, for instance to a third of the disk, or Config.MaxRetainedWAL", slot.Name)
+	case slot.Status == "unreserved" || slot.Safe >= 0 && slot.Safe < slot.Bound/5:
+		warn(WarningWALNearBound, "the source keeps %d bytes of WAL for slot %q and gives it up at about %d (max_slot_wal_keep_size): what is not captured by then is a gap", slot.Retained, slot.Name, slot.Bound)
+	}
+	if slot.IdleTimeout > 0 {
+		warn(WarningIdleSlot, "idle_replication_slot_timeout is %s: after so long without capture the source gives up slot %q, which leaves a gap", slot.IdleTimeout, slot.Name)
+	}
+	return warnings
+}
 
 // SlotStatus is the state of the replication slot.
 type SlotStatus struct {
@@ -75,6 +99,9 @@ type SlotStatus struct {
 	// RetainedBytes is the WAL that the source keeps for the slot. A long open
 	// transaction anywhere in the cluster holds it, too.
 	RetainedBytes int64
+	// BoundBytes is max_slot_wal_keep_size: beyond it the source gives up the slot. -1
+	// without a bound. SafeBytes is how much WAL there may be until then, or -1.
+	BoundBytes, SafeBytes int64
 }
 
 // TableStatus says from when, and until when, a table is tracked.
@@ -100,7 +127,7 @@ type view struct {
 	durable LSN
 	lag     int64
 	lagTime time.Duration
-	slot    int64
+	slot    capture.Slot
 	pending []capture.Pending
 	// setup is who keeps this instance from setting up, or nil.
 	setup *store.SetupLockedError
@@ -166,6 +193,10 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	}
 	s.Slot.Exists = err == nil
 	s.Slot.Active, s.Slot.Status, s.Slot.RetainedBytes = slot.Active, slot.Status, slot.Retained
+	s.Slot.BoundBytes, s.Slot.SafeBytes = slot.Bound, slot.Safe
+	if s.Slot.Exists {
+		s.Warnings = append(s.Warnings, walWarnings(slot)...)
+	}
 
 	checkpoint, err := c.history.Checkpoint(ctx, s.Database)
 	if errors.Is(err, store.ErrNoCheckpoint) || isUndefined(err) {
@@ -208,6 +239,7 @@ func (c *Client) observe(ctx context.Context, r *run) error {
 	if err != nil && !errors.Is(err, capture.ErrNoSlot) {
 		return err
 	}
+	exists := err == nil
 	if holder != 0 && slot.ActivePID != holder {
 		r.reader.Break(holder, fmt.Errorf("the server does not stream to us any more: slot %q is held by process %d, not %d", slot.Name, slot.ActivePID, holder))
 	}
@@ -216,13 +248,23 @@ func (c *Client) observe(ctx context.Context, r *run) error {
 		return fmt.Errorf("read position: %w", err)
 	}
 	c.mu.Lock()
-	c.last.slot = slot.Retained
+	c.last.slot = slot
 	if c.last.durable != 0 {
 		c.last.lag = int64(here - min(here, c.last.durable))
 	}
 	c.mu.Unlock()
-	if slot.Status == "unreserved" {
-		c.cfg.Logger.Error("audit: the source is about to drop WAL that was not captured yet", "slot", slot.Name, "retained", slot.Retained)
+	for _, w := range walWarnings(slot) {
+		if w.Code == WarningWALNearBound {
+			c.cfg.Logger.Error("audit: the source is about to drop WAL that was not captured yet", "slot", slot.Name, "retained", slot.Retained, "bound", slot.Bound)
+		}
+	}
+	if most := c.cfg.MaxRetainedWAL; exists && most > 0 && slot.Retained > most && !slot.Active {
+		// Where the history ends is in the store: whoever captures next finds the slot
+		// gone, makes another, and records the gap.
+		if err := c.setup.DropSlot(ctx, slot); err != nil {
+			return err
+		}
+		c.cfg.Logger.Error("audit: dropped the replication slot, which held more WAL than Config.MaxRetainedWAL; history will have a gap", "slot", slot.Name, "retained", slot.Retained)
 	}
 	return nil
 }

@@ -378,7 +378,7 @@ func (s *Setup) Script(ctx context.Context, role string) (script string, identit
 			b.WriteString(sql + ";\n")
 		}
 	}
-	fmt.Fprintf(&b, "\n-- The slot keeps WAL until the program has read it: make it when the program is about to run.\nSELECT pg_create_logical_replication_slot(%s, 'pgoutput');\n", quoteLiteral(s.Slot))
+	fmt.Fprintf(&b, "\n-- The slot keeps WAL until the program has read it: make it when the program is about to run.\n-- Without a bound it fills the disk while nobody captures, for instance of a third of the disk:\n-- ALTER SYSTEM SET max_slot_wal_keep_size = '64GB'; SELECT pg_reload_conf();\nSELECT pg_create_logical_replication_slot(%s, 'pgoutput');\n", quoteLiteral(s.Slot))
 	return b.String(), identities, nil
 }
 

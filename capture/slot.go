@@ -26,6 +26,13 @@ type Slot struct {
 	// it was lost, where the server says so.
 	Status string
 	Reason string
+	// Bound is max_slot_wal_keep_size in bytes: beyond it the server gives up the slot.
+	// -1: never, until its disk is full. Safe is how much more WAL there may be until
+	// then, -1 without a bound.
+	Bound, Safe int64
+	// IdleTimeout is idle_replication_slot_timeout, which came with 18, or 0: how long
+	// a slot that nobody reads from is kept.
+	IdleTimeout time.Duration
 }
 
 // Lost tells that the slot can no longer be read from.
@@ -80,15 +87,22 @@ func (e *SlotBlockedError) Unwrap() error { return e.Cause }
 func (s *Setup) SlotState(ctx context.Context) (Slot, error) {
 	slot := Slot{Name: s.Slot}
 	var plugin, database, kind, current string
+	if err := s.DB.QueryRow(ctx, `
+		SELECT coalesce(max(setting::bigint * 1048576) FILTER (WHERE name = 'max_slot_wal_keep_size' AND setting::bigint >= 0), -1)::bigint,
+			coalesce(max(extract(epoch FROM (setting || CASE unit WHEN 's' THEN ' seconds' WHEN 'min' THEN ' minutes' ELSE ' milliseconds' END)::interval)) FILTER (WHERE name = 'idle_replication_slot_timeout'), 0)::bigint * 1000000000
+		FROM pg_catalog.pg_settings
+		WHERE name IN ('max_slot_wal_keep_size', 'idle_replication_slot_timeout')`).Scan(&slot.Bound, &slot.IdleTimeout); err != nil {
+		return slot, fmt.Errorf("read the bounds of slot %q: %w", s.Slot, err)
+	}
 	// invalidation_reason came with 17; read through JSON it is simply NULL before.
 	err := s.DB.QueryRow(ctx, `
 		SELECT coalesce(s.plugin, ''), coalesce(s.database, ''), s.slot_type, current_database(), s.active, coalesce(s.active_pid, 0),
 			coalesce(s.confirmed_flush_lsn, '0/0')::text, coalesce(s.restart_lsn, '0/0')::text,
 			coalesce(pg_catalog.pg_wal_lsn_diff(CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_lsn() END, s.restart_lsn), 0)::bigint,
-			coalesce(s.wal_status, ''), coalesce(to_jsonb(s) ->> 'invalidation_reason', '')
+			coalesce(s.wal_status, ''), coalesce(to_jsonb(s) ->> 'invalidation_reason', ''), coalesce(s.safe_wal_size, -1)
 		FROM pg_catalog.pg_replication_slots s
 		WHERE s.slot_name = $1`, s.Slot).
-		Scan(&plugin, &database, &kind, &current, &slot.Active, &slot.ActivePID, &slot.Confirmed, &slot.Restart, &slot.Retained, &slot.Status, &slot.Reason)
+		Scan(&plugin, &database, &kind, &current, &slot.Active, &slot.ActivePID, &slot.Confirmed, &slot.Restart, &slot.Retained, &slot.Status, &slot.Reason, &slot.Safe)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return slot, ErrNoSlot

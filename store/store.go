@@ -83,6 +83,23 @@ func (s *Store) Checkpoint(ctx context.Context, database string) (Checkpoint, er
 	return c, nil
 }
 
+// Checkpoints returns, of the checkpoint of each source database, what tells it from
+// others.
+func (s *Store) Checkpoints(ctx context.Context) ([]Checkpoint, error) {
+	rows, err := s.pool.Query(ctx, "SELECT database, slot, system_identifier FROM "+s.schema+".checkpoints ORDER BY database")
+	if err != nil {
+		return nil, fmt.Errorf("read checkpoints: %w", err)
+	}
+	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c Checkpoint, err error) {
+		err = row.Scan(&c.Database, &c.Slot, &c.SystemIdentifier)
+		return c, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read checkpoints: %w", err)
+	}
+	return all, nil
+}
+
 // CreateCheckpoint records where the history of a source begins. It does nothing
 // if there is a checkpoint already.
 func (s *Store) CreateCheckpoint(ctx context.Context, c Checkpoint) error {
