@@ -171,11 +171,11 @@ func (c Config) identify(r *http.Request, said *audit.Context, extra map[string]
 			extra["clientRequestId"] = id
 		}
 	}
-	span := trace.SpanContextFromContext(r.Context())
-	if span.IsValid() && !span.IsRemote() {
-		said.TraceID, said.SpanID = span.TraceID().String(), span.SpanID().String()
+	if local := audit.FromSpan(r.Context()); local.TraceID != "" {
+		said.TraceID, said.SpanID = local.TraceID, local.SpanID
 		return
 	}
+	span := trace.SpanContextFromContext(r.Context())
 	traceID, spanID := parseTraceparent(r.Header.Get("Traceparent"))
 	if span.IsValid() {
 		// Extracted from the request, and no span of ours begun.

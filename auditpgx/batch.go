@@ -22,7 +22,7 @@ func (r runner) batch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 			continue
 		}
 		texts[i] = r.s.Parse(query.SQL)
-		if stamp.InContext(ctx) {
+		if stamp.InContext(ctx) { // else nothing is stamped
 			texts[i] = r.lookUp(ctx, query.SQL, texts[i])
 		}
 		wanted = wanted || stamp.Wants(ctx, texts[i])
@@ -64,6 +64,21 @@ func (r runner) batch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	br.restamp = func() *pgx.Batch { return br.stamped(first, texts, s) }
 	br.send(br.restamp())
 	return br
+}
+
+// enterBatch is Enter of a Stamper for a batch.
+func enterBatch(ctx context.Context, s *stamp.Stamper, b *pgx.Batch, covered bool) (context.Context, bool) {
+	ctx, ok := s.Asked(ctx)
+	if ok || covered {
+		return ctx, ok
+	}
+	for _, query := range b.QueuedQueries {
+		if stamp.IsWrite(s.Parse(query.SQL)) {
+			s.Without(ctx)
+			break
+		}
+	}
+	return ctx, false
 }
 
 // stamped returns the batch with stamps in it.

@@ -33,7 +33,8 @@ func (c *Conn) runner() runner { return runner{s: c.s, q: lone{c.open()}} }
 
 // Exec is Exec of *pgx.Conn.
 func (c *Conn) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
-	if !stamp.InContext(ctx) {
+	ctx, ok := c.s.Enter(ctx, sql, false)
+	if !ok {
 		return c.open().Exec(ctx, sql, args...)
 	}
 	return c.runner().exec(ctx, sql, args)
@@ -41,7 +42,8 @@ func (c *Conn) Exec(ctx context.Context, sql string, args ...any) (pgconn.Comman
 
 // Query is Query of *pgx.Conn.
 func (c *Conn) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
-	if !stamp.InContext(ctx) {
+	ctx, ok := c.s.Enter(ctx, sql, false)
+	if !ok {
 		return c.open().Query(ctx, sql, args...)
 	}
 	return c.runner().query(ctx, sql, args)
@@ -49,22 +51,25 @@ func (c *Conn) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, er
 
 // QueryRow is QueryRow of *pgx.Conn.
 func (c *Conn) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
-	if !stamp.InContext(ctx) {
+	ctx, ok := c.s.Enter(ctx, sql, false)
+	if !ok {
 		return c.open().QueryRow(ctx, sql, args...)
 	}
-	rows, _ := c.Query(ctx, sql, args...) //nolint:sqlclosecheck // Scan closes them and gives the error
+	rows, _ := c.runner().query(ctx, sql, args) //nolint:sqlclosecheck // Scan closes them and gives the error
 	return row{rows}
 }
 
 // SendBatch is SendBatch of *pgx.Conn.
 func (c *Conn) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+	ctx, _ = enterBatch(ctx, c.s, b, false)
 	return c.runner().batch(ctx, b)
 }
 
 // CopyFrom is CopyFrom of *pgx.Conn. With a context to stamp, and outside a
 // transaction, it is a transaction of its own, which takes more round trips.
 func (c *Conn) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, rows pgx.CopyFromSource) (int64, error) {
-	if !stamp.InContext(ctx) {
+	ctx, ok := c.s.Enter(ctx, stamp.CopyFrom, false)
+	if !ok {
 		return c.open().CopyFrom(ctx, table, columns, rows)
 	}
 	return c.runner().copyFrom(ctx, table, columns, rows)

@@ -35,13 +35,15 @@ type DB struct {
 }
 
 // passes reports whether a statement goes to the pool as it is.
-func (db *DB) passes(ctx context.Context, sql string) bool {
-	return !stamp.InContext(ctx) || !stamp.Wants(ctx, db.s.Parse(sql))
+func (db *DB) passes(ctx context.Context, sql string) (context.Context, bool) {
+	ctx, ok := db.s.Enter(ctx, sql, false)
+	return ctx, !ok || !stamp.Wants(ctx, db.s.Parse(sql))
 }
 
 // Exec is Exec of *pgxpool.Pool.
 func (db *DB) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
-	if db.passes(ctx, sql) {
+	ctx, passes := db.passes(ctx, sql)
+	if passes {
 		return db.pool.Exec(ctx, sql, args...)
 	}
 	conn, err := db.pool.Acquire(ctx)
@@ -56,9 +58,15 @@ func (db *DB) on(conn *pgxpool.Conn) runner { return runner{s: db.s, q: lone{con
 
 // Query is Query of *pgxpool.Pool.
 func (db *DB) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
-	if db.passes(ctx, sql) {
+	ctx, passes := db.passes(ctx, sql)
+	if passes {
 		return db.pool.Query(ctx, sql, args...)
 	}
+	return db.query(ctx, sql, args)
+}
+
+// query is Query of what does not pass.
+func (db *DB) query(ctx context.Context, sql string, args []any) (pgx.Rows, error) {
 	conn, err := db.pool.Acquire(ctx)
 	if err != nil {
 		return failedRows{err: err}, err
@@ -74,16 +82,18 @@ func (db *DB) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, err
 
 // QueryRow is QueryRow of *pgxpool.Pool.
 func (db *DB) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
-	if db.passes(ctx, sql) {
+	ctx, passes := db.passes(ctx, sql)
+	if passes {
 		return db.pool.QueryRow(ctx, sql, args...)
 	}
-	rows, _ := db.Query(ctx, sql, args...) //nolint:sqlclosecheck // Scan closes them and gives the error
+	rows, _ := db.query(ctx, sql, args) //nolint:sqlclosecheck // Scan closes them and gives the error
 	return row{rows}
 }
 
 // SendBatch is SendBatch of *pgxpool.Pool.
 func (db *DB) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
-	if !stamp.InContext(ctx) {
+	ctx, ok := enterBatch(ctx, db.s, b, false)
+	if !ok {
 		br := db.pool.SendBatch(ctx, b)
 		if br.Tx() == nil {
 			return br
@@ -100,7 +110,8 @@ func (db *DB) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 // CopyFrom is CopyFrom of *pgxpool.Pool. With a context to stamp it is a
 // transaction of its own, which takes more round trips.
 func (db *DB) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, rows pgx.CopyFromSource) (int64, error) {
-	if !stamp.InContext(ctx) {
+	ctx, ok := db.s.Enter(ctx, stamp.CopyFrom, false)
+	if !ok {
 		return db.pool.CopyFrom(ctx, table, columns, rows)
 	}
 	conn, err := db.pool.Acquire(ctx)

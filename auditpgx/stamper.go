@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/hindsight-go/audit"
 	"github.com/hindsight-go/audit/internal/sqltext"
 	"github.com/hindsight-go/audit/internal/stamp"
 )
@@ -28,9 +29,16 @@ type Config struct {
 	// Default: off.
 	Identity bool
 
-	// Logger is told of contexts that were lost, at most once a minute.
-	// Default: slog.Default().
+	// Logger is told of contexts that were lost, and of writes without one, each at
+	// most once a minute. Default: slog.Default().
 	Logger *slog.Logger
+
+	// Context tells the context of a write whose ctx has none, in programs that do not
+	// pass the ctx of the request down to the database, and whether there is one. It is
+	// asked for each statement that writes, by the goroutine that runs it, and has to
+	// be safe for concurrent use. What ctx says goes before it.
+	// Default: none.
+	Context func() (audit.Context, bool)
 }
 
 // Wrap returns a DB over pool. The pool goes on belonging to the caller.
@@ -44,7 +52,11 @@ func (c Config) WrapConn(conn *pgx.Conn) *Conn { return newConn(conn, c.stamper(
 // is returned as it is.
 func (c Config) WrapTx(tx pgx.Tx) *Tx { return wrapTx(tx, c.stamper()) }
 
-func (c Config) stamper() *stamp.Stamper { return stamp.New(c.Prefix, c.Identity, c.Logger) }
+func (c Config) stamper() *stamp.Stamper {
+	s := stamp.New(c.Prefix, c.Identity, c.Logger)
+	s.Ask = c.Context
+	return s
+}
 
 // standard is what the package-level functions use, so that their counts add up.
 var standard = Config{}.stamper()
@@ -70,6 +82,9 @@ type Stats struct {
 	// Lost is the number of statements, batches and copies that were run without
 	// the context they should have had.
 	Lost uint64
+	// Without is the number of statements, batches and copies that write and whose ctx
+	// had no context, in transactions without a stamp.
+	Without uint64
 }
 
 // AsWrite returns a ctx in which every statement counts as one that changes
@@ -153,6 +168,9 @@ type txStamp struct {
 func (t *txState) holds(content []byte) bool {
 	return t != nil && !t.exposed && len(t.stamps) > 0 && bytes.Equal(t.stamps[len(t.stamps)-1].content, content)
 }
+
+// covers reports whether there is a stamp that holds for what comes without one.
+func (t *txState) covers() bool { return len(t.stamps) > 0 && !t.exposed }
 
 func (t *txState) add(content []byte) {
 	if t != nil {

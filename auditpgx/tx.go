@@ -40,7 +40,13 @@ func (tx *Tx) runner() runner { return runner{s: tx.s, q: tx.tx, tx: tx.state} }
 
 // passes reports whether a statement goes to pgx as it is: the connection of a
 // closed transaction must not even be looked at, somebody else may have it.
-func (tx *Tx) passes(ctx context.Context) bool { return tx.isOver() || !stamp.InContext(ctx) }
+func (tx *Tx) passes(ctx context.Context, sql string) (context.Context, bool) {
+	if tx.isOver() {
+		return ctx, true
+	}
+	ctx, ok := tx.s.Enter(ctx, sql, tx.state.covers())
+	return ctx, !ok
+}
 
 // isOver reports whether the transaction, or one around it, was committed or rolled
 // back.
@@ -88,7 +94,8 @@ func (tx *Tx) close() {
 // Exec is Exec of pgx.Tx.
 func (tx *Tx) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
 	defer func() { tx.state.used = true }()
-	if tx.passes(ctx) {
+	ctx, passes := tx.passes(ctx, sql)
+	if passes {
 		tag, err := tx.tx.Exec(ctx, sql, args...)
 		tx.runner().ran(sql)
 		return tag, err
@@ -98,7 +105,8 @@ func (tx *Tx) Exec(ctx context.Context, sql string, args ...any) (pgconn.Command
 
 // Query is Query of pgx.Tx.
 func (tx *Tx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
-	if tx.passes(ctx) {
+	ctx, passes := tx.passes(ctx, sql)
+	if passes {
 		rows, err := tx.tx.Query(ctx, sql, args...)
 		tx.runner().ran(sql)
 		tx.state.used = true
@@ -111,13 +119,15 @@ func (tx *Tx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, err
 
 // QueryRow is QueryRow of pgx.Tx.
 func (tx *Tx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
-	if tx.passes(ctx) {
+	ctx, passes := tx.passes(ctx, sql)
+	if passes {
 		row := tx.tx.QueryRow(ctx, sql, args...)
 		tx.runner().ran(sql)
 		tx.state.used = true
 		return row
 	}
-	rows, _ := tx.Query(ctx, sql, args...) //nolint:sqlclosecheck // Scan closes them and gives the error
+	rows, _ := tx.runner().query(ctx, sql, args) //nolint:sqlclosecheck // Scan closes them and gives the error
+	tx.state.used = true
 	return row{rows}
 }
 
@@ -127,6 +137,7 @@ func (tx *Tx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	if tx.isOver() {
 		return tx.tx.SendBatch(ctx, b)
 	}
+	ctx, _ = enterBatch(ctx, tx.s, b, tx.state.covers())
 	return tx.runner().batch(ctx, b)
 }
 
@@ -134,7 +145,8 @@ func (tx *Tx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 // takes a round trip.
 func (tx *Tx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, rows pgx.CopyFromSource) (int64, error) {
 	defer func() { tx.state.used = true }()
-	if tx.passes(ctx) {
+	ctx, passes := tx.passes(ctx, stamp.CopyFrom)
+	if passes {
 		return tx.tx.CopyFrom(ctx, table, columns, rows)
 	}
 	return tx.runner().copyFrom(ctx, table, columns, rows)
@@ -170,6 +182,9 @@ func (tx *Tx) Conn() *pgx.Conn {
 // NoteUse takes note that something has run in a transaction that did not go through
 // it. It is for package auditsql.
 func NoteUse(tx *Tx) { tx.state.used = true }
+
+// HasStamp reports whether a transaction holds a stamp. It is for package auditsql.
+func HasStamp(tx *Tx) bool { return tx.state.covers() }
 
 // Stats counts what became of the contexts that went through the DB, the Conn
 // or the Config that the transaction is from.

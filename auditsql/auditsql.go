@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5/stdlib"
 
+	"github.com/hindsight-go/audit"
 	"github.com/hindsight-go/audit/internal/stamp"
 )
 
@@ -26,15 +27,24 @@ type Config struct {
 	// Default: off.
 	Identity bool
 
-	// Logger is told of contexts that were lost, at most once a minute.
-	// Default: slog.Default().
+	// Logger is told of contexts that were lost, and of writes without one, each at
+	// most once a minute. Default: slog.Default().
 	Logger *slog.Logger
+
+	// Context tells the context of a write whose ctx has none, in programs that do not
+	// pass the ctx of the request down to the database, and whether there is one. It is
+	// asked for each statement that writes, by the goroutine that runs it, and has to
+	// be safe for concurrent use. What ctx says goes before it.
+	// Default: none.
+	Context func() (audit.Context, bool)
 }
 
 // Wrap returns a [*Connector] over connector. One that is a *Connector already
 // is returned as it is.
 func (c Config) Wrap(connector driver.Connector) driver.Connector {
-	return wrap(connector, stamp.New(c.Prefix, c.Identity, c.Logger))
+	s := stamp.New(c.Prefix, c.Identity, c.Logger)
+	s.Ask = c.Context
+	return wrap(connector, s)
 }
 
 // OpenDB is sql.OpenDB of the wrapped connector.
@@ -107,6 +117,9 @@ type Stats struct {
 	// Lost is the number of statements that were run without the context they
 	// should have had.
 	Lost uint64
+	// Without is the number of statements that write and whose ctx had no context, in
+	// transactions without a stamp.
+	Without uint64
 }
 
 // DefaultStats counts what became of the contexts that went through [Open],

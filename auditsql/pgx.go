@@ -50,7 +50,14 @@ func (c *pgxConn) unwrap() driver.Conn {
 // is not to be stamped, it is for stdlib to run.
 func (c *pgxConn) due(ctx context.Context, text sqltext.Text) (context.Context, bool) {
 	ctx = c.begun.in(ctx)
-	if stamp.Wants(ctx, text) && stamp.InContext(ctx) && c.stdlibConn.Conn().PgConn().TxStatus() != 'E' {
+	said := false
+	if stamp.Wants(ctx, text) {
+		ctx, said = c.s.Asked(ctx)
+	}
+	if !said && stamp.IsWrite(text) && (c.tx == nil || !auditpgx.HasStamp(c.tx)) {
+		c.s.Without(ctx)
+	}
+	if said && c.stdlibConn.Conn().PgConn().TxStatus() != 'E' {
 		return ctx, true
 	}
 	if c.tx != nil {

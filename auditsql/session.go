@@ -75,7 +75,14 @@ func (s *session) ran(text sqltext.Text, err error) {
 // due returns the content to stamp for a text, or nil.
 func (c *conn) due(ctx context.Context, text sqltext.Text) []byte {
 	ctx = c.begun.in(ctx)
-	if !stamp.Wants(ctx, text) || !stamp.InContext(ctx) {
+	if !stamp.Wants(ctx, text) {
+		return nil
+	}
+	ctx, said := c.s.Asked(ctx)
+	if !said {
+		if c.held == nil && stamp.IsWrite(text) {
+			c.s.Without(ctx)
+		}
 		return nil
 	}
 	content := c.s.Content(ctx)

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/internal/sqltext"
 )
 
 // On a standby the function would fail, and there is nothing to stamp: whatever
@@ -35,13 +36,17 @@ type Stamper struct {
 	// again. It is for tests to change.
 	Patience time.Duration
 
+	// Ask tells the context of a write whose ctx has none. It may be nil.
+	Ask func() (audit.Context, bool)
+
 	prefix      string
 	plain, safe statement
 	logger      *slog.Logger
 	texts       texts
 
-	stamped, cut, lost atomic.Uint64
-	logged             atomic.Int64 // Unix time of the last log line, in seconds
+	stamped, cut, lost, without atomic.Uint64
+
+	logged, loggedWithout atomic.Int64 // Unix time of the last log line, in seconds
 }
 
 // statement is one that emits a message, with the name it is prepared under.
@@ -64,11 +69,11 @@ func New(prefix string, identity bool, logger *slog.Logger) *Stamper {
 }
 
 // Stats counts what became of contexts.
-type Stats struct{ Stamped, Cut, Lost uint64 }
+type Stats struct{ Stamped, Cut, Lost, Without uint64 }
 
 // Stats returns the counts.
 func (s *Stamper) Stats() Stats {
-	return Stats{Stamped: s.stamped.Load(), Cut: s.cut.Load(), Lost: s.lost.Load()}
+	return Stats{Stamped: s.stamped.Load(), Cut: s.cut.Load(), Lost: s.lost.Load(), Without: s.without.Load()}
 }
 
 // Content returns what to stamp for ctx, or nil.
@@ -128,10 +133,63 @@ func (s *Stamper) Lose(ctx context.Context, cause error) {
 }
 
 // isTimeToLog is true at most once a minute.
-func (s *Stamper) isTimeToLog() bool {
+func (s *Stamper) isTimeToLog() bool { return isTime(&s.logged) }
+
+func isTime(logged *atomic.Int64) bool {
 	now := time.Now().Unix()
-	last := s.logged.Load()
-	return now-last >= 60 && s.logged.CompareAndSwap(last, now)
+	last := logged.Load()
+	return now-last >= 60 && logged.CompareAndSwap(last, now)
+}
+
+// Asked returns ctx with a context to stamp, if it has one or if there is one to be
+// asked for, and whether it has.
+func (s *Stamper) Asked(ctx context.Context) (context.Context, bool) {
+	if InContext(ctx) {
+		return ctx, true
+	}
+	if s.Ask == nil {
+		return ctx, false
+	}
+	c, ok := s.Ask()
+	if !ok {
+		return ctx, false
+	}
+	ctx = audit.WithContext(ctx, c)
+	return ctx, InContext(ctx)
+}
+
+// Enter is Asked for a statement. One that writes without is counted, unless an
+// earlier stamp of its transaction covers it.
+func (s *Stamper) Enter(ctx context.Context, sql string, covered bool) (context.Context, bool) {
+	if InContext(ctx) {
+		return ctx, true
+	}
+	text := s.Parse(sql)
+	if !Wants(ctx, text) {
+		return ctx, false
+	}
+	ctx, ok := s.Asked(ctx)
+	if !ok && !covered && IsWrite(text) {
+		s.Without(ctx)
+	}
+	return ctx, ok
+}
+
+// IsWrite reports whether a text changes rows for certain, and may not be the name of
+// something that reads.
+func IsWrite(text sqltext.Text) bool {
+	return text.Executes == "" && (text.Class == sqltext.Write || text.Class == sqltext.Procedure)
+}
+
+// CopyFrom stands for the text of a COPY that a driver makes.
+const CopyFrom = "COPY t FROM STDIN"
+
+// Without takes note of a write whose ctx has no context.
+func (s *Stamper) Without(ctx context.Context) {
+	s.without.Add(1)
+	if isTime(&s.loggedWithout) {
+		s.log().WarnContext(ctx, "a write came without an audit context: its ctx is not that of the request", "without", s.without.Load())
+	}
 }
 
 func (s *Stamper) log() *slog.Logger {
