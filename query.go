@@ -26,16 +26,19 @@ type Query struct {
 	err    error
 	where  []sq.Sqlizer
 	tables []tableName
-	hasRow bool
-	dated  bool // Since was given, if only the zero time
-	rare   bool // a filter that by its nature leaves few changes: see pages.fenced
-	oldest bool
-	limit  int // 0: none
-	cursor *cursor
-	since  time.Time
-	until  time.Time
-	zone   *time.Location // of days and hours; nil: UTC
-	whole  bool           // the answer must not lack changes that row-level security hides
+	users  []string // of ByUser
+	// columns are those that filters name.
+	columns []string
+	hasRow  bool
+	dated   bool // Since was given, if only the zero time
+	rare    bool // a filter that by its nature leaves few changes: see pages.fenced
+	oldest  bool
+	limit   int // 0: none
+	cursor  *cursor
+	since   time.Time
+	until   time.Time
+	zone    *time.Location // of days and hours; nil: UTC
+	whole   bool           // the answer must not lack changes that row-level security hides
 }
 
 // wholly makes the query one whose answer something else is computed from.

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"errors"
+	"slices"
 	"strings"
 
 	sq "github.com/Masterminds/squirrel"
@@ -32,6 +33,7 @@ func (q Query) ByUser(id any) Query {
 	if err != nil {
 		return q.refuseFor("ByUser", err)
 	}
+	q.users = append(slices.Clip(q.users), text)
 	return q.filter(userMember.is(text))
 }
 

@@ -2,6 +2,8 @@ package audit
 
 import (
 	"fmt"
+	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -17,7 +19,8 @@ import (
 // in billing. Names are taken as the catalog has them, upper case included, and
 // are not folded as SQL would. A part that holds a dot or a quote goes in double
 // quotes: `"odd.schema"."odd table"`. A table that is not in the history has no
-// changes; that is no error.
+// changes; that is no error. The name is the one that a table had when it was changed:
+// of a table that was renamed, give all names. [Query.Warnings] says both.
 func (q Query) ForTable(names ...string) Query {
 	if len(names) == 0 {
 		return q.refuse("ForTable", "no table given", nil)
@@ -218,6 +221,7 @@ func (q Query) Changed(columns ...string) Query {
 		}
 		anyOf = append(anyOf, changedColumn(column))
 	}
+	q.columns = append(slices.Clip(q.columns), columns...)
 	return q.filter(anyOf)
 }
 
@@ -242,6 +246,7 @@ func (q Query) ChangedTo(column string, value any) Query {
 	for _, text := range f.texts {
 		anyOf = append(anyOf, sq.Expr(`c.after -> ?::text = to_jsonb(?::text)`, column, text))
 	}
+	q.columns = append(slices.Clip(q.columns), column)
 	return q.filter(changedColumn(column)).filter(anyOf)
 }
 
@@ -286,6 +291,9 @@ func (q Query) containing(filter, image string, value any) Query {
 	var anyOf sq.Or
 	for _, row := range rows {
 		anyOf = append(anyOf, sq.Expr(image+` @> ?::jsonb`, row))
+	}
+	if columns, ok := columnsOf(reflect.ValueOf(value)); ok {
+		q.columns = slices.AppendSeq(slices.Clip(q.columns), maps.Keys(columns))
 	}
 	return q.filter(anyOf)
 }

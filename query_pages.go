@@ -2,7 +2,9 @@ package audit
 
 import (
 	"context"
+	"errors"
 	"iter"
+	"slices"
 
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pglogrepl"
@@ -31,6 +33,8 @@ type Page struct {
 	Next Cursor
 	// More reports whether there was more when the page was read.
 	More bool
+	// Warnings says what makes the page less than it seems. See [Query.Warnings].
+	Warnings []error
 }
 
 // Page returns the next size changes, from 1 to 10,000. A Limit of the query
@@ -58,7 +62,10 @@ func (q Query) Page(ctx context.Context, size int) (Page, error) {
 	case q.cursor != nil:
 		page.Next = q.cursor.encode()
 	}
-	return page, nil
+	if len(page.Changes) == 0 || len(q.tables) > 0 {
+		page.Warnings, err = q.Warnings(ctx)
+	}
+	return page, err
 }
 
 func (q Query) changesKind() cursorKind {
@@ -104,7 +111,7 @@ func (q Query) All(ctx context.Context) iter.Seq2[Change, error] {
 }
 
 // List returns all changes that match, in memory: mind Limit. The slice is nil
-// if there are none.
+// if there are none; [Query.Warnings] tells whether that may be due to a name.
 func (q Query) List(ctx context.Context) ([]Change, error) {
 	var changes []Change
 	for change, err := range q.All(ctx) {
@@ -117,8 +124,24 @@ func (q Query) List(ctx context.Context) ([]Change, error) {
 }
 
 // First returns the first change in the query's order, which is the newest
-// unless OldestFirst was asked for. It returns [ErrNotFound] if none matches.
+// unless OldestFirst was asked for. It returns [ErrNotFound] if none matches, as an
+// [*UnknownNameError] where the history knows nothing of a name in the query.
 func (q Query) First(ctx context.Context) (Change, error) {
+	change, err := q.first(ctx)
+	if errors.Is(err, ErrNotFound) {
+		warnings, err := q.Warnings(ctx)
+		if err != nil {
+			return Change{}, err
+		}
+		if i := slices.IndexFunc(warnings, isUnknownName); i >= 0 {
+			return Change{}, warnings[i]
+		}
+	}
+	return change, err
+}
+
+// first is First without a look at the names.
+func (q Query) first(ctx context.Context) (Change, error) {
 	for change, err := range q.Limit(1).All(ctx) {
 		return change, err
 	}
