@@ -44,6 +44,26 @@ func (q Query) ForTable(names ...string) Query {
 	return q.filter(anyOf)
 }
 
+// NotTable leaves out the changes of tables, by names as in [Query.ForTable]. To revert
+// all of a unit but some tables, use [Reversal.ExceptTable].
+func (q Query) NotTable(names ...string) Query {
+	if len(names) == 0 {
+		return q.refuse("NotTable", "no table given", nil)
+	}
+	for _, name := range names {
+		parsed, err := parseTable(name)
+		switch {
+		case err != nil:
+			return q.refuse("NotTable", fmt.Sprintf("the name %q has %v", clip(name, 130), err), err)
+		case parsed.schema == "":
+			q = q.filter(sq.Expr(`c."table" <> ?`, parsed.table))
+		default:
+			q = q.filter(sq.Expr(`(c."table" <> ? OR c.schema <> ?)`, parsed.table, parsed.schema))
+		}
+	}
+	return q
+}
+
 // ForRow keeps the changes of one row, by its primary key: one value, or one for
 // each column of the key in key order. It needs [Query.ForTable]. A change
 // matches by the key that the row has after it, and also by the key it had

@@ -46,17 +46,19 @@ type Reversal struct {
 	tables []string
 	row    []any // the key of the row that goes back to it
 
-	policy     Policy
-	columns    []string
-	reason     string
-	actor      any
-	maxRows    int
-	maxMemory  int64
-	key        string
-	hash       string
-	noTriggers bool
-	asStored   bool
-	progress   func(Progress)
+	policy  Policy
+	columns []string
+	// except are columns, exceptTables tables that are left out.
+	except, exceptTables []string
+	reason               string
+	actor                any
+	maxRows              int
+	maxMemory            int64
+	key                  string
+	hash                 string
+	noTriggers           bool
+	asStored             bool
+	progress             func(Progress)
 }
 
 // RevertRequest reverts everything that a request changed, in whatever tables and
@@ -209,6 +211,38 @@ func (r Reversal) Columns(names ...string) Reversal {
 		}
 	}
 	r.columns = slices.Clone(names)
+	return r
+}
+
+// Except leaves these columns out, in whatever table: they are neither restored nor
+// counted as conflicts, such as counters, times of updates and the versions of optimistic
+// locks. Rows that come back do so whole. A name that none of the selected tables has is
+// refused.
+func (r Reversal) Except(columns ...string) Reversal {
+	if len(columns) == 0 {
+		return r.refuse("Except", "no column given", nil)
+	}
+	for _, name := range columns {
+		if err := checkColumn(name); err != nil {
+			return r.refuse("Except", err.Error(), err)
+		}
+	}
+	r.except = append(slices.Clip(r.except), columns...)
+	return r
+}
+
+// ExceptTable leaves tables out, by names as in [Query.ForTable]. What is reverted is
+// the same unit nevertheless, of which this leaves out a part.
+func (r Reversal) ExceptTable(names ...string) Reversal {
+	if len(names) == 0 {
+		return r.refuse("ExceptTable", "no table given", nil)
+	}
+	for _, name := range names {
+		if _, err := parseTable(name); err != nil {
+			return r.refuse("ExceptTable", fmt.Sprintf("the name %q has %v", clip(name, 130), err), err)
+		}
+	}
+	r.exceptTables = append(slices.Clip(r.exceptTables), names...)
 	return r
 }
 

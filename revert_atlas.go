@@ -40,6 +40,7 @@ type atlas struct {
 	db      capture.Querier
 	facts   *store.Facts
 	targets map[uint32]*target
+	except  []string // columns that are left out
 	maps    map[*store.Version]*imageMap
 	bare    map[tableName]*imageMap // for tables of which no version is known
 	last    struct {
@@ -199,7 +200,7 @@ func (a *atlas) target(ctx context.Context, name tableName, oid uint32) (*target
 	if described.kind != "r" && described.kind != "p" {
 		return nil, &UnrevertableError{Table: label, Reason: "it is not a table any more"}
 	}
-	t := &target{sourceTable: described}
+	t := &target{sourceTable: described, except: a.except}
 	if len(described.key) == 0 {
 		t.byPlace()
 	}

@@ -117,7 +117,7 @@ func (c *collapse) take(m *imageMap, ch *selectedChange) (err error) {
 // and Columns does not leave it out.
 func (c *collapse) wanted(t *target, at int) bool {
 	column := &t.columns.list[at]
-	return !column.derived && (c.columns == nil || slices.Contains(c.columns, column.name))
+	return !column.derived && !slices.Contains(t.except, column.name) && (c.columns == nil || slices.Contains(c.columns, column.name))
 }
 
 func (c *collapse) enter(m *imageMap, key string, ch *selectedChange) (*netRow, error) {
@@ -300,7 +300,7 @@ func (c *collapse) change(m *imageMap, r *netRow, at int, before, after json.Raw
 
 // lose notes a change of a column that is gone.
 func (c *collapse) lose(r *netRow, name string, before json.RawMessage) {
-	if !r.existed || c.columns != nil && !slices.Contains(c.columns, name) ||
+	if !r.existed || slices.Contains(r.table.except, name) || c.columns != nil && !slices.Contains(c.columns, name) ||
 		slices.ContainsFunc(r.lost, func(l lostColumn) bool { return l.name == name }) {
 		return
 	}

@@ -101,6 +101,9 @@ func (c *Client) newPlanner(ctx context.Context, r Reversal) (*planner, error) {
 // claims to be a part of it is not.
 func (p *planner) selection(ctx context.Context) (selection, error) {
 	s := selection{query: p.r.query, database: p.database}
+	if len(p.r.exceptTables) > 0 {
+		s.query = s.query.NotTable(p.r.exceptTables...)
+	}
 	if p.r.unit.Kind != "revert" {
 		return s, nil
 	}
@@ -245,6 +248,7 @@ func (p *planner) round(ctx context.Context) (again bool, err error) {
 // collapse reads the selection and puts it together.
 func (p *planner) collapse(ctx context.Context) error {
 	p.atlas = newAtlas(p.client, p.tx, p.facts)
+	p.atlas.except = p.r.except
 	c, err := p.read(ctx)
 	if err != nil && !p.sel.inOrder() {
 		// They are not in order, or what came of them may be due to that.
@@ -340,9 +344,11 @@ func (p *planner) checkColumns() error {
 			known[name] = true
 		}
 	}
-	for _, name := range p.r.columns {
-		if !known[name] {
-			return &RevertError{Method: "Columns", Reason: fmt.Sprintf("none of the tables in the selection has a column %q", name)}
+	for method, names := range map[string][]string{"Columns": p.r.columns, "Except": p.r.except} {
+		for _, name := range names {
+			if !known[name] {
+				return &RevertError{Method: method, Reason: fmt.Sprintf("none of the tables in the selection has a column %q", name)}
+			}
 		}
 	}
 	return nil

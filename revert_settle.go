@@ -129,9 +129,10 @@ func (r *netRow) conflictsToRemove() []Conflict {
 		found = append(found, c)
 	}
 	found = append(found, r.lostConflicts()...)
-	for at := range r.table.columns.list {
+	for at, column := range r.table.columns.list {
 		c := r.cell(at)
 		switch {
+		case slices.Contains(r.table.except, column.name):
 		case c != nil && c.live != nil:
 			found = append(found, r.columnConflict(ColumnChanged, at, datum{}, *c.live))
 		case slices.ContainsFunc(r.unknown, func(u liveColumn) bool { return u.column == at }):

@@ -25,7 +25,9 @@ func (a *applier) stampContext(ctx context.Context) context.Context {
 const reasonBytes = 2000
 
 // isPartial reports whether the revert leaves out a part of the unit.
-func (a *applier) isPartial() bool { return a.plan.Skipped > 0 || a.r.columns != nil }
+func (a *applier) isPartial() bool {
+	return a.plan.Skipped > 0 || a.r.columns != nil || a.r.except != nil || a.r.exceptTables != nil
+}
 
 // stampOr stamps the context that ctx carries, or else content.
 func stampOr(ctx context.Context, tx Execer, content string) error {

@@ -14,6 +14,8 @@ import (
 // target is a table that a revert writes to, as it is now.
 type target struct {
 	*sourceTable
+	// except are the names of columns that the revert leaves out.
+	except []string
 	// keyAt says where the key's columns stand, keyOps holds their equality
 	// operators: that of a type in another schema is not found by its bare name.
 	keyAt  []int
