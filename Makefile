@@ -4,7 +4,7 @@ TEST_FLAGS            ?= -timeout 10m
 FUZZ_TIME             ?= 30s
 
 .DEFAULT_GOAL := help
-.PHONY: help test race fuzz vet lint fmt examples integration ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert
+.PHONY: help test race fuzz vet lint fmt examples integration peers ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ examples: ## run the example programs
 integration: ## test with GORM, ent, bun, sqlx, lib/pq, chi, gin, echo and gRPC
 	cd internal/integration && go vet ./... && go test $(TEST_FLAGS) ./...
 	cd examples/gorm && go vet ./... && go test $(TEST_FLAGS) ./...
+
+peers: ## run the tests of pgx, pgxpool, stdlib and lib/pq themselves, bare and through the wrappers
+	cd internal/integration && go run ./peers
 
 ci: ## what the build machine runs
 	.ci/run
