@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -10,6 +11,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/metric"
@@ -96,6 +98,17 @@ type Config struct {
 	// may. Default: such functions are refused.
 	TrustOwners bool
 
+	// BeforeConnect, if set, is called before every connection to the source, with its
+	// settings as the connection string has them, and may change them: Password for
+	// tokens that expire (IAM, Vault), TLSConfig, DialFunc for a connector. It is called
+	// from several goroutines, also long after Start; an error fails that connection,
+	// which is tried again as if the server were away.
+	BeforeConnect func(ctx context.Context, config *pgconn.Config) error
+
+	// StoreBeforeConnect is BeforeConnect for the store. Default: BeforeConnect where
+	// StoreURL is empty, else none.
+	StoreBeforeConnect func(ctx context.Context, config *pgconn.Config) error
+
 	// OnGap says what to do when history was lost. Default: ContinueAfterGap.
 	OnGap GapPolicy
 
@@ -179,6 +192,12 @@ func (c Config) resolve() (resolved, error) {
 	} else if r.source != nil {
 		r.store = r.source.Copy()
 	}
+	if c.StoreURL == "" && c.StoreBeforeConnect == nil {
+		r.StoreBeforeConnect = c.BeforeConnect
+	}
+	askBefore(r.source, r.BeforeConnect)
+	askBefore(r.read, r.BeforeConnect)
+	askBefore(r.store, r.StoreBeforeConnect)
 	name := func(field string, value *string, otherwise string) {
 		if *value == "" {
 			*value = otherwise
@@ -248,6 +267,30 @@ func (c Config) resolve() (resolved, error) {
 		r.Logger = slog.Default()
 	}
 	return r, errors.Join(problems...)
+}
+
+// askBefore makes a pool ask for the settings of each connection.
+func askBefore(pool *pgxpool.Config, ask func(context.Context, *pgconn.Config) error) {
+	if pool == nil || ask == nil {
+		return
+	}
+	pool.BeforeConnect = func(ctx context.Context, config *pgx.ConnConfig) error {
+		if err := ask(ctx, &config.Config); err != nil {
+			return fmt.Errorf("audit: Config.BeforeConnect: %w", err)
+		}
+		return nil
+	}
+}
+
+// connConfig returns the settings of a connection beside those of the pool.
+func connConfig(ctx context.Context, pool *pgxpool.Config) (*pgx.ConnConfig, error) {
+	config := pool.ConnConfig.Copy()
+	if pool.BeforeConnect != nil {
+		if err := pool.BeforeConnect(ctx, config); err != nil {
+			return nil, err
+		}
+	}
+	return config, nil
 }
 
 // pathOption finds the search_path among the options for the server.

@@ -194,15 +194,16 @@ func (c *Client) wanted(schema, table string) bool {
 
 func (c *Client) newReader(r *run) *capture.Reader {
 	return capture.New(capture.Config{
-		Connect:     &c.cfg.source.ConnConfig.Config,
-		Catalog:     c.source,
-		Slot:        c.cfg.Slot,
-		Publication: c.cfg.Publication,
-		Prefix:      c.cfg.ContextPrefix,
-		MaxContext:  c.cfg.MaxContextBytes,
-		MaxRow:      c.cfg.MaxRowBytes,
-		Wanted:      c.wanted,
-		Prepare:     func(ctx context.Context) (capture.Resume, error) { return c.prepareSlot(ctx, r) },
+		Connect:       &c.cfg.source.ConnConfig.Config,
+		BeforeConnect: c.cfg.BeforeConnect,
+		Catalog:       c.source,
+		Slot:          c.cfg.Slot,
+		Publication:   c.cfg.Publication,
+		Prefix:        c.cfg.ContextPrefix,
+		MaxContext:    c.cfg.MaxContextBytes,
+		MaxRow:        c.cfg.MaxRowBytes,
+		Wanted:        c.wanted,
+		Prepare:       func(ctx context.Context) (capture.Resume, error) { return c.prepareSlot(ctx, r) },
 		Open: func(ctx context.Context, progress func()) (capture.Sink, capture.LSN, error) {
 			return c.openWriter(ctx, r, progress)
 		},

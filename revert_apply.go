@@ -71,7 +71,10 @@ var errRollback = errors.New("dry run")
 func (c *Client) applyRevert(ctx context.Context, r Reversal, plan *Plan, dry bool) (*Result, error) {
 	// A connection of its own: it may wait for locks as long as it takes, while the
 	// few of the pool are needed to find out how far capture is.
-	config := c.cfg.source.ConnConfig.Copy()
+	config, err := connConfig(ctx, c.cfg.source)
+	if err != nil {
+		return nil, wrap("connect to the source", err)
+	}
 	for name := range textSettings {
 		delete(config.RuntimeParams, name) // triggers find what role and database have for it
 	}

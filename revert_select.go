@@ -108,7 +108,11 @@ func (s selection) each(ctx context.Context, c *Client, yield func(*selectedChan
 	if err != errTruncated { //nolint:errorlint // it is ours, and never wrapped
 		return err
 	}
-	conn, err := pgx.ConnectConfig(ctx, c.cfg.store.ConnConfig.Copy())
+	config, err := connConfig(ctx, c.cfg.store)
+	if err != nil {
+		return wrap("connect to the store", err)
+	}
+	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return wrap("connect to the store", err)
 	}

@@ -310,7 +310,11 @@ func (c *Client) sameSource(ctx context.Context, checkpoint store.Checkpoint) (t
 	if timeline == checkpoint.Timeline {
 		return timeline, nil
 	}
-	if err := capture.CheckTimeline(ctx, &c.cfg.source.ConnConfig.Config, timeline, checkpoint.Timeline, checkpoint.Position); err != nil {
+	connect, err := connConfig(ctx, c.cfg.source)
+	if err != nil {
+		return 0, fmt.Errorf("identify the source: %w", err)
+	}
+	if err := capture.CheckTimeline(ctx, &connect.Config, timeline, checkpoint.Timeline, checkpoint.Position); err != nil {
 		return 0, err
 	}
 	c.cfg.Logger.Info("audit: the source is on a new timeline", "from", checkpoint.Timeline, "to", timeline)

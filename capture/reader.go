@@ -63,6 +63,8 @@ type Config struct {
 	// Connect holds the settings of a connection to the source; replication is
 	// asked for by the Reader.
 	Connect *pgconn.Config
+	// BeforeConnect, optional, may change a copy of them before each connection.
+	BeforeConnect func(ctx context.Context, config *pgconn.Config) error
 	// Catalog answers questions about the source's tables.
 	Catalog     Querier
 	Slot        string
@@ -395,7 +397,13 @@ func (r *Reader) Break(holder int, reason error) {
 
 // connect starts streaming from the slot, which is what holding it means.
 func (r *Reader) connect(ctx context.Context, resume Resume) (*stream, error) {
-	pg, err := pgconn.ConnectConfig(ctx, replicationConfig(r.cfg.Connect))
+	config := replicationConfig(r.cfg.Connect)
+	if r.cfg.BeforeConnect != nil {
+		if err := r.cfg.BeforeConnect(ctx, config); err != nil {
+			return nil, fmt.Errorf("connect for replication: %w", err)
+		}
+	}
+	pg, err := pgconn.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("connect for replication: %w", err)
 	}

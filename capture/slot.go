@@ -121,7 +121,13 @@ func (s *Setup) SlotState(ctx context.Context) (Slot, error) {
 // that commits after it is decoded whole. It waits for open writing transactions
 // until ctx ends, and then says who they are.
 func (s *Setup) CreateSlot(ctx context.Context) (LSN, error) {
-	config := s.DB.Config().ConnConfig.Copy()
+	pool := s.DB.Config()
+	config := pool.ConnConfig
+	if pool.BeforeConnect != nil {
+		if err := pool.BeforeConnect(ctx, config); err != nil {
+			return 0, fmt.Errorf("connect to create slot %q: %w", s.Slot, err)
+		}
+	}
 	config.RuntimeParams["statement_timeout"] = "0"
 	config.RuntimeParams["lock_timeout"] = "0"
 	config.RuntimeParams["application_name"] = "audit setup"

@@ -17,7 +17,9 @@ import (
 // Source: PostgreSQL documentation, "Streaming Replication Protocol",
 // TIMELINE_HISTORY.
 func CheckTimeline(ctx context.Context, connect *pgconn.Config, now, then int32, position LSN) error {
-	pg, err := pgconn.ConnectConfig(ctx, replicationConfig(connect))
+	config := replicationConfig(connect)
+	config.DialFunc = connect.DialFunc // it may be the caller's own
+	pg, err := pgconn.ConnectConfig(ctx, config)
 	if err != nil {
 		return fmt.Errorf("connect for replication: %w", err)
 	}

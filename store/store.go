@@ -169,7 +169,11 @@ func (s *Store) NewWriter(ctx context.Context, cfg WriterConfig) (*Writer, wal.L
 	for range chunks {
 		w.free <- make([]byte, 0, chunkSize+chunkSize/4)
 	}
-	w.conn, err = newCopyConn(ctx, s.writerConfig(), "COPY "+s.schema+".changes ("+copyColumns+") FROM STDIN (FORMAT binary)")
+	config, err := s.writerConfig(ctx)
+	if err != nil {
+		return nil, 0, fmt.Errorf("connect writer to the store: %w", err)
+	}
+	w.conn, err = newCopyConn(ctx, config, "COPY "+s.schema+".changes ("+copyColumns+") FROM STDIN (FORMAT binary)")
 	if err != nil {
 		return nil, 0, fmt.Errorf("connect writer to the store: %w", err)
 	}
@@ -304,8 +308,15 @@ func uintText(v uint32) string { return strconv.FormatUint(uint64(v), 10) }
 
 // writerConfig returns the connection settings of the writer, with everything
 // pinned that a role or database default could turn against it.
-func (s *Store) writerConfig() *pgconn.Config {
-	config := s.pool.Config().ConnConfig.Config.Copy()
+func (s *Store) writerConfig(ctx context.Context) (*pgconn.Config, error) {
+	pool := s.pool.Config()
+	if pool.BeforeConnect != nil {
+		if err := pool.BeforeConnect(ctx, pool.ConnConfig); err != nil {
+			return nil, err
+		}
+	}
+	config := pool.ConnConfig.Config.Copy()
+	dial := config.DialFunc
 	for name, value := range map[string]string{
 		"application_name":                    "audit writer",
 		"client_encoding":                     "UTF8",
@@ -321,5 +332,6 @@ func (s *Store) writerConfig() *pgconn.Config {
 		config.RuntimeParams[name] = value
 	}
 	deadpeer.Guard(config)
-	return config
+	config.DialFunc = dial // the pool's, which is guarded, or the caller's own
+	return config, nil
 }
