@@ -18,20 +18,21 @@ import (
 // countingSink counts the transactions that it is given.
 type countingSink struct{ commits *int }
 
-func (countingSink) Begin(capture.Transaction)  {}
-func (s countingSink) Commit(capture.LSN)       { *s.commits++ }
-func (countingSink) Relation(*capture.Relation) {}
-func (countingSink) Stamp([]byte, int)          {}
-func (countingSink) Row(*capture.Row)           {}
-func (countingSink) Barrier()                   {}
-func (countingSink) Advance(capture.LSN)        {}
-func (countingSink) Flush()                     {}
-func (countingSink) Finish()                    {}
-func (countingSink) Full() bool                 { return false }
-func (countingSink) Idle() bool                 { return true }
-func (countingSink) Durable() capture.LSN       { return 0 }
-func (countingSink) Err() error                 { return nil }
-func (countingSink) Close()                     {}
+func (countingSink) Begin(capture.Transaction)    {}
+func (s countingSink) Commit(capture.LSN)         { *s.commits++ }
+func (countingSink) Structure(*capture.Structure) {}
+func (countingSink) Relation(*capture.Relation)   {}
+func (countingSink) Stamp([]byte, int)            {}
+func (countingSink) Row(*capture.Row)             {}
+func (countingSink) Barrier()                     {}
+func (countingSink) Advance(capture.LSN)          {}
+func (countingSink) Flush()                       {}
+func (countingSink) Finish()                      {}
+func (countingSink) Full() bool                   { return false }
+func (countingSink) Idle() bool                   { return true }
+func (countingSink) Durable() capture.LSN         { return 0 }
+func (countingSink) Err() error                   { return nil }
+func (countingSink) Close()                       {}
 
 // Between the look at the slot and its taking, anything can happen to it. Nothing is
 // read from a slot that begins behind what the sink holds, nor on another timeline.

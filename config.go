@@ -128,6 +128,13 @@ type Config struct {
 	// Negative: never.
 	RefreshInterval time.Duration
 
+	// NoEventTrigger keeps Start from making the event triggers by which the history
+	// knows at which place of it a table was altered. Start makes them where its role
+	// is a superuser. They fire for DDL only, and cannot fail it. Without them tables
+	// are looked at every RefreshInterval, and moments between two looks that
+	// disagree are refused where the stream does not decide.
+	NoEventTrigger bool
+
 	// Logger gets the events of capture. Default: slog.Default().
 	Logger *slog.Logger
 

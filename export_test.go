@@ -64,3 +64,8 @@ func KeepPartitions(ctx context.Context, c *Client) error { return c.keepPartiti
 
 // DirectRows sets from how many rows on reverts are tried without looking first.
 func DirectRows(c *Client, n int) { c.directRows = n }
+
+// RawRow is Row with the texts of the values.
+func RawRow(ctx context.Context, table PastTable, key ...any) (PastRow, error) {
+	return table.one(ctx, key)
+}

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"crypto/md5"
 	"errors"
 	"fmt"
 	"sync"
@@ -32,7 +33,8 @@ type run struct {
 	why        string
 	// shapes are what the tracked tables looked like last. They belong to whoever
 	// holds the lock on setting up.
-	shapes map[uint32]string
+	shapes map[uint32][md5.Size]byte
+	looks  looks
 }
 
 // Start checks the source, sets up what is missing, and then captures in the
@@ -207,6 +209,10 @@ func (c *Client) newReader(r *run) *capture.Reader {
 		Open: func(ctx context.Context, progress func()) (capture.Sink, capture.LSN, error) {
 			return c.openWriter(ctx, r, progress)
 		},
+		Structures: func(ctx context.Context) (map[uint32]*capture.Structure, []string, error) {
+			return c.structures(ctx, r)
+		},
+		Seen:      r.looks.until,
 		Recover:   func(ctx context.Context, err error) error { return c.recover(ctx, r, err) },
 		OnState:   func(s capture.State, err error) { c.onState(r, s, err) },
 		OnRefresh: c.requestRefresh,

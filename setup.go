@@ -189,6 +189,15 @@ func (c *Client) makeSource(ctx context.Context, facts capture.Facts) error {
 	if err != nil {
 		return err
 	}
+	if !c.cfg.NoEventTrigger {
+		on, err := c.setup.EnsureTrace(ctx, c.cfg.Schema, c.cfg.ContextPrefix)
+		if err != nil {
+			return err
+		}
+		if !on {
+			c.cfg.Logger.Info("audit: no event triggers: the role may not make them; moments around an ALTER TABLE are known only as exactly as Config.RefreshInterval")
+		}
+	}
 	r := &run{facts: facts}
 	if err := c.leaveTables(ctx, r); err != nil {
 		return err
@@ -410,7 +419,11 @@ func (c *Client) SetupSQL(ctx context.Context, role string) (string, error) {
 	if c.setup.StoreSchema == "" {
 		where = "in the store's database"
 	}
-	return fmt.Sprintf("%s\n-- The store, %s. A DBA who is no superuser needs this first: GRANT %s TO CURRENT_USER;\n%s", source, where, inComment.Replace(pgx.Identifier{role}.Sanitize()), history), nil
+	trace := ""
+	if !c.cfg.NoEventTrigger {
+		trace = c.setup.TraceScript(c.cfg.Schema, c.cfg.ContextPrefix, role)
+	}
+	return fmt.Sprintf("%s\n-- The store, %s. A DBA who is no superuser needs this first: GRANT %s TO CURRENT_USER;\n%s%s", source, where, inComment.Replace(pgx.Identifier{role}.Sanitize()), history, trace), nil
 }
 
 // inComment keeps a name from ending the comment of SQL that it stands in.

@@ -30,6 +30,9 @@ type column struct {
 	loose bool
 	// labels are those of an enum.
 	labels []string
+	// expression is that of a generated column; definition is what its type itself
+	// can be altered in.
+	expression, definition string
 }
 
 // columnSet is the columns of a version of a table, in the table's order.
@@ -58,7 +61,8 @@ func (s *columnSet) names() []string {
 // same tells that a row of one version is a row of the other.
 func (s *columnSet) same(o *columnSet) bool {
 	return slices.EqualFunc(s.list, o.list, func(a, b column) bool {
-		return a.name == b.name && a.typeOID == b.typeOID && a.typeMod == b.typeMod && a.attnum == b.attnum
+		return a.name == b.name && a.typeOID == b.typeOID && a.typeMod == b.typeMod && a.attnum == b.attnum &&
+			a.generated == b.generated && a.expression == b.expression && a.definition == b.definition
 	})
 }
 
@@ -76,6 +80,9 @@ type sourceTable struct {
 	columns *columnSet
 	// key holds the names of the primary key's columns, in key order.
 	key []string
+	// parts are the leaves of a partitioned table, or the children of one that others
+	// inherit from.
+	parts []uint32
 	// deferrable tells that two rows may have the same key in the midst of a
 	// transaction.
 	deferrable bool
@@ -83,6 +90,15 @@ type sourceTable struct {
 
 // ident returns the table's name, quoted.
 func (t *sourceTable) ident() string { return pgx.Identifier{t.schema, t.name}.Sanitize() }
+
+// keyNumbers returns the attribute numbers of the key's columns, in key order.
+func (t *sourceTable) keyNumbers() []int16 {
+	var numbers []int16
+	for _, name := range t.key {
+		numbers = append(numbers, t.columns.list[t.columns.index[name]].attnum)
+	}
+	return numbers
+}
 
 // errNoTable is returned by describeTable when there is no such table now.
 var errNoTable = errors.New("no such table")
@@ -132,5 +148,18 @@ func (c *Client) describeTable(ctx context.Context, db capture.Querier, oid uint
 		}
 	}
 	t.columns = newColumnSet(list)
+	structure, err := capture.LookUpStructure(ctx, db, oid)
+	if err != nil {
+		return nil, err
+	}
+	if structure == nil {
+		return nil, errNoTable
+	}
+	t.parts = structure.Parts
+	for _, a := range structure.Columns {
+		if at, ok := t.columns.index[a.Name]; ok {
+			t.columns.list[at].expression, t.columns.list[at].definition = a.Expression, a.Definition
+		}
+	}
 	return t, nil
 }

@@ -265,7 +265,7 @@ func TestWriterOfAnEarlierEpochIsFenced(t *testing.T) {
 		return w, progress
 	}
 	relation := &wal.Relation{
-		OID: 1, Schema: "public", Table: "todo", ReplicaIdentity: 'f', Known: true,
+		OID: 1, Schema: "public", Table: "todo", ReplicaIdentity: 'f',
 		Columns: []wal.Column{{Name: "id", TypeOID: 23, Kind: wal.Kind{Base: wal.Number}}}, Key: []int{0},
 	}
 	write := func(w *store.Writer, progress <-chan struct{}) error {

@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/capture"
 	"github.com/hindsight-go/audit/store"
@@ -152,133 +149,7 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]LSN, 
 	c.mu.Lock()
 	c.last.verified = before
 	c.mu.Unlock()
-	return c.noteVersions(ctx, r, tracked)
-}
-
-// noteVersions records tables whose columns, key or name are not those that
-// history knows. The stream tells of that only with the next change of a row, and
-// until then nobody could say from when on the columns were others.
-func (c *Client) noteVersions(ctx context.Context, r *run, tracked []capture.Tracked) error {
-	oids := make([]uint32, len(tracked))
-	for i, t := range tracked {
-		oids[i] = t.OID
-	}
-	rows, err := c.source.Query(ctx, `
-		SELECT c.oid, pg_catalog.md5(pg_catalog.concat_ws('.', c.relnamespace, c.relname,
-			(SELECT pg_catalog.string_agg(pg_catalog.concat_ws('.', a.attnum, a.attname, a.atttypid, a.atttypmod), ',' ORDER BY a.attnum)
-				FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
-			(SELECT i.indkey FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)))
-		FROM pg_catalog.pg_class c
-		WHERE c.oid = ANY ($1)`, oids)
-	if err != nil {
-		return err
-	}
-	shapes := make(map[uint32]string)
-	var oid uint32
-	var shape string
-	if _, err := pgx.ForEachRow(rows, []any{&oid, &shape}, func() error {
-		shapes[oid] = shape
-		return nil
-	}); err != nil {
-		return err
-	}
-	var changed []uint32
-	for _, oid := range oids {
-		if r.shapes[oid] != shapes[oid] {
-			changed = append(changed, oid)
-		}
-	}
-	if len(changed) == 0 {
-		return nil
-	}
-	facts, err := c.freshFacts(ctx, r.facts.Database)
-	if err != nil {
-		return err
-	}
-	tables := make(map[uint32]*sourceTable)
-	for _, oid := range changed {
-		table, err := c.describeTable(ctx, c.source, oid)
-		if errors.Is(err, errNoTable) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if !slices.ContainsFunc(facts.Versions, func(v store.Version) bool { return v.RelationID == oid }) {
-			// The first of all versions holds for whatever was before it, too.
-			here, err := c.position(ctx)
-			if err != nil {
-				return err
-			}
-			if err := c.noteVersion(ctx, r.facts.Database, table, here, facts); err != nil {
-				return err
-			}
-			continue
-		}
-		tables[oid] = table
-	}
-	if len(tables) > 0 && c.state() != capture.Streaming {
-		return nil // later
-	}
-	if len(tables) == 0 {
-		r.shapes = shapes
-		return nil
-	}
-	// Only behind everything that the stream has to say of them until here.
-	database, here, err := c.barrier(ctx)
-	if err != nil {
-		return err
-	}
-	// Not for long: the stream itself may need the lock that is held here.
-	short, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	if err := c.waitFor(short, database, here, c.capturedElsewhere); err != nil {
-		return err
-	}
-	if facts, err = c.freshFacts(ctx, database); err != nil {
-		return err
-	}
-	for _, table := range tables {
-		if err := c.noteVersion(ctx, database, table, here, facts); err != nil {
-			return err
-		}
-	}
-	r.shapes = shapes
-	return nil
-}
-
-// noteVersion records the version of a table that there was around a position, if
-// it is news, and if it is still the same: else it is not known when it was.
-func (c *Client) noteVersion(ctx context.Context, database string, table *sourceTable, here LSN, facts *store.Facts) error {
-	if len(table.key) == 0 && table.kind == "p" {
-		return nil // its partitions stand for it, each with a version of its own
-	}
-	again, err := c.describeTable(ctx, c.source, table.oid)
-	if errors.Is(err, errNoTable) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if again.schema != table.schema || again.name != table.name || !slices.Equal(again.key, table.key) || !again.columns.same(table.columns) {
-		return nil // the next look will see it
-	}
-	v := store.Version{Schema: table.schema, Table: table.name, Position: here, RelationID: table.oid, Key: table.key}
-	for _, col := range table.columns.list {
-		if col.derived {
-			continue // the stream does not tell of them either
-		}
-		v.Columns = append(v.Columns, store.Column{Name: col.name, Type: col.typeName, TypeOID: col.typeOID, TypeMod: col.typeMod, Attnum: col.attnum, Identity: col.identity})
-	}
-	for _, known := range slices.Backward(facts.Versions) {
-		if known.RelationID == table.oid {
-			if known.Same(v) {
-				return nil
-			}
-			break
-		}
-	}
-	return c.history.NoteVersion(ctx, database, "f", v)
+	return c.lookAtStructures(ctx, r, tracked, before)
 }
 
 // cover makes the coverage of one table true.

@@ -72,6 +72,8 @@ func (p *pastTable) liveBase(later []truncation) error {
 		return p.refuse(ErrIncomplete, "it was dropped since; rows that did not change while it was tracked are not in history. Client.Baseline, in time, keeps them", 0)
 	case p.until != 0:
 		return p.refuse(ErrIncomplete, "it is not tracked any more, and what was written to it since is not in history", p.next())
+	case p.departed() != 0:
+		return p.refuse(ErrIncomplete, "a partition was detached from it or dropped since, with rows that history has not all seen. Client.Baseline, in time, keeps them", p.departed()%maxLSN)
 	case len(later) > 0:
 		return p.refuse(ErrIncomplete, "it was truncated since; rows that did not change while it was tracked are not in history. Client.Baseline, in time, keeps them", later[0].position)
 	}
@@ -104,7 +106,8 @@ func (p *pastTable) storedBase(before, after []truncation) (base, bool) {
 	found, ok := base{}, false
 	reachable := func(from, to LSN) bool {
 		_, gap := p.gapIn(from, to)
-		return !gap && from >= p.facts.Horizon.Position && from >= p.covered.From && (p.until == 0 || to <= p.until)
+		parted := slices.ContainsFunc(p.parted, func(t turn) bool { return t.in(from, to) })
+		return !gap && !parted && from >= p.facts.Horizon.Position && from >= p.covered.From && (p.until == 0 || to <= p.until)
 	}
 	for _, k := range p.facts.Keyframes {
 		if k.RelationID == p.oid && k.Position <= p.through && reachable(k.Position, p.through) {

@@ -174,7 +174,11 @@ func (p *pastTable) differences(ctx context.Context, to *travel, yield func(RowD
 		return err
 	}
 	truncated := slices.ContainsFunc(truncations, func(t truncation) bool { return t.position > p.through && t.position <= to.through })
-	if truncated || len(p.key) == 0 {
+	if len(p.key) > 0 && p.turned(p.through, to.through) {
+		return p.refuse(ErrIncomplete, "it got another primary key between the two moments, and which row is which cannot be told", 0)
+	}
+	parted := slices.ContainsFunc(p.parted, func(t turn) bool { return t.in(p.through, to.through) })
+	if truncated || parted || len(p.key) == 0 {
 		return p.compareWhole(ctx, to, yield)
 	}
 	later, err := to.table(ctx, p.qualified())

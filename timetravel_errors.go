@@ -26,6 +26,9 @@ var (
 	ErrInGap = errors.New("audit: history has a gap there")
 	// ErrFuture is returned when the moment has not come yet.
 	ErrFuture = errors.New("audit: the moment is in the future")
+	// ErrClockJumped is returned when the source's clock ran ahead and was set back:
+	// a time in between stands for no one moment. A position or a mark does.
+	ErrClockJumped = errors.New("audit: the source's clock jumped then")
 	// ErrNotCaptured is returned when the answer needs what was committed lately,
 	// and nobody captures.
 	ErrNotCaptured = errors.New("audit: nobody captures, so history is behind the tables")

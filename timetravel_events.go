@@ -64,7 +64,7 @@ func readDefects(remarks *string, image string) []defect {
 // read reads the image of an event as one text for each column of then. missing
 // are the columns that it does not know.
 func (p *pastTable) read(e event) (values [][]byte, missing []int) {
-	index := p.versionAt(e.position)
+	index := p.versionAt(e.position, e.sequence)
 	values, missing = e.image.values(p.columns.list, index)
 	for _, d := range e.defects {
 		i, ok := index[d.column]

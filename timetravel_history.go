@@ -138,7 +138,7 @@ func (p *pastTable) versionsOf(ctx context.Context, key []any) ([]RowVersion, er
 	if err != nil && !errors.Is(err, ErrNoRow) && !errors.Is(err, ErrIncomplete) {
 		return nil, err
 	}
-	changes, err := p.changesOf(ctx, parts)
+	changes, err := p.changesOf(ctx, parts, values)
 	if err != nil {
 		return nil, err
 	}
@@ -174,8 +174,9 @@ func (p *pastTable) versionsOf(ctx context.Context, key []any) ([]RowVersion, er
 }
 
 // changesOf returns the changes of a row, oldest first, those under keys that it
-// had before and the table's TRUNCATEs among them.
-func (p *pastTable) changesOf(ctx context.Context, parts []string) ([]Change, error) {
+// had before and the table's TRUNCATEs among them. values is the row at the moment,
+// if there was one.
+func (p *pastTable) changesOf(ctx context.Context, parts []string, values [][]byte) ([]Change, error) {
 	var changes []Change
 	bound := Position{LSN: p.through, Sequence: 1 << 30}
 	for parts != nil {
@@ -189,6 +190,11 @@ func (p *pastTable) changesOf(ctx context.Context, parts []string) ([]Change, er
 			bound = found[len(found)-1].Position
 		}
 	}
+	earlier, err := p.changesBefore(ctx, changes, values)
+	if err != nil {
+		return nil, err
+	}
+	changes = append(changes, earlier...)
 	truncations, err := p.truncations(ctx)
 	if err != nil {
 		return nil, err
@@ -210,6 +216,64 @@ func (p *pastTable) changesOf(ctx context.Context, parts []string) ([]Change, er
 	return changes, nil
 }
 
+// changesBefore goes on from the changes of a row, newest first, to those from
+// before the table got the primary key that it has: under the key that the row had
+// by then.
+func (p *pastTable) changesBefore(ctx context.Context, changes []Change, values [][]byte) ([]Change, error) {
+	last := slices.IndexFunc(p.rekeyed, func(t turn) bool { return t.position > p.through })
+	if last < 0 {
+		last = len(p.rekeyed)
+	}
+	if last == 0 {
+		return nil, nil
+	}
+	turned := p.rekeyed[last-1]
+	if n := len(changes); n > 0 {
+		oldest := changes[n-1]
+		if oldest.Operation == Create {
+			return nil, nil // there was no such row before
+		}
+		values, _ = oldest.Before.values(p.columns.list, p.versionAt(oldest.Position.LSN, oldest.Position.Sequence))
+	}
+	if values == nil {
+		return nil, nil
+	}
+	for _, span := range p.names {
+		var between bool
+		err := p.client.store.QueryRow(ctx, `
+			SELECT EXISTS (
+				SELECT FROM `+p.client.table("changes")+` c
+				WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3 AND c.position > $4 AND c.position <= $5)`,
+			span.name, span.schema, p.database, max(turned.after, span.from).String(), min(turned.position, span.to).String()).Scan(&between)
+		if err != nil {
+			return nil, wrap("look for changes of the row", err)
+		}
+		if between {
+			return nil, p.refuse(ErrIncomplete, "rows changed while it got another primary key, and under which of the two cannot be told", turned.position)
+		}
+	}
+	before := *p.travel
+	before.point = AtPosition(Position{LSN: turned.after}).of(p.client)
+	before.through, before.same = turned.after, turned.after
+	older, err := before.tableOf(ctx, p.covered, p.client.recentTable)
+	if err != nil {
+		return nil, err
+	}
+	var parts []string
+	for _, at := range older.keyAt {
+		here := slices.IndexFunc(p.columns.list, func(c column) bool { return sameColumn(c, older.columns.list[at]) })
+		if here < 0 || values[here] == nil {
+			return nil, p.refuse(ErrIncomplete, "the primary key that it had before has columns that are gone", turned.position)
+		}
+		parts = append(parts, string(values[here]))
+	}
+	if parts == nil {
+		return nil, p.refuse(ErrIncomplete, "it had no primary key before", turned.position)
+	}
+	found, err := older.changesOf(ctx, parts, values)
+	return slices.DeleteFunc(found, func(c Change) bool { return c.Operation == Truncate }), err
+}
+
 // changesUnder returns the changes of a row before a bound, newest first, as far
 // back as it had the key, and the key that it had before that, if it had.
 func (p *pastTable) changesUnder(ctx context.Context, parts []string, bound Position) (changes []Change, previous []string, err error) {
@@ -217,6 +281,7 @@ func (p *pastTable) changesUnder(ctx context.Context, parts []string, bound Posi
 	for i, part := range parts {
 		key[i] = part
 	}
+	from, _ := p.era()
 	own := store.KeyText(parts...)
 	names := make([]string, len(p.names))
 	for i, span := range p.names {
@@ -226,7 +291,7 @@ func (p *pastTable) changesUnder(ctx context.Context, parts []string, bound Posi
 		if err != nil {
 			return nil, nil, err
 		}
-		if c.Position.Compare(bound) >= 0 || !p.named(c) {
+		if c.Position.Compare(bound) >= 0 || c.Position.LSN <= from || !p.named(c) {
 			continue
 		}
 		changes = append(changes, c)
@@ -316,7 +381,7 @@ func (p *pastTable) blame(versions []RowVersion, column int) *Change {
 		if c.Operation == Create {
 			return c
 		}
-		index := p.versionAt(c.Position.LSN)
+		index := p.versionAt(c.Position.LSN, c.Position.Sequence)
 		before, known := p.columnOf(c.Before, index, column)
 		after, _ := p.columnOf(c.After, index, column)
 		if !known || !jsonEqual(before, after) {

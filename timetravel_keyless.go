@@ -18,23 +18,42 @@ func (p *pastTable) keylessRows(ctx context.Context, b base, s *snapshot, yield 
 	if err != nil {
 		return err
 	}
-	err = p.baseRows(ctx, b, s, func(_ string, values [][]byte, missing []int) error {
-		if len(missing) > 0 {
-			return p.unknown(missing)
+	var derive [][][]byte
+	take := func(joined bool) func(_ string, values [][]byte, missing []int) error {
+		return func(_ string, values [][]byte, missing []int) error {
+			if len(missing) > 0 {
+				return p.unknown(missing)
+			}
+			if n := bag[p.rowText(values)]; n != nil && n.more < 0 {
+				n.more++
+				return nil
+			}
+			switch {
+			case joined:
+				return nil // it came with the partition
+			case b.kind == baseLive && p.computed:
+				derive = append(derive, values)
+				return nil
+			}
+			return yield(values)
 		}
-		if n := bag[p.rowText(values)]; n != nil && n.more < 0 {
-			n.more++
-			return nil
+	}
+	if b.kind == baseLive && len(p.joined) > 0 {
+		if err := p.liveRows(ctx, s, true, take(true)); err != nil {
+			return err
 		}
-		return yield(values)
-	})
-	if err != nil {
+	}
+	if err := p.baseRows(ctx, b, s, take(false)); err != nil {
 		return err
 	}
-	var derive [][][]byte
 	for _, n := range bag {
 		if n.more < 0 {
 			return p.refuse(ErrIncomplete, "history takes rows away that the table does not hold", 0)
+		}
+		if n.more > 0 {
+			if err := p.came(n.last); err != nil {
+				return err
+			}
 		}
 		for range n.more {
 			derive = append(derive, cloneValues(n.values))
@@ -55,6 +74,8 @@ func (p *pastTable) keylessRows(ctx context.Context, b base, s *snapshot, yield 
 type bagged struct {
 	values [][]byte
 	more   int
+	// last is the position of the last change that found such a row.
+	last LSN
 }
 
 // bag adds up what lies between the base and the moment. Of a live base, changes
@@ -75,6 +96,9 @@ func (p *pastTable) bag(ctx context.Context, b base, s *snapshot) (map[string]*b
 			bag[key] = &bagged{values: values}
 		}
 		bag[key].more += n
+		if n > 0 {
+			bag[key].last = max(bag[key].last, e.position)
+		}
 		return nil
 	}
 	from, to, sign := p.through, b.position, 1

@@ -127,7 +127,8 @@ func (v *pastView) addNamed(ctx context.Context, names []string) (added []*viewT
 	}
 	seen := make(map[string]bool)
 	for _, cov := range v.facts.Coverage {
-		name := qualifiedName(cov.Schema, cov.Table)
+		then := v.nameThen(cov)
+		name := qualifiedName(then.schema, then.table)
 		if !oids[cov.RelationID] || seen[name] {
 			continue
 		}
@@ -139,8 +140,20 @@ func (v *pastView) addNamed(ctx context.Context, names []string) (added []*viewT
 		if t != nil {
 			added = append(added, t)
 		}
+		if refused := v.missing[then.table]; refused != nil {
+			v.missByAnyName(cov.RelationID, refused)
+		}
 	}
 	return added, nil
+}
+
+// missByAnyName notes why a table has no past under every name that it ever had.
+func (v *pastView) missByAnyName(oid uint32, refused error) {
+	for _, version := range v.facts.Versions {
+		if version.RelationID == oid && v.missing[version.Table] == nil {
+			v.missing[version.Table] = refused
+		}
+	}
 }
 
 // meant is what a name means: a table of the view, or what the source has now.

@@ -282,7 +282,8 @@ func cutSQL(c *Client, comparison string) string {
 				LIMIT 1), '0/0')
 			 ORDER BY c.position
 			 LIMIT 1)),
-			(SELECT max(h.until_time) FROM ` + c.table("retention") + ` h)`
+			(SELECT max(h.until_time) FROM ` + c.table("retention") + ` h),
+			(SELECT max(j.ahead_at) FROM ` + c.table("clock_jumps") + ` j WHERE j.database = $1 AND j.back_to <= $2 AND j.ahead_at > $2)`
 }
 
 // resolveTime maps a time to a position.
@@ -296,8 +297,8 @@ func (t *travel) resolveTime(ctx context.Context) error {
 	}
 	for range 3 {
 		var cut *lsnText
-		var dropped *time.Time
-		if err := t.client.store.QueryRow(ctx, cutSQL(t.client, comparison), t.database, storeTime(t.at)).Scan(&cut, &dropped); err != nil {
+		var dropped, ahead *time.Time
+		if err := t.client.store.QueryRow(ctx, cutSQL(t.client, comparison), t.database, storeTime(t.at)).Scan(&cut, &dropped, &ahead); err != nil {
 			return wrap("find the position of a time", err)
 		}
 		if dropped != nil && dropped.After(t.facts.Horizon.Time) {
@@ -310,7 +311,10 @@ func (t *travel) resolveTime(ctx context.Context) error {
 		if cut != nil {
 			t.through = LSN(*cut) - 1
 			t.same = t.through
-			return t.refuseTime()
+			if err := t.refuseTime(); err != nil || ahead == nil {
+				return err
+			}
+			return t.fail(ErrClockJumped, "commit times reached "+ahead.UTC().Format(time.RFC3339Nano)+" and then ran back: ask by a position, a transaction, a request or a mark")
 		}
 		// Everything there is was committed until then, but more may come. What
 		// comes behind a barrier that is later than the time does not.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"reflect"
 	"slices"
 	"strings"
@@ -169,6 +170,9 @@ func (p *pastTable) equal(ctx context.Context, parts []string) (values [][]byte,
 
 // keyParts returns the texts of a key's values, as history has them.
 func (p *pastTable) keyParts(ctx context.Context, key []any) ([]string, error) {
+	if err := p.decideKey(); err != nil {
+		return nil, err
+	}
 	if len(p.key) == 0 {
 		return nil, &FilterError{Filter: "Row", Reason: p.qualified() + " has no primary key: use Table(...).Where"}
 	}
@@ -261,6 +265,7 @@ type found struct {
 
 // findRow returns the values of a row, or nil if it did not exist.
 func (p *pastTable) findRow(ctx context.Context, key string, parts []string) ([][]byte, error) {
+	from, to := p.era()
 	f, err := p.lastOf(ctx, key)
 	if err != nil {
 		return nil, err
@@ -281,9 +286,15 @@ func (p *pastTable) findRow(ctx context.Context, key string, parts []string) ([]
 	if values, ok, err := p.fromNext(ctx, key, f); ok || err != nil {
 		return values, err
 	}
+	if to < maxLSN {
+		return p.scanFor(ctx, key)
+	}
 	b, err := p.base(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if b.forward(p) && b.position < from {
+		return p.scanFor(ctx, key)
 	}
 	switch b.kind {
 	case baseEmpty:
@@ -293,6 +304,18 @@ func (p *pastTable) findRow(ctx context.Context, key string, parts []string) ([]
 	case baseLive:
 	}
 	return p.liveRow(ctx, key, parts)
+}
+
+// scanFor finds a row among all of the table: behind the moment the text of its key
+// means another row, or rows came in a way that left no change.
+func (p *pastTable) scanFor(ctx context.Context, key string) (row [][]byte, err error) {
+	err = p.rows(ctx, func(values [][]byte) error {
+		if p.keyText(values) == key {
+			row = cloneValues(values)
+		}
+		return nil
+	})
+	return row, err
 }
 
 // fromNext is the row as the next change of it found it.
@@ -364,7 +387,7 @@ func (p *pastTable) laterValues(ctx context.Context, key string, f found) ([][]b
 		values, missing := p.read(*e)
 		return values, len(missing) == 0, nil
 	}
-	if len(p.absent) > 0 || f.truncates != nil {
+	if _, to := p.era(); to < maxLSN || len(p.absent) > 0 || f.truncates != nil {
 		return nil, false, nil
 	}
 	if err := p.liveBase(nil); err != nil {
@@ -480,12 +503,14 @@ func eachAround(rows pgx.Rows, s side, key string, e **event, t **truncation) (h
 }
 
 func (p *pastTable) lastOf(ctx context.Context, key string) (f found, err error) {
-	f.last, f.truncated, err = p.around(ctx, side{from: 0, to: p.through, newest: true}, key)
+	from, _ := p.era()
+	f.last, f.truncated, err = p.around(ctx, side{from: from, to: p.through, newest: true}, key)
 	return f, err
 }
 
 func (p *pastTable) nextOf(ctx context.Context, key string, f *found) (err error) {
-	f.next, f.truncates, err = p.around(ctx, side{from: p.through, to: maxLSN}, key)
+	_, to := p.era()
+	f.next, f.truncates, err = p.around(ctx, side{from: p.through, to: to}, key)
 	return err
 }
 
@@ -511,7 +536,7 @@ func (p *pastTable) keyframeRow(ctx context.Context, b base, key string) ([][]by
 	if err != nil {
 		return nil, wrap("read keyframe", err)
 	}
-	values, missing := Image(image).frameValues(p.columns.list, p.versionAt(b.position))
+	values, missing := Image(image).frameValues(p.columns.list, p.versionAt(b.position, math.MaxInt))
 	if len(missing) > 0 {
 		return nil, p.unknown(missing)
 	}

@@ -5,7 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -85,7 +88,7 @@ func (p *pastTable) rowsFrom(ctx context.Context, b base, yield func(key string,
 
 // rebuild reaches the moment from a base. s is the snapshot of a live one.
 func (p *pastTable) rebuild(ctx context.Context, b base, s *snapshot, yield func(key string, values [][]byte) error) error {
-	if len(p.key) == 0 {
+	if !p.keyed(b) {
 		return p.keylessRows(ctx, b, s, func(values [][]byte) error { return yield("", values) })
 	}
 	touched := make(map[string]struct{})
@@ -116,7 +119,7 @@ func (p *pastTable) rebuild(ctx context.Context, b base, s *snapshot, yield func
 			return err
 		}
 	}
-	return p.baseRows(ctx, b, s, func(key string, values [][]byte, missing []int) error {
+	untouched := func(key string, values [][]byte, missing []int) error {
 		if _, ok := touched[key]; ok {
 			return nil
 		}
@@ -126,7 +129,40 @@ func (p *pastTable) rebuild(ctx context.Context, b base, s *snapshot, yield func
 			}
 		}
 		return yield(key, values)
+	}
+	if b.kind == baseLive && p.computed {
+		return p.derivedRows(ctx, s, untouched)
+	}
+	return p.baseRows(ctx, b, s, untouched)
+}
+
+// derivedRows is the rows of a live table that does not have a generated column as
+// it was: it is computed for each of them.
+func (p *pastTable) derivedRows(ctx context.Context, s *snapshot, yield func(key string, values [][]byte, missing []int) error) error {
+	var keys []string
+	var page [][][]byte
+	flush := func() error {
+		if err := p.derive(ctx, page); err != nil {
+			return err
+		}
+		for i, values := range page {
+			if err := yield(keys[i], values, p.absent); err != nil {
+				return err
+			}
+		}
+		keys, page = keys[:0], page[:0]
+		return nil
+	}
+	err := p.baseRows(ctx, base{kind: baseLive}, s, func(key string, values [][]byte, _ []int) error {
+		if keys, page = append(keys, key), append(page, values); len(page) == pageRows {
+			return flush()
+		}
+		return nil
 	})
+	if err != nil {
+		return err
+	}
+	return flush()
 }
 
 // touchedRow is a row that is, or was, different from the base.
@@ -160,6 +196,11 @@ func (p *pastTable) touched(ctx context.Context, b base, s *snapshot, yield func
 		}
 		identity := e.image
 		if e.image != nil {
+			if !forward && e.position > p.through {
+				if err := p.came(e.position); err != nil {
+					return err
+				}
+			}
 			var missing []int
 			row.values, missing = p.read(e)
 			if len(missing) > 0 && !(forward || unseen[e.key].key != "") {
@@ -199,7 +240,7 @@ func (p *pastTable) keyOf(e event, image Image) ([][]byte, error) {
 	if image == nil {
 		image = e.keyImage
 	}
-	values, _ := image.values(p.columns.list, p.versionAt(e.position))
+	values, _ := image.values(p.columns.list, p.versionAt(e.position, e.sequence))
 	key := make([][]byte, len(p.keyAt))
 	for i, at := range p.keyAt {
 		if values[at] == nil {
@@ -263,11 +304,13 @@ func (p *pastTable) baseRows(ctx context.Context, b base, s *snapshot, yield fun
 		return p.keyframeRows(ctx, b, yield)
 	case baseLive:
 	}
-	return p.liveRows(ctx, s, yield)
+	return p.liveRows(ctx, s, false, yield)
 }
 
-// liveRows reads the live table through the snapshot.
-func (p *pastTable) liveRows(ctx context.Context, s *snapshot, yield func(key string, values [][]byte, missing []int) error) error {
+// liveRows reads the live table through the snapshot: the rows of the partitions
+// that have joined it since the moment, or all others. A row in one that joined is
+// in history, or came with the partition.
+func (p *pastTable) liveRows(ctx context.Context, s *snapshot, joined bool, yield func(key string, values [][]byte, missing []int) error) error {
 	selected := make([]string, len(p.columns.list))
 	for i, at := range p.liveAt {
 		if at < 0 {
@@ -279,7 +322,19 @@ func (p *pastTable) liveRows(ctx context.Context, s *snapshot, yield func(key st
 	if len(selected) == 0 {
 		selected = []string{"NULL"}
 	}
-	_, err := s.tx.Exec(ctx, "DECLARE audit_rows NO SCROLL CURSOR FOR SELECT "+strings.Join(selected, ", ")+" FROM "+p.live.ident())
+	where := ""
+	if len(p.joined) > 0 {
+		oids := make([]string, len(p.joined))
+		for i, oid := range p.joined {
+			oids[i] = strconv.FormatUint(uint64(oid), 10)
+		}
+		not := "NOT "
+		if joined {
+			not = ""
+		}
+		where = " AS l WHERE l.tableoid " + not + "IN (" + strings.Join(oids, ", ") + ")"
+	}
+	_, err := s.tx.Exec(ctx, "DECLARE audit_rows NO SCROLL CURSOR FOR SELECT "+strings.Join(selected, ", ")+" FROM "+p.live.ident()+where)
 	if err != nil {
 		return wrap("read the live table", err)
 	}
@@ -353,7 +408,7 @@ func (p *pastTable) keyText(values [][]byte) string {
 
 // keyframeRows reads a state that the store keeps.
 func (p *pastTable) keyframeRows(ctx context.Context, b base, yield func(key string, values [][]byte, missing []int) error) error {
-	index := p.versionAt(b.position)
+	index := p.versionAt(b.position, math.MaxInt)
 	for after := int64(-1); ; {
 		rows, err := p.client.streams.Query(ctx, `
 			SELECT r.ordinal, r.primary_key, r.image
@@ -441,7 +496,7 @@ func (p *pastTable) older(ctx context.Context, key string) (event, bool, error) 
 // derive has the source compute the generated columns of rows out of history,
 // which the stream does not carry.
 func (p *pastTable) derive(ctx context.Context, rows [][][]byte) error {
-	if len(rows) == 0 || p.live == nil || !p.columns.hasDerived() {
+	if len(rows) == 0 || !p.columns.hasDerived() {
 		return nil
 	}
 	statement, at, err := p.deriveSQL(ctx)
@@ -507,22 +562,6 @@ func nullable(value []byte) *string {
 // deriveSQL returns the statement that computes the generated columns from the
 // texts of the others, and where they stand.
 func (p *pastTable) deriveSQL(ctx context.Context) (statement string, at []int, err error) {
-	expressions := make(map[string]string)
-	rows, err := p.client.source.Query(ctx, `
-		SELECT a.attname, pg_catalog.pg_get_expr(d.adbin, d.adrelid)
-		FROM pg_catalog.pg_attrdef d
-		JOIN pg_catalog.pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
-		WHERE d.adrelid = $1 AND a.attgenerated <> ''`, p.oid)
-	if err != nil {
-		return "", nil, wrap("read generated columns", err)
-	}
-	var name, expression string
-	if _, err := pgx.ForEachRow(rows, []any{&name, &expression}, func() error {
-		expressions[name] = expression
-		return nil
-	}); err != nil {
-		return "", nil, wrap("read generated columns", err)
-	}
 	if err := errors.Join(p.checkOwners(ctx), p.checkDomains(ctx, true)); err != nil {
 		return "", nil, err
 	}
@@ -533,11 +572,65 @@ func (p *pastTable) deriveSQL(ctx context.Context) (statement string, at []int, 
 			given = append(given, fmt.Sprintf("$%d::text::%s AS %s", len(given)+1, c.typeName, quoted))
 			continue
 		}
-		computed = append(computed, fmt.Sprintf("((%s)::%s)::text", expressions[c.name], c.typeName))
+		if c.expression == "" {
+			return "", nil, p.refuse(ErrIncomplete, "how its generated column "+c.name+" was computed is not in history", 0)
+		}
+		computed = append(computed, fmt.Sprintf("((%s)::%s)::text", c.expression, c.typeName))
 		at = append(at, i)
 	}
-	return "SELECT " + strings.Join(computed, ", ") + " FROM (SELECT " + strings.Join(given, ", ") + ") AS given", at, nil
+	statement = "SELECT " + strings.Join(computed, ", ") + " FROM (SELECT " + strings.Join(given, ", ") + ") AS given"
+	if p.computed || p.live == nil {
+		err = p.checkFormer(ctx, statement)
+	}
+	return statement, at, err
 }
+
+var parameter = regexp.MustCompile(`\$[0-9]+::text`)
+
+// checkFormer refuses expressions that generated columns had before and that call
+// functions of other roles: what they depend on is not in the catalog any more. As
+// the query of a view it is, and nothing of a view runs when it is made.
+func (p *pastTable) checkFormer(ctx context.Context, statement string) error {
+	if p.client.cfg.TrustOwners {
+		return nil
+	}
+	tx, err := p.client.reading.Begin(ctx)
+	if err != nil {
+		return wrap("look at generated columns", err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	_, err = tx.Exec(ctx, "CREATE TEMP VIEW audit_expressions AS "+parameter.ReplaceAllString(statement, "NULL::text"))
+	if isCode(err, "42883", "42704", "42703", "3F000") { // a function, a type, a column, a schema of it is gone
+		return p.refuse(ErrIncomplete, "what a generated column was computed with is gone", 0)
+	}
+	if err != nil {
+		return wrap("look at generated columns", err)
+	}
+	var function *string
+	err = tx.QueryRow(ctx, `
+		SELECT (SELECT f.oid::regprocedure::text
+			FROM pg_catalog.pg_rewrite r
+			JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.objid = r.oid
+			`+foreignFunctions+`
+			WHERE r.ev_class = 'pg_temp.audit_expressions'::regclass AND `+areForeign+`
+			LIMIT 1)`).Scan(&function)
+	if err != nil {
+		return wrap("look at generated columns", err)
+	}
+	return p.refuseFunction(function)
+}
+
+// foreignFunctions joins the functions that a pg_depend d refers to, as f, and
+// areForeign says which of them are other roles'.
+const (
+	foreignFunctions = `LEFT JOIN pg_catalog.pg_operator o ON d.refclassid = 'pg_catalog.pg_operator'::regclass AND o.oid = d.refobjid
+			JOIN pg_catalog.pg_proc f ON f.oid = CASE WHEN d.refclassid = 'pg_catalog.pg_proc'::regclass THEN d.refobjid ELSE o.oprcode::oid END`
+	areForeign = `f.oid >= 16384
+			  AND NOT pg_catalog.pg_has_role(f.proowner, current_user, 'MEMBER')
+			  AND NOT EXISTS (
+				SELECT FROM pg_catalog.pg_depend e
+				WHERE e.classid = 'pg_catalog.pg_proc'::regclass AND e.objid = f.oid AND e.deptype = 'e')`
+)
 
 // checkOwners refuses generated columns that call functions of other roles, unless
 // those may run with our rights.
@@ -550,17 +643,16 @@ func (p *pastTable) checkOwners(ctx context.Context) error {
 		SELECT (SELECT f.oid::regprocedure::text
 			FROM pg_catalog.pg_attrdef a
 			JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid = a.oid
-			LEFT JOIN pg_catalog.pg_operator o ON d.refclassid = 'pg_catalog.pg_operator'::regclass AND o.oid = d.refobjid
-			JOIN pg_catalog.pg_proc f ON f.oid = CASE WHEN d.refclassid = 'pg_catalog.pg_proc'::regclass THEN d.refobjid ELSE o.oprcode::oid END
-			WHERE a.adrelid = $1 AND f.oid >= 16384
-			  AND NOT pg_catalog.pg_has_role(f.proowner, current_user, 'MEMBER')
-			  AND NOT EXISTS (
-				SELECT FROM pg_catalog.pg_depend e
-				WHERE e.classid = 'pg_catalog.pg_proc'::regclass AND e.objid = f.oid AND e.deptype = 'e')
+			`+foreignFunctions+`
+			WHERE a.adrelid = $1 AND `+areForeign+`
 			LIMIT 1)`, p.oid).Scan(&function)
 	if err != nil {
 		return wrap("read generated columns", err)
 	}
+	return p.refuseFunction(function)
+}
+
+func (p *pastTable) refuseFunction(function *string) error {
 	if function != nil {
 		return p.refuse(ErrUntrusted, "a generated column calls "+*function+", which another role owns: leave the column out with Point.Columns, or say with Config.TrustOwners that such code may run", 0)
 	}

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -26,6 +27,8 @@ type pastTable struct {
 	columns *columnSet
 	key     []string
 	keyAt   []int
+	// then is the version of then; nil if the table is as it is now.
+	then *store.Version
 	// live is the same table now, under whatever name; nil if it is gone. liveAt
 	// says where each column of then stands in it, -1 if it is gone or has another
 	// type; absent lists those.
@@ -37,6 +40,15 @@ type pastTable struct {
 	// versions are those of its columns, oldest first, each with where the columns
 	// of then are found in an image of that version.
 	versions []pastVersion
+	// rekeyed are the times at which the table got another key: the same text of a
+	// key means the same row only between two of them.
+	rekeyed []turn
+	// parted are the times at which rows left the table, or came to it, together
+	// with a partition; joined are the leaves that it has now and had not then.
+	parted []turn
+	joined []uint32
+	// computed tells that the live table does not have a generated column as it was.
+	computed bool
 
 	fills  int              // how many rows were looked up one by one
 	before map[string]event // the last event of every row until then, if all were read
@@ -50,10 +62,13 @@ type nameSpan struct {
 
 type pastVersion struct {
 	position LSN
+	sequence int // how many changes of its transaction came before it
 	index    map[string]int
-	// mixed is for the transaction that made the version: what it changed before it
-	// altered the table is named as in the version before.
-	mixed map[string]int
+	// Behind until the table was altered, at some time before the next version: what
+	// the stream does not tell of a change is not known from there on. late is index
+	// without it.
+	until LSN
+	late  map[string]int
 }
 
 const maxLSN = LSN(1<<64 - 1)
@@ -109,37 +124,104 @@ func (t *travel) tableOf(ctx context.Context, cov store.Coverage, look func(ctx 
 // coverageOf returns the stay in coverage that holds the moment, of the table
 // that had the name then, or else of the one that has it at another time.
 func (t *travel) coverageOf(ctx context.Context, name tableName) (store.Coverage, error) {
-	var named, others []store.Coverage
-	for _, cov := range t.facts.Coverage {
-		if cov.Table == name.table && (name.schema == "" || cov.Schema == name.schema) {
-			named = append(named, cov)
-		}
-	}
+	var ever, others []store.Coverage // of tables that had the name at any time, and of the last of them
+	named, last := t.everNamed(name)
 	if len(named) == 0 {
-		var err error
-		if named, err = t.renamedTo(ctx, name); err != nil {
+		renamed, err := t.renamedTo(ctx, name)
+		if err != nil {
 			return store.Coverage{}, err
 		}
-	}
-	if len(named) == 0 {
-		return store.Coverage{}, t.notTracked(ctx, name)
+		for _, cov := range renamed {
+			named, last = append(named, cov.RelationID), append(last, cov.RelationID)
+		}
 	}
 	for _, cov := range t.facts.Coverage {
-		if slices.ContainsFunc(named, func(n store.Coverage) bool { return n.RelationID == cov.RelationID }) {
+		if slices.Contains(named, cov.RelationID) {
+			ever = append(ever, cov)
+		}
+		if slices.Contains(last, cov.RelationID) {
 			others = append(others, cov)
 		}
 	}
+	if len(ever) == 0 {
+		return store.Coverage{}, t.notTracked(ctx, name)
+	}
 	for range 2 {
-		for _, candidates := range [][]store.Coverage{named, others} {
-			if found := t.holding(candidates); len(found) > 0 {
-				return t.one(ctx, name, found)
-			}
+		then := slices.DeleteFunc(slices.Clone(ever), func(cov store.Coverage) bool { return !name.matches(t.nameThen(cov)) })
+		if found := t.holding(then); len(found) > 0 {
+			return t.one(ctx, name, found)
+		}
+		if t.lent(name, ever) {
+			e := &HistoryError{Table: qualifiedName(name.schema, name.table), Asked: t.point.String(), Reason: ErrNotTracked, Detail: "another table had the name then, and was not tracked yet"}
+			return store.Coverage{}, e
+		}
+		if found := t.holding(others); len(found) > 0 {
+			return t.one(ctx, name, found)
 		}
 		if err := t.widen(ctx); err != nil {
 			return store.Coverage{}, err
 		}
 	}
-	return store.Coverage{}, t.notCovered(name, others)
+	return store.Coverage{}, t.notCovered(name, ever)
+}
+
+// matches reports whether a name, with a schema or without, is that of a table.
+func (n tableName) matches(of tableName) bool {
+	return n.table == of.table && (n.schema == "" || n.schema == of.schema)
+}
+
+// everNamed returns the tables that ever had the name, as far as history knows, and
+// of each schema the one that got it last: whoever asks for another time means that.
+func (t *travel) everNamed(name tableName) (ever, last []uint32) {
+	newest := make(map[string]LSN)
+	holder := make(map[string]uint32)
+	note := func(of tableName, oid uint32, at LSN) {
+		if !name.matches(of) {
+			return
+		}
+		ever = append(ever, oid)
+		if at >= newest[of.schema] {
+			newest[of.schema], holder[of.schema] = at, oid
+		}
+	}
+	for _, cov := range t.facts.Coverage {
+		note(tableName{cov.Schema, cov.Table}, cov.RelationID, cov.From)
+	}
+	for _, v := range t.facts.Versions {
+		if v.Root == 0 {
+			note(tableName{v.Schema, v.Table}, v.RelationID, v.Position)
+		}
+	}
+	return ever, slices.Collect(maps.Values(holder))
+}
+
+// nameThen returns the name that a table had at the moment. Coverage says a new name
+// only from the next look at the catalog on.
+func (t *travel) nameThen(cov store.Coverage) tableName {
+	then := tableName{cov.Schema, cov.Table}
+	for _, v := range t.facts.Versions {
+		if v.RelationID == cov.RelationID && v.Root == 0 && v.Position <= t.through && !v.Dropped {
+			then = tableName{v.Schema, v.Table}
+		}
+	}
+	return then
+}
+
+// lent reports whether a table that is none of those had the name at the moment.
+func (t *travel) lent(name tableName, others []store.Coverage) bool {
+	last := make(map[uint32]store.Version)
+	for _, v := range t.facts.Versions {
+		if v.Position <= t.through && v.Root == 0 {
+			last[v.RelationID] = v
+		}
+	}
+	for oid, v := range last {
+		covered := slices.ContainsFunc(others, func(cov store.Coverage) bool { return cov.RelationID == oid && cov.From <= t.through })
+		if !v.Dropped && !covered && name.schema != "" && name.matches(tableName{v.Schema, v.Table}) {
+			return true
+		}
+	}
+	return false
 }
 
 // renamedTo returns the stays of a table that has been given the name so lately
@@ -266,7 +348,10 @@ func (t *travel) coveredUntil(cov store.Coverage) LSN {
 
 // describe finds columns, key and names.
 func (p *pastTable) describe(ctx context.Context) error {
-	versions := p.ownVersions()
+	versions, err := p.ownVersions()
+	if err != nil {
+		return err
+	}
 	at := -1
 	for i, v := range versions {
 		if v.Position <= p.through {
@@ -274,7 +359,12 @@ func (p *pastTable) describe(ctx context.Context) error {
 		}
 	}
 	if at < 0 && len(versions) > 0 {
-		at = 0 // the stream describes a table when it first changes
+		at = 0 // what the table was when it was first seen, it was before
+	}
+	if at >= 0 && p.point.kind != pointNow {
+		if err := p.decide(versions, at); err != nil {
+			return err
+		}
 	}
 	switch {
 	case p.live != nil && (at < 0 || p.point.kind == pointNow):
@@ -287,9 +377,14 @@ func (p *pastTable) describe(ctx context.Context) error {
 			return err
 		}
 		p.columns, p.key = columns, versions[at].Key
+		p.then = &versions[at]
 		// Coverage says a new name only from the next look at the catalog on.
 		p.schema, p.name = versions[at].Schema, versions[at].Table
 	}
+	if err := p.inherits(versions); err != nil {
+		return err
+	}
+	p.rekeyed, p.parted = p.turnsOfKey(versions), p.turnsOfParts(versions, at)
 	if err := p.matchLive(); err != nil {
 		return err
 	}
@@ -303,35 +398,13 @@ func (p *pastTable) describe(ctx context.Context) error {
 	}
 	p.names = p.spans(versions)
 	for i, v := range versions {
-		index := p.indexOf(v)
-		mixed := index
-		if i > 0 {
-			mixed = maps.Clone(p.versions[i-1].index)
-			for _, c := range v.Columns {
-				delete(mixed, c.Name) // what it says may be of either version
-			}
-			maps.Copy(mixed, index)
+		version := pastVersion{position: v.Position, sequence: v.Sequence, index: p.indexOf(v), until: maxLSN}
+		if i+1 < len(versions) && versions[i+1].After != 0 {
+			version.until, version.late = versions[i+1].After, withoutAltered(version.index, v, versions[i+1])
 		}
-		p.versions = append(p.versions, pastVersion{v.Position, index, mixed})
+		p.versions = append(p.versions, version)
 	}
 	return nil
-}
-
-// ownVersions returns the versions of this very table, or, where its partitions
-// stand for it, those under its name.
-func (p *pastTable) ownVersions() []store.Version {
-	var own, named []store.Version
-	for _, v := range p.facts.Versions {
-		if v.RelationID == p.oid {
-			own = append(own, v)
-		} else if v.Schema == p.schema && v.Table == p.name && v.Position >= p.covered.From && (p.covered.Until == 0 || v.Position < p.covered.Until) {
-			named = append(named, v)
-		}
-	}
-	if len(own) == 0 {
-		return named
-	}
-	return own
 }
 
 func (p *pastTable) columnsOf(ctx context.Context, v store.Version) (*columnSet, error) {
@@ -343,7 +416,7 @@ func (p *pastTable) columnsOf(ctx context.Context, v store.Version) (*columnSet,
 		}
 		list[i] = column{
 			name: c.Name, attnum: c.Attnum, typeOID: c.TypeOID, typeMod: c.TypeMod, typeName: c.Type, kind: kind,
-			generated: c.Generated, identity: c.Identity, derived: c.Generated != "",
+			generated: c.Generated, identity: c.Identity, derived: c.Generated != "", expression: c.Expression, definition: c.Definition,
 		}
 		if c.Type == "" {
 			if err := p.client.source.QueryRow(ctx, "SELECT coalesce(pg_catalog.format_type($1, $2), 'text')", c.TypeOID, c.TypeMod).Scan(&list[i].typeName); err != nil {
@@ -355,15 +428,12 @@ func (p *pastTable) columnsOf(ctx context.Context, v store.Version) (*columnSet,
 }
 
 // matchLive finds the columns of then in the table of now. If they are just the
-// same, the columns that the server computes, of which the stream says nothing,
-// were those of now, too.
+// same, so is what the catalog of now says beside.
 func (p *pastTable) matchLive() error {
 	if p.live == nil {
 		return p.project()
 	}
-	plain := slices.DeleteFunc(slices.Clone(p.live.columns.list), func(c column) bool { return c.derived })
-	sent := slices.DeleteFunc(slices.Clone(p.columns.list), func(c column) bool { return c.derived })
-	if newColumnSet(plain).same(newColumnSet(sent)) {
+	if p.live.columns.same(p.columns) {
 		p.columns = p.live.columns
 	}
 	if err := p.project(); err != nil {
@@ -372,9 +442,13 @@ func (p *pastTable) matchLive() error {
 	p.liveAt = make([]int, len(p.columns.list))
 	for i, c := range p.columns.list {
 		p.liveAt[i] = slices.IndexFunc(p.live.columns.list, func(now column) bool {
-			return sameColumn(c, now) && keeps(sqlType{c.typeOID, c.typeMod}, sqlType{now.typeOID, now.typeMod})
+			return sameColumn(c, now) && c.keeps(now) && (!c.derived || !now.derived || c.expression == now.expression)
 		})
-		if p.liveAt[i] < 0 {
+		switch {
+		case p.liveAt[i] >= 0:
+		case c.derived:
+			p.computed = true
+		default:
 			p.absent = append(p.absent, i)
 		}
 	}
@@ -419,20 +493,49 @@ func (p *pastTable) indexOf(v store.Version) map[string]int {
 	index := make(map[string]int, len(v.Columns))
 	for i, c := range p.columns.list {
 		for _, o := range v.Columns {
-			other := column{name: o.Name, attnum: o.Attnum}
+			if o.Generated != "" && c.derived {
+				continue // the server computes it anew
+			}
+			other := column{name: o.Name, attnum: o.Attnum, typeOID: o.TypeOID, typeMod: o.TypeMod, definition: o.Definition}
 			if v.RelationID != p.oid {
 				other.attnum = 0 // a partition counts its columns by itself
 			}
-			from, to := sqlType{o.TypeOID, o.TypeMod}, sqlType{c.typeOID, c.typeMod}
+			from, to := other, c
 			if v.Position > p.through {
 				from, to = to, from
 			}
-			if sameColumn(c, other) && keeps(from, to) {
+			if sameColumn(c, other) && from.keeps(to) {
 				index[o.Name] = i
 			}
 		}
 	}
 	return index
+}
+
+// keeps reports whether altering a column, or its type, left the texts of its
+// values as they were.
+func (c column) keeps(to column) bool {
+	return keeps(sqlType{c.typeOID, c.typeMod}, sqlType{to.typeOID, to.typeMod}) && definitionKeeps(c.definition, to.definition)
+}
+
+// definitionKeeps reports whether all values of a type as it was defined have the
+// same text in another definition: it got new labels, but none was renamed.
+func definitionKeeps(from, to string) bool {
+	if from == to || from == "" || to == "" {
+		return true
+	}
+	var before, after []string
+	if json.Unmarshal([]byte(from), &before) != nil || json.Unmarshal([]byte(to), &after) != nil {
+		return false
+	}
+	for _, entry := range before {
+		if !slices.Contains(after, entry) {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(after, func(entry string) bool {
+		return strings.HasPrefix(entry, "attribute ") && !slices.Contains(before, entry)
+	})
 }
 
 type sqlType struct {
@@ -504,25 +607,38 @@ func (p *pastTable) lent(own []store.Version, s nameSpan, before LSN) bool {
 	})
 }
 
-// isPart tells that a version under the table's name is one of its partitions.
+// isPart reports whether a version under the table's name is one of its partitions.
 func (p *pastTable) isPart(own []store.Version, v store.Version) bool {
-	return len(own) > 0 && own[0].RelationID != p.oid && slices.ContainsFunc(own, func(o store.Version) bool { return o.RelationID == v.RelationID })
+	return v.Root == p.oid || len(own) > 0 && own[0].RelationID != p.oid && slices.ContainsFunc(own, func(o store.Version) bool { return o.RelationID == v.RelationID })
 }
 
-// versionAt returns where the columns of then are in an image of a change at
-// position.
-func (p *pastTable) versionAt(position LSN) map[string]int {
+// versionAt returns where the columns of then are in an image of a change.
+func (p *pastTable) versionAt(position LSN, sequence int) map[string]int {
 	if len(p.versions) == 0 {
 		return p.columns.index
 	}
 	at := 0
 	for i, v := range p.versions {
-		if v.position <= position {
+		if v.position < position || v.position == position && v.sequence < sequence {
 			at = i
 		}
 	}
-	if v := p.versions[at]; v.position == position {
-		return v.mixed
+	if v := p.versions[at]; position > v.until {
+		return v.late
 	}
 	return p.versions[at].index
+}
+
+// withoutAltered returns an index without the columns of which the stream does not
+// tell that they were altered: their type was defined otherwise.
+func withoutAltered(index map[string]int, v, next store.Version) map[string]int {
+	late := maps.Clone(index)
+	for _, c := range v.Columns {
+		for _, n := range next.Columns {
+			if n.Attnum == c.Attnum && n.Definition != c.Definition {
+				delete(late, c.Name)
+			}
+		}
+	}
+	return late
 }

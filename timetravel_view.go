@@ -318,9 +318,10 @@ func (v *pastView) choose(ctx context.Context, t *viewTable) error {
 	renamed := t.live.schema != t.schema || t.live.name != t.pastTable.name
 	asNow := !renamed && t.columns.same(t.live.columns)
 	switch {
+	case len(t.joined) > 0:
 	case !changed && len(unseen) == 0 && asNow && (len(t.key) > 0 || len(v.snapshot.hidden) == 0):
 		t.mode = viewLive
-	case len(t.key) > 0 && len(t.absent) == 0:
+	case t.keyed(t.base) && len(t.absent) == 0 && !t.computed:
 		t.mode = viewOverlay
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,10 +32,14 @@ func (c *Client) UninstallSQL(ctx context.Context) (source, history []string, er
 	if err != nil {
 		return nil, nil, fmt.Errorf("audit: uninstall: %w", err)
 	}
+	untrace, err := c.setup.UntraceSQL(ctx, c.cfg.Schema)
+	if err != nil {
+		return nil, nil, fmt.Errorf("audit: uninstall: %w", err)
+	}
 	source = append([]string{
 		"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '" + strings.ReplaceAll(c.cfg.Slot, "'", "''") + "'",
 		"DROP PUBLICATION IF EXISTS " + pgx.Identifier{c.cfg.Publication}.Sanitize(),
-	}, restore...)
+	}, append(untrace, restore...)...)
 	return source, store.UninstallSQL(c.cfg.Schema), nil
 }
 
@@ -50,8 +55,18 @@ func (c *Client) Uninstall(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	untrace, err := c.setup.UntraceSQL(ctx, c.cfg.Schema)
+	if err != nil {
+		return fmt.Errorf("audit: uninstall: %w", err)
+	}
 	for _, sql := range source {
-		if err := c.runWithRetry(ctx, sql); err != nil {
+		err := c.runWithRetry(ctx, sql)
+		if isCode(err, "42501") && slices.Contains(untrace, sql) {
+			// A superuser made the event triggers. They do no harm.
+			c.cfg.Logger.Warn("audit: uninstall: left for a superuser", "sql", sql)
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("audit: uninstall: %s: %w", sql, err)
 		}
 	}

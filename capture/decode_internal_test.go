@@ -58,7 +58,7 @@ var script = []struct {
 	{"delete by key", message("D").u32(7).u8('K').u16(2).text("2").u8('n'), []string{"D todo key [2 NULL] nil"}},
 	{
 		"truncate", message("T").u32(2).u8(3).u32(7).u32(8),
-		[]string{"T todo nil nil", "relation pg_catalog.pg_odd d []", "T pg_odd nil nil"},
+		[]string{"relation pg_catalog.pg_odd d []", "T todo nil nil", "T pg_odd nil nil"},
 	},
 	{"commit", message("C").u8(0).u64(0x1000).u64(0x1030).u64(77), []string{"commit 0/1030"}},
 }
@@ -98,6 +98,8 @@ func (r *recorder) Relation(rel *Relation) {
 	}
 	r.note("relation %s.%s %c %s", rel.Schema, rel.Table, rel.ReplicaIdentity, names)
 }
+
+func (r *recorder) Structure(*Structure) {}
 
 func (r *recorder) Row(row *Row) {
 	if r.quiet {
@@ -145,7 +147,7 @@ func newTestSession(r *recorder) *session {
 	return &session{
 		cfg:       &Config{Catalog: noCatalog{}, Prefix: "audit", OnRefresh: func() { r.note("refresh") }},
 		sink:      r,
-		relations: make(map[uint32]*relationState), kinds: NewKinds(noCatalog{}),
+		relations: make(map[uint32]*relationState), structures: make(map[uint32]*wal.Structure), kinds: NewKinds(noCatalog{}),
 	}
 }
 

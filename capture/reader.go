@@ -13,6 +13,8 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hindsight-go/audit/internal/wal"
 )
 
 const (
@@ -88,6 +90,13 @@ type Config struct {
 	// the sink and the position up to which it holds everything. progress is to
 	// be called after each piece of work the sink has done.
 	Open func(ctx context.Context, progress func()) (Sink, LSN, error)
+	// Structures, optional, returns what is known of the tables at the position that Open
+	// returned, by OID, and the tokens by which our own messages about structures
+	// are known. It is called after Open.
+	Structures func(ctx context.Context) (known map[uint32]*Structure, tokens []string, err error)
+	// Seen, optional, returns the last position until a given one at which all
+	// tables were looked at, 0 if there was none.
+	Seen func(until LSN) LSN
 	// Recover, optional, is told the error that ended a session. It may return
 	// another error, or wrap this one with Permanent.
 	Recover func(ctx context.Context, err error) error
@@ -302,8 +311,15 @@ func (r *Reader) session(ctx context.Context) error {
 		return err
 	}
 	defer s.sink.Close()
-	s.confirmed = s.start
+	s.confirmed, s.through = s.start, s.start
 	if err := r.checkHeld(ctx, stream, s.start); err != nil {
+		return err
+	}
+	s.structures = make(map[uint32]*wal.Structure)
+	if r.cfg.Structures != nil {
+		s.structures, s.tokens, err = r.cfg.Structures(ctx)
+	}
+	if err != nil {
 		return err
 	}
 	r.state(Streaming, nil)

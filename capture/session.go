@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -35,12 +36,14 @@ type session struct {
 	progress chan struct{}
 	stopping <-chan struct{}
 
-	relations map[uint32]*relationState
-	warned    map[uint32]bool // by OID: that its changes are dropped was said
-	kinds     *Kinds
-	rows      rowDecoder
-	lastOID   uint32
-	lastState *relationState
+	relations  map[uint32]*relationState
+	structures map[uint32]*wal.Structure // what is known of tables at this place of the stream
+	tokens     []string                  // by which our own messages are known
+	warned     map[uint32]bool           // by OID: that its changes are dropped was said
+	kinds      *Kinds
+	rows       rowDecoder
+	lastOID    uint32
+	lastState  *relationState
 
 	charset   *charset
 	before    LSN // the transaction to end in front of, or 0
@@ -58,10 +61,12 @@ type session struct {
 	reply      bool
 }
 
+// relationState is a table as the stream described it last.
 type relationState struct {
-	relation  *wal.Relation
-	announced bool
-	excluded  bool // its changes are none of ours
+	message relationMessage
+	// relation is nil until the first row that the message is for.
+	relation *wal.Relation
+	excluded bool // its changes are none of ours
 }
 
 // run reads until the stream or the sink fails, stopping is closed, or ctx ends.
@@ -301,7 +306,7 @@ func (s *session) change(ctx context.Context, kind byte, body []byte) error {
 	var err error
 	switch kind {
 	case msgInsert, msgUpdate, msgDelete:
-		err = s.row(kind, body)
+		err = s.row(ctx, kind, body)
 	case msgBegin:
 		if err = s.begin(body); err == nil && s.before != 0 && s.position >= s.before {
 			return s.endBefore(ctx)
@@ -311,9 +316,9 @@ func (s *session) change(ctx context.Context, kind byte, body []byte) error {
 	case msgMessage:
 		err = s.logicalMessage(body)
 	case msgRelation:
-		err = s.relation(ctx, body)
+		err = s.relation(body)
 	case msgTruncate:
-		err = s.truncate(body)
+		err = s.truncate(ctx, body)
 	case msgOrigin, msgType, msgStreamAbort:
 		return nil
 	default:
@@ -382,12 +387,18 @@ func (s *session) commit(body []byte) error {
 	return nil
 }
 
-func (s *session) row(kind byte, body []byte) error {
+func (s *session) row(ctx context.Context, kind byte, body []byte) error {
 	oid, err := relationOID(body)
 	if err != nil {
 		return err
 	}
-	state, err := s.state(oid)
+	if !s.inTx {
+		return errors.New("change outside a transaction")
+	}
+	if s.skip {
+		return nil
+	}
+	state, err := s.state(ctx, oid)
 	if err != nil {
 		return err
 	}
@@ -395,13 +406,18 @@ func (s *session) row(kind byte, body []byte) error {
 	if err != nil {
 		return err
 	}
+	if state.excluded {
+		return nil
+	}
 	if s.charset != nil {
 		s.charset.row(row)
 	}
-	return s.pass(state, row)
+	s.sink.Row(row)
+	return nil
 }
 
-func (s *session) state(oid uint32) (*relationState, error) {
+// state returns the table that a row is of, and tells the sink of it first.
+func (s *session) state(ctx context.Context, oid uint32) (*relationState, error) {
 	if oid == s.lastOID && s.lastState != nil {
 		return s.lastState, nil
 	}
@@ -409,36 +425,49 @@ func (s *session) state(oid uint32) (*relationState, error) {
 	if state == nil {
 		return nil, fmt.Errorf("relation %d was never described", oid)
 	}
+	if state.relation == nil {
+		rel, err := s.describe(ctx, state.message)
+		if err != nil {
+			return nil, err
+		}
+		if s.cfg.Wanted != nil {
+			if state.excluded, err = s.excluded(ctx, rel); err != nil {
+				return nil, err
+			}
+		}
+		if state.excluded && !s.warned[oid] {
+			s.warned[oid] = true
+			s.cfg.Logger.WarnContext(ctx, "audit: the publication sends a table that is not tracked; its changes are dropped", "schema", rel.Schema, "table", rel.Table)
+		}
+		state.relation = rel
+		if !state.excluded {
+			s.sink.Relation(rel)
+		}
+	}
 	s.lastOID, s.lastState = oid, state
 	return state, nil
-}
-
-func (s *session) pass(state *relationState, row *wal.Row) error {
-	if !s.inTx {
-		return errors.New("change outside a transaction")
-	}
-	if s.skip || state.excluded {
-		return nil
-	}
-	if !state.announced {
-		s.sink.Relation(state.relation)
-		state.announced = true
-	}
-	s.sink.Row(row)
-	return nil
 }
 
 // truncate handles the one message that names all relations of a TRUNCATE. A
 // partition in it is emptied on its own, unless its root, or every partition of
 // that, is named as well.
-func (s *session) truncate(body []byte) error {
+func (s *session) truncate(ctx context.Context, body []byte) error {
+	if !s.inTx {
+		return errors.New("change outside a transaction")
+	}
+	if s.skip {
+		return nil
+	}
 	var states []*relationState
 	whole := make(map[uint32]bool) // by OID: said to be empty as a whole
 	leaves := make(map[uint32]int) // by root: partitions named
 	err := decodeTruncate(body, func(oid uint32) error {
-		state, err := s.state(oid)
+		state, err := s.state(ctx, oid)
 		if err != nil {
 			return err
+		}
+		if state.excluded {
+			return nil
 		}
 		states = append(states, state)
 		if rel := state.relation; rel.Partition == "" {
@@ -451,6 +480,14 @@ func (s *session) truncate(body []byte) error {
 	if err != nil {
 		return err
 	}
+	emptied := make(map[uint32]bool) // by root: every partition is named
+	for root, named := range leaves {
+		n, err := s.leaves(ctx, root)
+		if err != nil {
+			return err
+		}
+		emptied[root] = named >= n
+	}
 	for _, state := range states {
 		rel := state.relation
 		row := &wal.Row{Operation: wal.Truncate, Relation: rel}
@@ -458,14 +495,12 @@ func (s *session) truncate(body []byte) error {
 		case rel.Partition == "":
 		case whole[rel.Root]:
 			continue
-		case leaves[rel.Root] >= rel.Leaves:
+		case emptied[rel.Root]:
 			whole[rel.Root] = true // the first of them stands for all
 		default:
 			row.Partition = rel.Partition
 		}
-		if err := s.pass(state, row); err != nil {
-			return err
-		}
+		s.sink.Row(row)
 	}
 	return nil
 }
@@ -496,11 +531,20 @@ func (s *session) logicalMessage(body []byte) error {
 		s.sink.Stamp(m.Content, m.Size)
 	case prefix == s.cfg.Prefix+SyncSuffix:
 		s.sink.Barrier()
+	case prefix == s.cfg.Prefix+StructureSuffix:
+		content := m.Content
+		if s.charset != nil {
+			content = s.charset.name(content)
+		}
+		if !utf8.Valid(content) {
+			return nil // of an encoding that nobody converts: the next look at the catalog tells
+		}
+		return s.structure(content)
 	}
 	return nil
 }
 
-func (s *session) relation(ctx context.Context, body []byte) error {
+func (s *session) relation(body []byte) error {
 	m, err := decodeRelation(body)
 	if err != nil {
 		return err
@@ -508,21 +552,7 @@ func (s *session) relation(ctx context.Context, body []byte) error {
 	if s.charset != nil {
 		s.charset.relation(&m)
 	}
-	rel, err := s.describe(ctx, m)
-	if err != nil {
-		return err
-	}
-	state := &relationState{relation: rel}
-	if s.cfg.Wanted != nil {
-		if state.excluded, err = s.excluded(ctx, rel); err != nil {
-			return err
-		}
-	}
-	if state.excluded && !s.warned[m.OID] {
-		s.warned[m.OID] = true
-		s.cfg.Logger.WarnContext(ctx, "audit: the publication sends a table that is not tracked; its changes are dropped", "schema", rel.Schema, "table", rel.Table)
-	}
-	s.relations[m.OID] = state
+	s.relations[m.OID] = &relationState{message: m}
 	s.lastState = nil
 	return nil
 }

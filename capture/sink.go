@@ -11,7 +11,9 @@ type (
 	LSN = wal.LSN
 	// Transaction is the head of a source transaction.
 	Transaction = wal.Transaction
-	// Relation is one version of a tracked table.
+	// Structure is a table as the catalog described it at some place of the stream.
+	Structure = wal.Structure
+	// Relation is a table as the rows that follow are of it.
 	Relation = wal.Relation
 	// Row is one change of one row; its bytes are valid only during the call.
 	Row = wal.Row
@@ -25,7 +27,10 @@ type Sink interface {
 	// after it. Transactions come in commit order and do not overlap.
 	Begin(Transaction)
 	Commit(end LSN)
-	// Relation announces a version of a table before its first row.
+	// Structure tells what a table looks like from here on, whether rows of it
+	// follow or not.
+	Structure(*Structure)
+	// Relation announces how the rows of a table come, before the first of them.
 	Relation(*Relation)
 	// Stamp is a context message at its place among the rows. Of one whose size is
 	// more than that of content, content is the beginning.

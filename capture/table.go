@@ -212,6 +212,7 @@ func (s *Setup) tables(ctx context.Context, db Querier) ([]Table, error) {
 		  AND c.relpersistence <> 't'
 		  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND n.nspname <> $2
 		  AND NOT `+ofHistory+`
+		  AND NOT EXISTS (SELECT FROM pg_catalog.pg_proc f WHERE f.pronamespace = n.oid AND f.proname = 'trace_ddl' AND f.prorettype = 'pg_catalog.event_trigger'::regtype)
 		ORDER BY c.relispartition, n.nspname, c.relname`, s.Publication, s.StoreSchema)
 	if err != nil {
 		return nil, fmt.Errorf("list tables: %w", err)

@@ -23,7 +23,7 @@ func value(text string) wal.Datum { return wal.Datum{State: wal.Text, Text: []by
 // todo is a table of (id int, title text, done bool) with the key (id).
 func todo(key ...int) *wal.Relation {
 	return &wal.Relation{
-		OID: 7, Schema: "public", Table: "todo", ReplicaIdentity: 'f', Known: true, Key: key,
+		OID: 7, Schema: "public", Table: "todo", ReplicaIdentity: 'f', Key: key,
 		Columns: []wal.Column{
 			{Name: "id", TypeOID: 23, Identity: true, Kind: wal.Kind{Base: wal.Number}},
 			{Name: `the "title"`, TypeOID: 25, Kind: wal.Kind{}},
@@ -270,7 +270,7 @@ func FuzzKeyText(f *testing.F) {
 
 // wide is a table of twelve columns of the usual kinds, and a row of it.
 func wide() (*wal.Relation, *wal.Row) {
-	rel := &wal.Relation{OID: 7, Schema: "public", Table: "todo", Key: []int{0}, Known: true}
+	rel := &wal.Relation{OID: 7, Schema: "public", Table: "todo", Key: []int{0}}
 	kinds := []wal.Kind{{Base: wal.Number}, {}, {Base: wal.Bool}, {Base: wal.JSON}, {Base: wal.JSONB}, {Base: wal.Array, Elem: wal.String, Delimiter: ','}}
 	texts := []string{"123456", "twenty bytes of \"text\"", "t", `{"a": 1, "b": [2, 3]}`, `{"a": 1}`, `{a,"b c",NULL}`}
 	var old, fresh wal.Tuple

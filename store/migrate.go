@@ -206,7 +206,7 @@ func UninstallSQL(schema string) []string {
 		"DROP TABLE IF EXISTS " + strings.Join([]string{
 			quoted + ".changes", quoted + ".checkpoints", quoted + ".commit_times", quoted + ".relations", quoted + ".coverage",
 			quoted + ".gaps", quoted + ".retention", quoted + ".replica_identities", quoted + ".schema_migrations",
-			quoted + ".marks", quoted + ".keyframes", quoted + ".keyframe_rows", quoted + ".reverts",
+			quoted + ".clock_jumps", quoted + ".tokens", quoted + ".marks", quoted + ".keyframes", quoted + ".keyframe_rows", quoted + ".reverts",
 		}, ", ") + " CASCADE",
 	}
 	for _, function := range []string{

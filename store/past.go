@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -18,22 +17,44 @@ import (
 // the next version of the same relation.
 type Version struct {
 	Schema, Table string
-	Position      wal.LSN
-	RelationID    uint32
-	Columns       []Column
-	Key           []string
+	// Position is the transaction that made the version, behind Sequence changes of
+	// it.
+	Position wal.LSN
+	Sequence int
+	// After is zero where the version came to be just there; else it came to be
+	// somewhere behind After, and until Position nobody can say.
+	After      wal.LSN
+	RelationID uint32
+	// Kind is pg_class.relkind. Root is the partitioned table that the relation is a
+	// part of; Parts are the leaves of a partitioned table, or the children of one
+	// that others inherit from.
+	Kind    string
+	Root    uint32
+	Parts   []uint32
+	Columns []Column
+	Key     []string
+	// KeyConstraint is the OID of the primary key.
+	KeyConstraint uint32
+	// Dropped tells that the table is gone from here on.
+	Dropped bool
+	// Guessed tells that which column is which could not be decided.
+	Guessed bool
+	// Attached tells that parts may have come with rows of their own.
+	Attached bool
 }
 
-// Same tells that the columns, the key and the name of two versions are the same,
-// those aside that the server computes.
-func (v Version) Same(o Version) bool {
-	plain := func(columns []Column) []Column {
-		return slices.DeleteFunc(slices.Clone(columns), func(c Column) bool { return c.Generated != "" })
+// KeyNumbers returns the attribute numbers of the key's columns, in key order: two
+// versions with others tell rows apart by other keys.
+func (v Version) KeyNumbers() []int16 {
+	var numbers []int16
+	for _, name := range v.Key {
+		for _, c := range v.Columns {
+			if c.Name == name {
+				numbers = append(numbers, c.Attnum)
+			}
+		}
 	}
-	return v.Schema == o.Schema && v.Table == o.Table && slices.Equal(v.Key, o.Key) &&
-		slices.EqualFunc(plain(v.Columns), plain(o.Columns), func(a, b Column) bool {
-			return a.Name == b.Name && a.TypeOID == b.TypeOID && a.TypeMod == b.TypeMod && a.Attnum == b.Attnum
-		})
+	return numbers
 }
 
 // Horizon is up to where retention has dropped history: what is needed of it for
@@ -79,7 +100,8 @@ func (s *Store) Facts(ctx context.Context, database string) (Facts, error) {
 					'toTime', g.to_time, 'reason', g.reason) ORDER BY g.from_position)
 				FROM `+s.schema+`.gaps g WHERE g.database = $1),
 			'versions', (SELECT json_agg(json_build_object('schema', r.schema, 'table', r."table", 'position', r.position, 'relation', r.relation_id,
-					'columns', r.columns, 'key', r.primary_key) ORDER BY r.position, r.schema, r."table")
+					'sequence', r.sequence, 'after', r.after, 'kind', r.kind, 'root', coalesce(r.root_id, 0), 'parts', r.parts, 'dropped', r.dropped, 'guessed', r.guessed, 'keyConstraint', r.key_constraint, 'attached', r.attached,
+					'columns', r.columns, 'key', r.primary_key) ORDER BY r.position, r.sequence, r.relation_id)
 				FROM `+s.schema+`.relations r WHERE r.database = $1),
 			'keyframes', (SELECT json_agg(json_build_object('id', k.id, 'schema', k.schema, 'table', k."table", 'relation', k.relation_id,
 					'position', k.position, 'rows', k.done) ORDER BY k.position)
@@ -132,9 +154,18 @@ type factsDocument struct {
 	Versions []struct {
 		Schema, Table string
 		Position      textLSN
+		Sequence      int
+		After         *textLSN
 		Relation      uint32
+		Kind          string
+		Root          uint32
+		Parts         []uint32
 		Columns       []Column
 		Key           []string
+		Dropped       bool
+		Guessed       bool
+		KeyConstraint uint32
+		Attached      bool
 	}
 	Keyframes []struct {
 		ID            int64
@@ -161,7 +192,14 @@ func (d factsDocument) facts(database string) Facts {
 		f.Gaps = append(f.Gaps, Gap{From: wal.LSN(g.From), To: wal.LSN(g.To), FromTime: orZero(g.FromTime), ToTime: g.ToTime, Reason: g.Reason})
 	}
 	for _, v := range d.Versions {
-		f.Versions = append(f.Versions, Version{Schema: v.Schema, Table: v.Table, Position: wal.LSN(v.Position), RelationID: v.Relation, Columns: v.Columns, Key: v.Key})
+		version := Version{
+			Schema: v.Schema, Table: v.Table, Position: wal.LSN(v.Position), Sequence: v.Sequence, RelationID: v.Relation, Kind: v.Kind,
+			Root: v.Root, Parts: v.Parts, Columns: v.Columns, Key: v.Key, Dropped: v.Dropped, Guessed: v.Guessed, KeyConstraint: v.KeyConstraint, Attached: v.Attached,
+		}
+		if v.After != nil {
+			version.After = wal.LSN(*v.After)
+		}
+		f.Versions = append(f.Versions, version)
 	}
 	for _, k := range d.Keyframes {
 		f.Keyframes = append(f.Keyframes, Keyframe{ID: k.ID, Schema: k.Schema, Table: k.Table, RelationID: k.Relation, Position: wal.LSN(k.Position), Rows: k.Rows})
@@ -200,22 +238,4 @@ func (s *Store) Mark(ctx context.Context, database, name string) (wal.LSN, bool,
 		return 0, false, fmt.Errorf("read mark: %w", err)
 	}
 	return position, true, nil
-}
-
-// NoteVersion records a version of a table that was found in the catalog rather
-// than in the stream: a change of its columns that no change of its rows
-// followed yet.
-func (s *Store) NoteVersion(ctx context.Context, database, identity string, v Version) error {
-	columns, err := json.Marshal(v.Columns)
-	if err != nil {
-		return fmt.Errorf("note version of %s.%s: %w", v.Schema, v.Table, err)
-	}
-	_, err = s.pool.Exec(ctx, `
-		INSERT INTO `+s.schema+`.relations (database, schema, "table", position, relation_id, replica_identity, columns, primary_key)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-		ON CONFLICT DO NOTHING`, database, v.Schema, v.Table, v.Position.String(), int64(v.RelationID), identity, string(columns), v.Key)
-	if err != nil {
-		return fmt.Errorf("note version of %s.%s: %w", v.Schema, v.Table, err)
-	}
-	return nil
 }

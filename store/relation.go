@@ -1,90 +1,135 @@
 package store
 
 import (
+	"context"
 	"encoding/json"
-	"slices"
+	"fmt"
 	"strings"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/internal/wal"
 )
 
 // Column describes a column of a version of a table, as relations holds it.
 type Column struct {
-	Name      string `json:"name"`
-	Type      string `json:"type,omitempty"`
-	TypeOID   uint32 `json:"typeOid"`
-	TypeMod   int32  `json:"typeMod"`
-	Attnum    int16  `json:"attnum,omitempty"`
-	Generated string `json:"generated,omitempty"`
-	Identity  string `json:"identity,omitempty"`
+	Name    string `json:"name"`
+	Type    string `json:"type,omitempty"`
+	TypeOID uint32 `json:"typeOid"`
+	TypeMod int32  `json:"typeMod"`
+	// Attnum is 0 where the catalog could not be asked.
+	Attnum     int16  `json:"attnum,omitempty"`
+	Generated  string `json:"generated,omitempty"`
+	Expression string `json:"expression,omitempty"`
+	Identity   string `json:"identity,omitempty"`
+	// Definition is what the type itself can be altered in: the labels of an enum,
+	// the attributes of a composite type.
+	Definition string `json:"definition,omitempty"`
 }
 
-// relationVersion is what relations holds of a version of a table, but for the
-// position from which it is valid.
-type relationVersion struct {
-	oid      uint32
-	name     string // schema, NUL, table
-	identity string
-	columns  []Column
-	key      []string
-}
-
-func newRelationVersion(rel *wal.Relation) relationVersion {
-	v := relationVersion{oid: rel.OID, name: rel.Schema + "\x00" + rel.Table, identity: string(rel.ReplicaIdentity)}
-	for _, c := range rel.Columns {
-		v.columns = append(v.columns, Column{
-			Name: c.Name, Type: c.Type, TypeOID: c.TypeOID, TypeMod: c.TypeMod,
-			Attnum: c.Attnum, Generated: c.Generated, Identity: c.AttIdentity,
-		})
-	}
-	for _, i := range rel.Key {
-		v.key = append(v.key, rel.Columns[i].Name)
-	}
-	return v
-}
-
-func (v relationVersion) equal(o relationVersion) bool {
-	return v.oid == o.oid && v.name == o.name && v.identity == o.identity && slices.Equal(v.key, o.key) && slices.Equal(v.columns, o.columns)
-}
-
-// mergeColumns gives the columns of a version that the catalog no longer knew
-// the facts that an earlier version of the same table had.
-func (v relationVersion) mergeColumns(bare relationVersion) []Column {
-	merged := slices.Clone(bare.columns)
-	for i, c := range merged {
-		for _, before := range v.columns {
-			if before.Name == c.Name && before.TypeOID == c.TypeOID {
-				merged[i] = before
-				merged[i].TypeMod = c.TypeMod
+// keyNames returns the names of the key's columns.
+func keyNames(s *wal.Structure) []string {
+	names := []string{}
+	for _, attnum := range s.Key {
+		for _, a := range s.Columns {
+			if a.Attnum == attnum {
+				names = append(names, a.Name)
 			}
 		}
 	}
-	return merged
+	return names
 }
 
-// keyIndexes returns where the key's columns stand in rel, or nil if one of them
-// is not there.
-func (v relationVersion) keyIndexes(rel *wal.Relation) []int {
-	var key []int
-	for _, name := range v.key {
-		i := slices.IndexFunc(rel.Columns, func(c wal.Column) bool { return c.Name == name })
-		if i < 0 {
-			return nil
-		}
-		key = append(key, i)
-	}
-	return key
-}
-
-func (v relationVersion) insertSQL(schema, database string, rel *wal.Relation, position wal.LSN) string {
-	columns, err := json.Marshal(v.columns)
+// insertStructure records a version of a table behind the first sequence changes
+// of the transaction at position.
+func insertStructure(schema, database string, s *wal.Structure, position wal.LSN, sequence int32) string {
+	columns, err := json.Marshal(append([]wal.Attribute{}, s.Columns...))
 	if err != nil {
 		panic("store: columns are plain strings and numbers: " + err.Error())
 	}
+	after, root := "NULL", "NULL"
+	if s.After != 0 {
+		after = "'" + s.After.String() + "'"
+	}
+	if s.Root != 0 {
+		root = uintText(s.Root)
+	}
+	parts := make([]string, len(s.Parts))
+	for i, oid := range s.Parts {
+		parts[i] = uintText(oid)
+	}
+	name, table := s.Schema, s.Table
+	if s.Root != 0 {
+		name, table = s.RootSchema, s.RootTable // which is where its changes stand
+	}
 	return strings.Join([]string{
-		"INSERT INTO ", schema, `.relations (database, schema, "table", position, relation_id, replica_identity, columns, primary_key) VALUES (`,
-		quoteLiteral(database), ", ", quoteLiteral(rel.Schema), ", ", quoteLiteral(rel.Table), ", '", position.String(), "', ",
-		uintText(v.oid), ", ", quoteLiteral(v.identity), ", ", quoteLiteral(string(columns)), ", ", arrayLiteral(v.key),
-		`) ON CONFLICT (database, schema, "table", position) DO UPDATE SET relation_id = excluded.relation_id, replica_identity = excluded.replica_identity, columns = excluded.columns, primary_key = excluded.primary_key`,
+		"INSERT INTO ", schema, `.relations (database, relation_id, position, sequence, after, schema, "table", kind, root_id, parts, columns, primary_key, dropped, guessed, attached, key_constraint) VALUES (`,
+		quoteLiteral(database), ", ", uintText(s.OID), ", '", position.String(), "', ", fmt.Sprint(sequence), ", ", after, ", ",
+		quoteLiteral(name), ", ", quoteLiteral(table), ", ", quoteLiteral(s.Kind), ", ", root, ", '{", strings.Join(parts, ","), "}', ",
+		quoteLiteral(string(columns)), ", ", arrayLiteral(keyNames(s)), ", ", fmt.Sprint(s.Dropped), ", ", fmt.Sprint(s.Guessed), ", ", fmt.Sprint(s.Attached), ", ", uintText(s.KeyConstraint),
+		`) ON CONFLICT (database, relation_id, position, sequence) DO UPDATE SET after = excluded.after, schema = excluded.schema, "table" = excluded."table", kind = excluded.kind,
+			root_id = excluded.root_id, parts = excluded.parts, columns = excluded.columns, primary_key = excluded.primary_key, dropped = excluded.dropped, guessed = excluded.guessed, attached = excluded.attached, key_constraint = excluded.key_constraint`,
 	}, "")
+}
+
+// Structures returns the newest structure of each relation that the store knows,
+// by OID: with it capture goes on where it left off.
+func (s *Store) Structures(ctx context.Context, database string) (map[uint32]*wal.Structure, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT DISTINCT ON (relation_id) relation_id, position::text, schema, "table", kind, coalesce(root_id, 0), parts, columns, primary_key, key_constraint, dropped, guessed
+		FROM `+s.schema+`.relations
+		WHERE database = $1
+		ORDER BY relation_id, relations.position DESC, sequence DESC`, database)
+	if err != nil {
+		return nil, fmt.Errorf("read relations of %q: %w", database, err)
+	}
+	known := make(map[uint32]*wal.Structure)
+	var oid, root, constraint int64
+	var at wal.LSN
+	var schema, table, kind string
+	var parts []int64
+	var columns []wal.Attribute
+	var key []string
+	var dropped, guessed bool
+	_, err = pgx.ForEachRow(rows, []any{&oid, &at, &schema, &table, &kind, &root, &parts, &columns, &key, &constraint, &dropped, &guessed}, func() error {
+		v := &wal.Structure{OID: uint32(oid), Schema: schema, Table: table, Kind: kind, Root: uint32(root), Columns: columns, Dropped: dropped, Guessed: guessed, KeyConstraint: uint32(constraint), At: at}
+		if root != 0 {
+			v.RootSchema, v.RootTable = schema, table
+		}
+		for _, p := range parts {
+			v.Parts = append(v.Parts, uint32(p))
+		}
+		for _, name := range key {
+			for _, a := range columns {
+				if a.Name == name {
+					v.Key = append(v.Key, a.Attnum)
+				}
+			}
+		}
+		known[v.OID] = v
+		columns = nil
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read relations of %q: %w", database, err)
+	}
+	return known, nil
+}
+
+// Token returns the word by which capture knows its own messages about
+// structures, and makes it if there is none.
+func (s *Store) Token(ctx context.Context, database string) (string, error) {
+	var token string
+	err := s.pool.QueryRow(ctx, `
+		WITH made AS (
+			INSERT INTO `+s.schema+`.tokens (database, token)
+			SELECT $1, pg_catalog.replace(pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, '-', '')
+			WHERE NOT EXISTS (SELECT FROM `+s.schema+`.tokens WHERE database = $1)
+			ON CONFLICT DO NOTHING
+			RETURNING token)
+		SELECT token FROM made UNION ALL SELECT token FROM `+s.schema+`.tokens WHERE database = $1`, database).Scan(&token)
+	if err != nil {
+		return "", fmt.Errorf("read token of %q: %w", database, err)
+	}
+	return token, nil
 }

@@ -158,9 +158,6 @@ func (s *Store) NewWriter(ctx context.Context, cfg WriterConfig) (*Writer, wal.L
 	if err != nil {
 		return nil, 0, fmt.Errorf("take over checkpoint of %q: %w", cfg.Database, err)
 	}
-	if w.known, err = s.relationVersions(ctx, cfg.Database); err != nil {
-		return nil, 0, err
-	}
 	w.batch = openBatch{to: w.from, committed: noTime}
 	if committed != nil {
 		w.batch.committed = wal.Microseconds(*committed)
@@ -236,54 +233,6 @@ func (s *Store) knownCharacters(ctx context.Context, encoding string) (map[rune]
 		}
 	}
 	s.characters = known
-	return known, nil
-}
-
-// relationVersions is the newest version of each relation, and which relation had
-// each name last.
-type relationVersions struct {
-	byOID  map[uint32]relationVersion
-	owners map[string]uint32
-}
-
-func (r relationVersions) add(v relationVersion) {
-	r.byOID[v.oid] = v
-	r.owners[v.name] = v.oid
-}
-
-// relationVersions reads what the store knows of relations.
-func (s *Store) relationVersions(ctx context.Context, database string) (relationVersions, error) {
-	known := relationVersions{make(map[uint32]relationVersion), make(map[string]uint32)}
-	rows, err := s.pool.Query(ctx, `
-		SELECT schema, "table", relation_id, replica_identity, columns, primary_key
-		FROM (
-			SELECT r.*,
-				row_number() OVER (PARTITION BY relation_id ORDER BY position DESC) AS of_relation,
-				row_number() OVER (PARTITION BY schema, "table" ORDER BY position DESC) AS of_name
-			FROM `+s.schema+`.relations r
-			WHERE database = $1) r
-		WHERE of_relation = 1 OR of_name = 1
-		ORDER BY position`, database)
-	if err != nil {
-		return known, fmt.Errorf("read relations of %q: %w", database, err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var schema, table string
-		var oid int64
-		var v relationVersion
-		if err := rows.Scan(&schema, &table, &oid, &v.identity, &v.columns, &v.key); err != nil {
-			return known, fmt.Errorf("read relations of %q: %w", database, err)
-		}
-		v.oid, v.name = uint32(oid), schema+"\x00"+table
-		if len(v.key) == 0 {
-			v.key = nil
-		}
-		known.add(v)
-	}
-	if err := rows.Err(); err != nil {
-		return known, fmt.Errorf("read relations of %q: %w", database, err)
-	}
 	return known, nil
 }
 

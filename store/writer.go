@@ -125,7 +125,6 @@ type Writer struct {
 	enc   encoder
 	plans map[uint32]*relationPlan
 	last  *relationPlan
-	known relationVersions
 	// characters beyond ASCII that the store can hold; nil if that is all, or unknown
 	characters map[rune]bool
 	buf        []byte // the chunk being filled; nil while none is free
@@ -137,6 +136,7 @@ type Writer struct {
 	timesN     int64
 	sealed     time.Time // when the last batch ended
 	nudges     int       // batches without a change of their own since
+	back       int64     // how far the source's clock is known to have gone back
 
 	work chan step
 	free chan []byte
@@ -273,27 +273,18 @@ func (w *Writer) setCaution(level Caution) {
 	w.last = nil
 }
 
-// Relation makes a version of a table known. It is called inside a transaction,
-// before the first row of that version.
+// Structure records a version of a table. It is called inside a transaction, at
+// its place among the rows.
+func (w *Writer) Structure(v *wal.Structure) {
+	w.batch.sql = append(w.batch.sql, insertStructure(w.schema, w.cfg.Database, v, w.tx.head.CommitLSN, w.tx.sequence))
+	w.batch.dirty = true
+}
+
+// Relation makes known how the rows of a table are to be written. It is called
+// inside a transaction, before the first row of that version.
 func (w *Writer) Relation(rel *wal.Relation) {
-	version := newRelationVersion(rel)
-	previous, seen := w.known.byOID[rel.OID]
-	if !seen && !rel.Known {
-		// A partition that is gone may have had the key of its siblings.
-		previous, seen = w.known.byOID[w.known.owners[version.name]]
-	}
-	if !rel.Known && seen {
-		// The table was gone before its key could be looked up: the key it had.
-		version.key = previous.key
-		version.columns = previous.mergeColumns(version)
-	}
-	w.plans[rel.OID] = newRelationPlan(rel, version.keyIndexes(rel), w.enc.caution)
+	w.plans[rel.OID] = newRelationPlan(rel, rel.Key, w.enc.caution)
 	w.last = nil
-	if seen && previous.equal(version) && w.known.owners[version.name] == rel.OID {
-		return
-	}
-	w.known.add(version)
-	w.later(version.insertSQL(w.schema, w.cfg.Database, rel, w.tx.head.CommitLSN))
 }
 
 // Stamp sets the context of the rows that follow in the open transaction, and of
@@ -430,15 +421,18 @@ func (w *Writer) submit(s step) {
 // the stream has to go on after it.
 func (w *Writer) Commit(end wal.LSN) {
 	w.batch.to = end
+	if w.tx.sequence > 0 || w.tx.force {
+		w.noteClock()
+	}
 	if w.tx.sequence > 0 {
 		w.batch.position = w.tx.head.CommitLSN
-		w.batch.committed = max(w.batch.committed, w.tx.head.CommitTime)
+		w.raiseClock()
 	}
 	if w.tx.force {
 		// It also says that everything that comes behind it is later: by this, a
 		// time up to now maps to one position for good.
 		w.batch.position, w.batch.forced = w.tx.head.CommitLSN, true
-		w.batch.committed = max(w.batch.committed, w.tx.head.CommitTime)
+		w.raiseClock()
 		w.batch.dirty = true
 	}
 	w.tx.open = false
@@ -446,6 +440,30 @@ func (w *Writer) Commit(end wal.LSN) {
 		w.batch.rows > 0 && time.Since(w.batch.started) > batchAge) {
 		w.seal()
 	}
+}
+
+// raiseClock follows the running maximum of commit times.
+func (w *Writer) raiseClock() {
+	if w.tx.head.CommitTime > w.batch.committed {
+		w.batch.committed, w.back = w.tx.head.CommitTime, 0
+	}
+}
+
+// clockSkew is how much commit times may run backwards under concurrency before
+// it was the clock.
+const clockSkew = int64(time.Second / time.Microsecond)
+
+// noteClock records that the source's clock was ahead for a while: the commit times
+// until then say nothing of the times in between.
+func (w *Writer) noteClock() {
+	ahead, now := w.batch.committed, w.tx.head.CommitTime
+	if ahead == noTime || now >= ahead-clockSkew || w.back != 0 && now >= w.back {
+		return
+	}
+	w.back = now
+	w.batch.sql = append(w.batch.sql, fmt.Sprintf(
+		"INSERT INTO %s.clock_jumps AS j (database, ahead_at, back_to, position) VALUES (%s, %s, %s, '%s') ON CONFLICT (database, ahead_at) DO UPDATE SET back_to = least(j.back_to, excluded.back_to)",
+		w.schema, quoteLiteral(w.cfg.Database), timeLiteral(ahead), timeLiteral(now), w.tx.head.CommitLSN))
 }
 
 // Advance says that the source has nothing for us before lsn. It is called only

@@ -81,25 +81,21 @@ type Column struct {
 	AttIdentity string
 }
 
-// Relation is one version of a tracked table.
+// Relation is a tracked table as its rows come.
 type Relation struct {
 	OID uint32
 	// Schema and Table name the table as history knows it: the root of a
 	// partition tree, not the leaf.
 	Schema, Table string
 	// Partition is the leaf's own quoted name where the row comes from a partition
-	// under its own OID; Root is its root's OID, and Leaves how many leaves that
-	// has.
+	// under its own OID; Root is its root's OID.
 	Partition string
 	Root      uint32
-	Leaves    int
 	// ReplicaIdentity is d, n, f or i.
 	ReplicaIdentity byte
 	Columns         []Column
 	// Key holds the indexes of the primary key's columns, in key order.
 	Key []int
-	// Known tells that the catalog confirmed the relation, key included.
-	Known bool
 }
 
 // Row is one change of one row.

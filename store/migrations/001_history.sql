@@ -96,21 +96,53 @@ CREATE TABLE {{schema}}.commit_times (
 );
 CREATE INDEX commit_times_time_idx ON {{schema}}.commit_times (database, committed_at, position);
 
--- The versions of each table's columns and key: valid from position until the
--- next version of the same table.
+-- The versions of each table's structure: its name, columns and key. A version is
+-- valid from behind the first sequence changes of the transaction at position,
+-- until the next version of the same relation.
 CREATE TABLE {{schema}}.relations (
     database         text    COLLATE "C" NOT NULL,
+    relation_id      bigint  NOT NULL,
+    position         pg_lsn  NOT NULL,
+    sequence         integer NOT NULL DEFAULT 0,
+    after            pg_lsn,
     schema           text    COLLATE "C" NOT NULL,
     "table"          text    COLLATE "C" NOT NULL,
-    position         pg_lsn  NOT NULL,
-    relation_id      bigint  NOT NULL,
-    replica_identity text    NOT NULL,
+    kind             text    NOT NULL DEFAULT 'r',
+    root_id          bigint,
+    parts            bigint[] NOT NULL DEFAULT '{}',
     columns          jsonb   NOT NULL,
     primary_key      text[]  NOT NULL,
+    key_constraint   bigint  NOT NULL DEFAULT 0,
+    dropped          boolean NOT NULL DEFAULT false,
+    guessed          boolean NOT NULL DEFAULT false,
+    attached         boolean NOT NULL DEFAULT false,
     recorded_at      timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (database, schema, "table", position)
+    PRIMARY KEY (database, relation_id, position, sequence)
 );
-COMMENT ON COLUMN {{schema}}.relations.columns IS 'Array of {"name", "type", "typeOid", "typeMod", "attnum", "generated", "identity"} in column order.';
+COMMENT ON COLUMN {{schema}}.relations.columns IS 'Array of {"name", "type", "typeOid", "typeMod", "attnum", "generated", "expression", "identity", "definition"} in column order.';
+COMMENT ON COLUMN {{schema}}.relations.after IS 'NULL where the version came to be just here; else it came to be somewhere behind this position.';
+COMMENT ON COLUMN {{schema}}.relations.root_id IS 'The partitioned table that the relation is a part of.';
+COMMENT ON COLUMN {{schema}}.relations.parts IS 'The leaves of a partitioned table, the children of one that others inherit from.';
+COMMENT ON COLUMN {{schema}}.relations.attached IS 'Parts may have come with rows of their own, which no change tells of.';
+COMMENT ON COLUMN {{schema}}.relations.guessed IS 'Which column is which could not be decided.';
+
+-- Times at which commit times ran backwards by more than a second: the source's
+-- clock was ahead for a while. A time between back_to and ahead_at means no one
+-- position.
+CREATE TABLE {{schema}}.clock_jumps (
+    database text        COLLATE "C" NOT NULL,
+    ahead_at timestamptz NOT NULL,
+    back_to  timestamptz NOT NULL,
+    position pg_lsn      NOT NULL,
+    PRIMARY KEY (database, ahead_at)
+);
+
+-- The word by which capture knows the messages about structures that are its own.
+-- Whoever can run SQL can write messages; only the owner can read this.
+CREATE TABLE {{schema}}.tokens (
+    database text COLLATE "C" PRIMARY KEY,
+    token    text NOT NULL
+);
 
 -- From which position each table is tracked, and until which.
 CREATE TABLE {{schema}}.coverage (
@@ -217,6 +249,7 @@ SET search_path = pg_catalog
 AS $$
 DECLARE
     change  {{schema}}.changes;
+    known_from pg_lsn;
     last    jsonb;
     filled  jsonb;
     unknown text[];
@@ -225,6 +258,20 @@ BEGIN
     FROM {{schema}}.changes c
     WHERE c.position = of_position AND c.sequence = of_sequence AND c.database = of_database AND c.committed_at = of_time;
 
+    -- What lies before a gap, or before the table's stay in coverage began, may have
+    -- changed since without our knowing.
+    SELECT greatest(
+        coalesce((SELECT max(g.to_position) FROM {{schema}}.gaps g WHERE g.database = of_database AND g.to_position <= of_position), '0/0'),
+        coalesce((SELECT max(v.from_position) FROM {{schema}}.coverage v
+            WHERE v.database = of_database AND v.schema = change.schema AND v."table" = change."table" AND v.from_position <= of_position), '0/0'),
+        -- Under another key the same text was another row.
+        coalesce((SELECT max(v.position)
+            FROM (SELECT r.position, r.primary_key IS DISTINCT FROM lag(r.primary_key, 1, r.primary_key) OVER (PARTITION BY r.relation_id ORDER BY r.position, r.sequence) AS rekeyed
+                FROM {{schema}}.relations r
+                WHERE r.database = of_database AND r.schema = change.schema AND r."table" = change."table" AND r.position <= of_position) v
+            WHERE v.rekeyed), '0/0'))
+    INTO known_from;
+
     SELECT c.after INTO last
     FROM {{schema}}.changes c
     WHERE c."table" = change."table"
@@ -232,6 +279,7 @@ BEGIN
       AND c.schema = change.schema
       AND c.database = change.database
       AND (c.position, c.sequence) < (of_position, of_sequence)
+      AND c.position >= known_from
       AND c.operation IN ('CREATE', 'UPDATE')
     ORDER BY c.position DESC, c.sequence DESC
     LIMIT 1;

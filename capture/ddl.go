@@ -1,0 +1,270 @@
+package capture
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// traceSchema is the schema of the event triggers' function and its token: one of
+// its own, since whoever owns the store need not be a superuser.
+func traceSchema(schema string) string { return schema + "_ddl" }
+
+// traceSQL returns the statements that make the event triggers, which tell in the
+// stream itself what a table looks like from the place on at which it was altered.
+// Only a superuser can make them.
+//
+// The function cannot fail a host's DDL: whatever goes wrong in it is swallowed,
+// and then found out by the next look at the catalog. It runs with its owner's
+// rights, since whoever alters a table may not read the token; it reads catalogs
+// and runs nobody's code.
+func (s *Setup) traceSQL(schema, prefix string) []string {
+	quoted := pgx.Identifier{traceSchema(schema)}.Sanitize()
+	body := strings.NewReplacer(
+		"{{schema}}", quoted, "{{prefix}}", quoteLiteral(prefix+StructureSuffix), "{{structure}}", structureSQL("t.oid"),
+	).Replace(traceFunction)
+	sql := []string{
+		ownedBySuperuser(traceSchema(schema)),
+		"CREATE SCHEMA IF NOT EXISTS " + quoted,
+		"CREATE TABLE IF NOT EXISTS " + quoted + ".ddl_token (token text NOT NULL)",
+		revokeAll(quoted + ".ddl_token"),
+		"INSERT INTO " + quoted + ".ddl_token SELECT pg_catalog.replace(pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, '-', '') WHERE NOT EXISTS (SELECT FROM " + quoted + ".ddl_token)",
+		body,
+		"REVOKE ALL ON FUNCTION " + quoted + ".trace_ddl() FROM PUBLIC",
+	}
+	for _, t := range s.traces() {
+		sql = append(sql,
+			"CREATE EVENT TRIGGER "+t.ident()+" ON "+t.event+" EXECUTE FUNCTION "+quoted+".trace_ddl()",
+			// Also for sessions that replicate.
+			"ALTER EVENT TRIGGER "+t.ident()+" ENABLE ALWAYS")
+	}
+	return sql
+}
+
+// ownedBySuperuser fails if the schema is another's: whoever owns it could put code of
+// his own where a superuser's DDL runs ours.
+func ownedBySuperuser(schema string) string {
+	return `DO $owner$
+BEGIN
+    IF EXISTS (SELECT FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner WHERE n.nspname = ` + quoteLiteral(schema) + ` AND NOT r.rolsuper) THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = pg_catalog.format('schema %I belongs to a role that is no superuser: drop it', ` + quoteLiteral(schema) + `);
+    END IF;
+END $owner$`
+}
+
+// revokeAll takes every right to a table from everyone but its owner, whatever
+// default privileges gave.
+func revokeAll(table string) string {
+	return `DO $revoke$
+DECLARE grantee oid;
+BEGIN
+    FOR grantee IN SELECT DISTINCT a.grantee FROM pg_catalog.pg_class c, LATERAL pg_catalog.aclexplode(c.relacl) a
+        WHERE c.oid = ` + quoteLiteral(table) + `::pg_catalog.regclass AND a.grantee <> c.relowner
+    LOOP
+        EXECUTE pg_catalog.format('REVOKE ALL ON %s FROM %s', ` + quoteLiteral(table) + `, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(grantee)) END);
+    END LOOP;
+END $revoke$`
+}
+
+// trace is an event trigger.
+type trace struct{ name, event string }
+
+func (t trace) ident() string { return pgx.Identifier{t.name}.Sanitize() }
+
+// traces returns the event triggers. They have no schema: the publication's name
+// tells two histories of one database apart.
+func (s *Setup) traces() []trace {
+	return []trace{{s.Publication + "_ddl", "ddl_command_end"}, {s.Publication + "_drop", "sql_drop"}}
+}
+
+const traceFunction = `CREATE OR REPLACE FUNCTION {{schema}}.trace_ddl()
+RETURNS event_trigger
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $trace$
+DECLARE
+    touched oid[];
+    types   oid[];
+    word    text;
+    content json;
+    gone    record;
+BEGIN
+    SELECT token INTO STRICT word FROM {{schema}}.ddl_token LIMIT 1;
+    IF tg_event = 'sql_drop' THEN
+        FOR gone IN SELECT * FROM pg_event_trigger_dropped_objects() WHERE object_type = 'table' AND NOT is_temporary LOOP
+            PERFORM pg_logical_emit_message(true, {{prefix}}, json_build_object('token', word, 'table', json_build_object(
+                'oid', gone.objid::bigint, 'schema', gone.schema_name, 'table', gone.object_name, 'dropped', true))::text);
+        END LOOP;
+        -- What went with a type, or with another table.
+        SELECT array_agg(DISTINCT CASE WHEN d.classid = 'pg_class'::regclass THEN d.objid ELSE to_regclass(format('%I.%I', d.address_names[1], d.address_names[2]))::oid END)
+        INTO touched
+        FROM pg_event_trigger_dropped_objects() d
+        WHERE d.object_type IN ('table column', 'table constraint') AND NOT d.is_temporary;
+    ELSE
+        SELECT array_agg(DISTINCT d.objid) FILTER (WHERE d.classid = 'pg_class'::regclass),
+            array_agg(DISTINCT d.objid) FILTER (WHERE d.classid = 'pg_type'::regclass)
+        INTO touched, types
+        FROM pg_event_trigger_ddl_commands() d
+        WHERE d.schema_name IS DISTINCT FROM 'pg_temp';
+        -- A composite type is altered as a relation.
+        SELECT types || array_agg(c.reltype) INTO types FROM pg_class c WHERE c.oid = ANY (touched) AND c.relkind = 'c' HAVING count(*) > 0 OR types IS NOT NULL;
+        IF types IS NOT NULL THEN
+            SELECT touched || array_agg(DISTINCT a.attrelid)
+            INTO touched
+            FROM (
+                WITH RECURSIVE uses (oid) AS (
+                    SELECT unnest(types)
+                    UNION
+                    SELECT user_of.oid
+                    FROM uses u
+                    CROSS JOIN LATERAL (
+                        SELECT t.oid FROM pg_type t WHERE t.typelem = u.oid OR t.typbasetype = u.oid
+                        UNION ALL SELECT r.rngtypid FROM pg_range r WHERE r.rngsubtype = u.oid
+                        UNION ALL SELECT c.reltype FROM pg_attribute ca JOIN pg_class c ON c.oid = ca.attrelid AND c.relkind = 'c' WHERE ca.atttypid = u.oid) user_of (oid))
+                SELECT oid FROM uses) u
+            JOIN pg_attribute a ON a.atttypid = u.oid AND a.attnum > 0 AND NOT a.attisdropped;
+        END IF;
+        SELECT touched || array_agg(c.oid)
+        INTO touched
+        FROM pg_event_trigger_ddl_commands() d
+        JOIN pg_class c ON c.relnamespace = d.objid
+        WHERE d.classid = 'pg_namespace'::regclass;
+    END IF;
+    -- A table is altered together with what is a part of it, and what it is a part of.
+    FOR content IN
+        WITH RECURSIVE up (oid) AS (
+            SELECT unnest(touched)
+            UNION SELECT i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.oid),
+        down (oid) AS (
+            SELECT oid FROM up
+            UNION SELECT i.inhrelid FROM down JOIN pg_inherits i ON i.inhparent = down.oid)
+        SELECT described.structure
+        FROM down t
+        JOIN pg_class c ON c.oid = t.oid AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND c.relnamespace >= 16384 OR c.oid = t.oid AND c.relkind IN ('r', 'p') AND c.relnamespace = 'public'::regnamespace
+        CROSS JOIN LATERAL ({{structure}}) described (structure)
+        ORDER BY t.oid
+    LOOP
+        PERFORM pg_logical_emit_message(true, {{prefix}}, json_build_object('token', word, 'attached', tg_tag NOT LIKE 'CREATE TABLE%', 'table', content)::text);
+    END LOOP;
+    -- What is written last in a block that can fail, which is a savepoint, may be
+    -- decoded behind the row that follows it.
+    PERFORM pg_logical_emit_message(true, '', '');
+EXCEPTION WHEN OTHERS THEN
+    NULL; -- the next look at the catalog finds out
+END $trace$`
+
+// TraceScript is the part of a DBA's script that makes the event triggers.
+func (s *Setup) TraceScript(schema, prefix, role string) string {
+	quoted, grantee := pgx.Identifier{traceSchema(schema)}.Sanitize(), pgx.Identifier{role}.Sanitize()
+	var b strings.Builder
+	b.WriteString("\n-- Optional, in the source database, for a superuser: with event triggers the history knows at which place a table was\n-- altered. They cannot fail a statement. Leave the part out where it is not wanted.\n")
+	for _, sql := range append(s.untraceSQL(), s.traceSQL(schema, prefix)...) {
+		b.WriteString(sql + ";\n")
+	}
+	fmt.Fprintf(&b, "GRANT USAGE ON SCHEMA %s TO %s;\nGRANT SELECT ON %s.ddl_token TO %s;\n", quoted, grantee, quoted, grantee)
+	return b.String()
+}
+
+// EnsureTrace makes the event triggers where the role may. It reports whether
+// they are there and on.
+func (s *Setup) EnsureTrace(ctx context.Context, schema, prefix string) (bool, error) {
+	on, err := s.traced(ctx, schema, prefix)
+	if on || err != nil {
+		return on, err
+	}
+	var may bool
+	err = s.DB.QueryRow(ctx, `
+		SELECT pg_catalog.current_setting('is_superuser') = 'on'
+			AND NOT EXISTS (SELECT FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner WHERE n.nspname = $1 AND NOT r.rolsuper)`, traceSchema(schema)).Scan(&may)
+	if err != nil {
+		return false, fmt.Errorf("make event triggers: %w", err)
+	}
+	if !may {
+		return false, nil
+	}
+	err = pgx.BeginFunc(ctx, s.DB, func(tx pgx.Tx) error {
+		sql := append([]string{"SET LOCAL lock_timeout = '2s'"}, s.untraceSQL()...)
+		for _, statement := range append(sql, s.traceSQL(schema, prefix)...) {
+			if _, err := tx.Exec(ctx, statement); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if isCode(err, "42501", "55P03") {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("make event triggers: %w", err)
+	}
+	return true, nil
+}
+
+// traced reports whether the event triggers are there, on, and of this version of
+// the package.
+func (s *Setup) traced(ctx context.Context, schema, prefix string) (bool, error) {
+	var n int
+	_, body, _ := strings.Cut(strings.Join(s.traceSQL(schema, prefix), "\n"), "$trace$")
+	body, _, _ = strings.Cut(body, "$trace$")
+	err := s.DB.QueryRow(ctx, `
+		SELECT count(*)
+		FROM pg_catalog.pg_event_trigger e
+		JOIN pg_catalog.pg_proc p ON p.oid = e.evtfoid
+		JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+		WHERE e.evtname IN ($1, $2) AND e.evtenabled = 'A' AND n.nspname = $3 AND p.prosrc = $4`,
+		s.Publication+"_ddl", s.Publication+"_drop", traceSchema(schema), body).Scan(&n)
+	if err != nil {
+		return false, fmt.Errorf("look for event triggers: %w", err)
+	}
+	return n == 2, nil
+}
+
+// TraceToken returns the word by which messages of the event triggers are known;
+// empty if there are none, or the role may not know it.
+func (s *Setup) TraceToken(ctx context.Context, schema string) (string, error) {
+	table := pgx.Identifier{traceSchema(schema), "ddl_token"}.Sanitize()
+	var may bool
+	err := s.DB.QueryRow(ctx, `
+		SELECT coalesce((
+			SELECT pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT')
+			FROM pg_catalog.pg_class c
+			JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+			WHERE n.nspname = $1 AND c.relname = 'ddl_token'), false)`, traceSchema(schema)).Scan(&may)
+	var token string
+	if err == nil && may {
+		err = s.DB.QueryRow(ctx, "SELECT coalesce((SELECT token FROM "+table+" LIMIT 1), '')").Scan(&token)
+	}
+	if err != nil {
+		return "", fmt.Errorf("read token of event triggers: %w", err)
+	}
+	return token, nil
+}
+
+// untraceSQL returns the statements that remove the event triggers.
+func (s *Setup) untraceSQL() []string {
+	var sql []string
+	for _, t := range s.traces() {
+		sql = append(sql, "DROP EVENT TRIGGER IF EXISTS "+t.ident())
+	}
+	return sql
+}
+
+// UntraceSQL returns the statements that remove the event triggers and what belongs
+// to them; none if there is nothing of the kind.
+func (s *Setup) UntraceSQL(ctx context.Context, schema string) ([]string, error) {
+	quoted := pgx.Identifier{traceSchema(schema)}.Sanitize()
+	var there bool
+	err := s.DB.QueryRow(ctx, `
+		SELECT EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtname IN ($1, $2)) OR EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $3)`,
+		s.Publication+"_ddl", s.Publication+"_drop", traceSchema(schema)).Scan(&there)
+	if err != nil {
+		return nil, fmt.Errorf("look for event triggers: %w", err)
+	}
+	if !there {
+		return nil, nil
+	}
+	return append(s.untraceSQL(), "DROP FUNCTION IF EXISTS "+quoted+".trace_ddl()", "DROP TABLE IF EXISTS "+quoted+".ddl_token", "DROP SCHEMA IF EXISTS "+quoted), nil
+}

@@ -1,0 +1,200 @@
+package audit
+
+import (
+	"context"
+	"crypto/md5"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/wal"
+)
+
+// looks are the positions at which all tracked tables were looked at.
+type looks struct {
+	mu        sync.Mutex
+	positions []LSN // guarded by mu; ascending
+}
+
+// looksKept bounds what is remembered: more than two hours of looks.
+const looksKept = 4096
+
+func (l *looks) add(at LSN) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.positions) == looksKept {
+		l.positions = slices.Delete(l.positions, 0, looksKept/4)
+	}
+	l.positions = append(l.positions, at)
+}
+
+// until returns the last look at or before a position, 0 if there was none.
+func (l *looks) until(position LSN) LSN {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at, found := slices.BinarySearch(l.positions, position)
+	switch {
+	case found:
+		return position
+	case at == 0:
+		return 0
+	}
+	return l.positions[at-1]
+}
+
+// lookAtStructures tells the stream of tables that are not as they were at the
+// last look: the event triggers tell it at the very place, but not every role may
+// make them, and nobody is told by the stream before the next change of a row.
+// here is a position before the look.
+func (c *Client) lookAtStructures(ctx context.Context, r *run, tracked []capture.Tracked, here LSN) error {
+	oids := make([]uint32, len(tracked))
+	for i, t := range tracked {
+		oids[i] = t.OID
+	}
+	rows, err := c.source.Query(ctx, capture.StructuresSQL, oids)
+	if err != nil {
+		return fmt.Errorf("look at structures: %w", err)
+	}
+	contents, err := pgx.CollectRows(rows, pgx.RowTo[[]byte])
+	if err != nil {
+		return fmt.Errorf("look at structures: %w", err)
+	}
+	shapes := make(map[uint32][md5.Size]byte, len(contents))
+	var changed []*wal.Structure
+	for _, content := range contents {
+		s := &wal.Structure{}
+		shape := md5.Sum(content)
+		var head struct{ OID uint32 }
+		if err := json.Unmarshal(content, &head); err != nil {
+			return fmt.Errorf("look at structures: %w", err)
+		}
+		shapes[head.OID] = shape
+		if r.shapes[head.OID] == shape {
+			continue
+		}
+		if err := json.Unmarshal(content, s); err != nil {
+			return fmt.Errorf("look at structures: %w", err)
+		}
+		changed = append(changed, s)
+	}
+	if len(changed) > 0 {
+		known, err := c.history.Structures(ctx, r.facts.Database)
+		if err != nil {
+			return err
+		}
+		for _, s := range changed {
+			if k := known[s.OID]; k != nil && k.Matches(s) {
+				continue
+			}
+			if s.Attached, err = c.attached(ctx, known[s.OID], s); err != nil {
+				return err
+			}
+			var after LSN
+			if k := known[s.OID]; k != nil {
+				after = max(k.At, r.looks.until(here), 1)
+			}
+			told, err := c.tellStructure(ctx, r, s, after)
+			if err != nil {
+				return err
+			}
+			if !told {
+				delete(shapes, s.OID) // the next look will see it
+			}
+		}
+	}
+	r.shapes = shapes
+	r.looks.add(here)
+	return nil
+}
+
+// attached reports whether a table has a new partition with rows in it, which may
+// have come with it.
+func (c *Client) attached(ctx context.Context, known, found *wal.Structure) (bool, error) {
+	if known == nil || found.Kind != "p" {
+		return false, nil
+	}
+	for _, oid := range found.Parts {
+		if slices.Contains(known.Parts, oid) {
+			continue
+		}
+		part, err := capture.LookUpStructure(ctx, c.source, oid)
+		if err != nil {
+			return false, err
+		}
+		if part == nil {
+			continue
+		}
+		var rows bool
+		err = c.source.QueryRow(ctx, "SELECT EXISTS (SELECT FROM ONLY "+pgx.Identifier{part.Schema, part.Table}.Sanitize()+")").Scan(&rows)
+		if rows || isCode(err, "42501", "42P01") { // who may not look cannot tell
+			return true, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("look into partition %s: %w", qualifiedName(part.Schema, part.Table), err)
+		}
+	}
+	return false, nil
+}
+
+// tellStructure writes a table's structure into the source's WAL. While it does,
+// nobody can alter the table, if the role may lock it.
+func (c *Client) tellStructure(ctx context.Context, r *run, s *wal.Structure, after LSN) (told bool, err error) {
+	token, err := c.history.Token(ctx, r.facts.Database)
+	if err != nil {
+		return false, err
+	}
+	err = pgx.BeginFunc(ctx, c.source, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '100ms'"); err != nil {
+			return err
+		}
+		var may bool
+		if err := tx.QueryRow(ctx, "SELECT coalesce(pg_catalog.has_table_privilege($1::oid, 'SELECT'), false)", s.OID).Scan(&may); err != nil {
+			return err
+		}
+		if may {
+			if _, err := tx.Exec(ctx, "LOCK TABLE ONLY "+pgx.Identifier{s.Schema, s.Table}.Sanitize()+" IN ACCESS SHARE MODE"); err != nil {
+				return err
+			}
+		}
+		now, err := capture.LookUpStructure(ctx, tx, s.OID)
+		if err != nil || now == nil || !now.Same(s) {
+			return err
+		}
+		content, err := capture.StructureMessage(token, after, *s)
+		if err != nil {
+			return err
+		}
+		told = true
+		_, err = tx.Exec(ctx, "SELECT pg_catalog.pg_logical_emit_message(true, $1, $2)", c.cfg.ContextPrefix+capture.StructureSuffix, string(content))
+		return err
+	})
+	if isCode(err, "55P03", "42P01") { // it is being altered, or is gone
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("tell structure of %s: %w", qualifiedName(s.Schema, s.Table), err)
+	}
+	return told, nil
+}
+
+// structures returns what capture goes on from: the tables as they are known, and
+// the tokens of messages about them.
+func (c *Client) structures(ctx context.Context, r *run) (map[uint32]*wal.Structure, []string, error) {
+	known, err := c.history.Structures(ctx, r.facts.Database)
+	if err != nil {
+		return nil, nil, err
+	}
+	own, err := c.history.Token(ctx, r.facts.Database)
+	if err != nil {
+		return nil, nil, err
+	}
+	trace, err := c.setup.TraceToken(ctx, c.cfg.Schema)
+	if err != nil {
+		return nil, nil, err
+	}
+	return known, []string{own, trace}, nil
+}

@@ -1,0 +1,404 @@
+package audit_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/audittest"
+)
+
+// copied is what all tables held at a moment, read from the tables themselves.
+type copied struct {
+	step   string
+	point  audit.Point
+	tables map[string]copiedTable // by schema.table
+}
+
+type copiedTable struct {
+	columns []string
+	key     []int // where the columns of the primary key stand
+	rows    []string
+	byKey   map[string]string
+	keys    map[string][]any
+}
+
+// copyTables reads all tables of the application.
+func copyTables(t *testing.T, a *audittest.Audited, step string) copied {
+	t.Helper()
+	ctx := t.Context()
+	conn := a.Connect(t)
+	c := copied{step: step, tables: make(map[string]copiedTable)}
+	rows, err := conn.Query(ctx, `
+		SELECT format('%I.%I', n.nspname, c.relname), (
+			SELECT coalesce(array_agg(a.attname::text ORDER BY k.n), '{}')
+			FROM pg_index i, unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) WITH ORDINALITY k (attnum, n)
+			JOIN pg_attribute a ON a.attnum = k.attnum
+			WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid)
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND n.nspname NOT LIKE 'pg\_%' AND n.nspname NOT LIKE 'audit%' AND n.nspname <> 'information_schema'`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	type named struct {
+		Name string
+		Key  []string
+	}
+	tables, err := pgx.CollectRows(rows, pgx.RowToStructByPos[named])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, table := range tables {
+		rows, err := conn.Query(ctx, "SELECT * FROM "+table.Name, pgx.QueryExecModeExec, pgx.QueryResultFormats{pgx.TextFormatCode})
+		if err != nil {
+			t.Fatal(err)
+		}
+		held := copiedTable{byKey: make(map[string]string), keys: make(map[string][]any)}
+		for _, f := range rows.FieldDescriptions() {
+			held.columns = append(held.columns, f.Name)
+		}
+		for _, name := range table.Key {
+			held.key = append(held.key, slices.Index(held.columns, name))
+		}
+		for rows.Next() {
+			values := rows.RawValues()
+			text := rowText(values)
+			held.rows = append(held.rows, text)
+			if len(held.key) == 0 {
+				continue
+			}
+			var key []any
+			for _, at := range held.key {
+				key = append(key, string(values[at]))
+			}
+			held.byKey[fmt.Sprint(key)], held.keys[fmt.Sprint(key)] = text, key
+		}
+		if err := rows.Err(); err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(held.rows)
+		c.tables[table.Name] = held
+	}
+	c.point = a.Client.AtPosition(must(audit.ParsePosition(audittest.Value[string](t, a.Database, "SELECT pg_current_wal_insert_lsn()::text"))))
+	return c
+}
+
+// refused reports whether an error says that the past cannot be told.
+func refused(err error) bool {
+	var history *audit.HistoryError
+	var view *audit.ViewError
+	return errors.As(err, &history) || errors.As(err, &view)
+}
+
+// verdict counts the answers of one comparison.
+type verdict struct{ equal, refused int }
+
+// compare asks for every table of a copy in every way: an answer is the copy, or
+// it is refused.
+func (c copied) compare(t *testing.T, told *verdict) {
+	t.Helper()
+	for _, name := range slices.Sorted(maps.Keys(c.tables)) {
+		c.compareTable(t, name, told)
+	}
+}
+
+func (c copied) compareTable(t *testing.T, name string, told *verdict) {
+	t.Helper()
+	want := c.tables[name]
+	judge := func(way string, got, want any, err error) {
+		t.Helper()
+		switch {
+		case refused(err):
+			told.refused++
+			t.Logf("%s of %s after %q is refused: %v", way, name, c.step, err)
+		case err != nil:
+			t.Errorf("%s of %s after %q: %v", way, name, c.step, err)
+		default:
+			told.equal++
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%s of %s after %q (-want +got):\n%s", way, name, c.step, diff)
+			}
+		}
+	}
+	ctx := t.Context()
+	table := c.point.Table(name)
+	for way, table := range map[string]audit.PastTable{
+		"Table": table, "Table by scanning": audit.Searching(c.point, true).Table(name), "Table by probing": audit.Searching(c.point, false).Table(name),
+		"Table with a condition": table.Where("true"),
+	} {
+		var columns, rows []string
+		var err error
+		for row, rowErr := range table.All(ctx) {
+			if rowErr != nil {
+				err = rowErr
+				break
+			}
+			columns, rows = nil, append(rows, rowText(row.RawValues()))
+			for _, f := range row.FieldDescriptions() {
+				columns = append(columns, f.Name)
+			}
+		}
+		slices.Sort(rows)
+		judge(way, rows, want.rows, err)
+		if err == nil && len(rows) > 0 && !slices.Equal(columns, want.columns) {
+			t.Errorf("%s of %s after %q has the columns %v, want %v", way, name, c.step, columns, want.columns)
+		}
+	}
+	n, err := table.Count(ctx)
+	judge("Count", n, int64(len(want.rows)), err)
+	rows, err := viewRows(ctx, c.point, name)
+	judge("View", rows, want.rows, err)
+	for key, text := range want.byKey {
+		got, err := rowAt(ctx, table, want.keys[key])
+		judge("Row "+key, got, text, err)
+	}
+	if len(want.key) > 0 {
+		got, err := rowAt(ctx, table, absentKey(want))
+		if errors.Is(err, audit.ErrNoRow) {
+			err = nil
+		}
+		var filter *audit.FilterError
+		if !errors.As(err, &filter) { // no value of the key's type
+			judge("Row of nobody", got, "", err)
+		}
+	}
+}
+
+func absentKey(table copiedTable) []any {
+	key := make([]any, len(table.key))
+	for i := range key {
+		key[i] = "987654"
+	}
+	return key
+}
+
+func rowAt(ctx context.Context, table audit.PastTable, key []any) (string, error) {
+	var text string
+	row, err := audit.RawRow(ctx, table, key...)
+	if err == nil {
+		text = rowText(row.RawValues())
+	}
+	return text, err
+}
+
+// viewRows reads a table in a View, by the plain name or, where another schema's
+// hides it, by its own.
+func viewRows(ctx context.Context, p audit.Point, name string) ([]string, error) {
+	var found []string
+	err := p.View(ctx, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, "SELECT * FROM "+strings.TrimPrefix(name, "public."), pgx.QueryResultFormats{pgx.TextFormatCode})
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			found = append(found, rowText(rows.RawValues()))
+		}
+		return rows.Err()
+	})
+	slices.Sort(found)
+	return found, err
+}
+
+// ddlStory is a database that is altered while it is written to.
+type ddlStory struct {
+	setup []string
+	// steps are statements; after each of them all tables are copied.
+	steps []string
+	// refusals says that some of the past cannot be told, whatever saw the statements.
+	refusals bool
+	least    int // PostgreSQL's major version
+}
+
+var ddlStories = map[string]ddlStory{
+	"primary key moved to more columns": {
+		setup: []string{"CREATE TABLE p (id int PRIMARY KEY, tenant int NOT NULL DEFAULT 7, v int)", "INSERT INTO p VALUES (1, 7, 10), (2, 7, 20)"},
+		steps: []string{
+			"INSERT INTO p VALUES (3, 7, 30)", "ALTER TABLE p DROP CONSTRAINT p_pkey, ADD PRIMARY KEY (tenant, id)", "UPDATE p SET v = 12 WHERE id = 1",
+			"INSERT INTO p VALUES (1, 8, 80)", "DELETE FROM p WHERE tenant = 7 AND id = 2", "UPDATE p SET id = 2 WHERE id = 3",
+		},
+	},
+	"primary key moved to another column whose values cross": {
+		setup: []string{"CREATE TABLE p (a int PRIMARY KEY, b int NOT NULL, v text)", "INSERT INTO p VALUES (1, 2, 'one'), (2, 1, 'two'), (3, 3, 'three')"},
+		steps: []string{
+			"UPDATE p SET v = v || '+' WHERE a = 1", "ALTER TABLE p DROP CONSTRAINT p_pkey, ADD PRIMARY KEY (b)", "UPDATE p SET v = 'uno' WHERE b = 1",
+			"UPDATE p SET a = 9 WHERE b = 2", "DELETE FROM p WHERE b = 3", "ALTER TABLE p DROP CONSTRAINT p_pkey, ADD PRIMARY KEY (a)", "UPDATE p SET v = 'end'",
+		},
+	},
+	"primary key dropped": {
+		setup: []string{"CREATE TABLE p (id int PRIMARY KEY, v int)", "INSERT INTO p VALUES (1, 10), (2, 20)"},
+		steps: []string{
+			"ALTER TABLE p DROP CONSTRAINT p_pkey", "UPDATE p SET v = 13 WHERE id = 1", "INSERT INTO p VALUES (1, 10)", "DELETE FROM p WHERE v = 13",
+			"ALTER TABLE p ADD PRIMARY KEY (id)", "UPDATE p SET v = 14 WHERE id = 1",
+		},
+	},
+	"primary key swapped in one transaction with rows": {
+		setup: []string{"CREATE TABLE p (a int PRIMARY KEY, b int NOT NULL, v int)", "INSERT INTO p VALUES (1, 2, 1), (2, 1, 2)"},
+		steps: []string{"UPDATE p SET v = 3 WHERE a = 1; ALTER TABLE p DROP CONSTRAINT p_pkey, ADD PRIMARY KEY (b); UPDATE p SET v = 4 WHERE b = 1", "UPDATE p SET v = v + 1"},
+	},
+	"columns swapped by renames": {
+		setup: []string{"CREATE TABLE s (id int PRIMARY KEY, a text, b text)", "INSERT INTO s VALUES (1, 'a1', 'b1'), (2, 'a2', 'b2')"},
+		steps: []string{
+			"UPDATE s SET a = 'a1x' WHERE id = 1",
+			"ALTER TABLE s RENAME a TO c; ALTER TABLE s RENAME b TO a; ALTER TABLE s RENAME c TO b",
+			"UPDATE s SET a = 'new a' WHERE id = 1", "DELETE FROM s WHERE id = 2",
+		},
+	},
+	"key columns swapped by renames": {
+		setup: []string{"CREATE TABLE s (a int, b int, v int, PRIMARY KEY (a, b))", "INSERT INTO s VALUES (1, 2, 0), (2, 1, 0)"},
+		steps: []string{
+			"ALTER TABLE s RENAME a TO c; ALTER TABLE s RENAME b TO a; ALTER TABLE s RENAME c TO b", "UPDATE s SET v = 1 WHERE a = 1", "INSERT INTO s (a, b, v) VALUES (5, 6, 7)",
+		},
+	},
+	"column dropped and made anew": {
+		setup: []string{"CREATE TABLE d (id int PRIMARY KEY, a text, n int)", "INSERT INTO d VALUES (1, 'x', 1), (2, 'y', 2)"},
+		steps: []string{
+			"UPDATE d SET a = 'xx' WHERE id = 1", "UPDATE d SET a = 'yy' WHERE id = 2", "ALTER TABLE d DROP a; ALTER TABLE d ADD a text DEFAULT 'def'",
+			"UPDATE d SET n = n + 1", "UPDATE d SET a = 'z' WHERE id = 1", "DELETE FROM d WHERE id = 2",
+		},
+		refusals: true, // the values of the dropped column for rows that did not change
+	},
+	"name taken over by another table": {
+		setup: []string{"CREATE TABLE a (id int PRIMARY KEY, v int)", "CREATE TABLE a_new (id int PRIMARY KEY, v int, extra text)", "INSERT INTO a VALUES (1, 1), (2, 2)"},
+		steps: []string{
+			"INSERT INTO a_new SELECT id, v * 100, 'e' FROM a", "UPDATE a SET v = 3 WHERE id = 1",
+			"ALTER TABLE a RENAME TO a_old; ALTER TABLE a_new RENAME TO a", "UPDATE a SET v = 999 WHERE id = 1", "UPDATE a_old SET v = 5 WHERE id = 2", "DROP TABLE a_old", "DELETE FROM a WHERE id = 2",
+		},
+		refusals: true, // a_old is gone
+	},
+	"schema changed": {
+		setup: []string{"CREATE SCHEMA other", "CREATE TABLE m (id int PRIMARY KEY, v int)", "INSERT INTO m VALUES (1, 1)"},
+		steps: []string{"UPDATE m SET v = 2", "ALTER TABLE m SET SCHEMA other", "UPDATE other.m SET v = 3", "CREATE TABLE m (id int PRIMARY KEY, w text)", "ALTER TABLE other.m RENAME TO n", "UPDATE other.n SET v = 4"},
+	},
+	"label of an enum renamed": {
+		setup: []string{"CREATE TYPE mood AS ENUM ('sad', 'ok')", "CREATE TABLE e (id int PRIMARY KEY, m mood)", "INSERT INTO e VALUES (1, 'sad'), (2, 'ok')"},
+		steps: []string{
+			"UPDATE e SET m = 'ok' WHERE id = 1", "ALTER TYPE mood ADD VALUE 'glad'", "UPDATE e SET m = 'glad' WHERE id = 2", "ALTER TYPE mood RENAME VALUE 'ok' TO 'fine'", "INSERT INTO e VALUES (3, 'fine')", "UPDATE e SET m = 'sad' WHERE id = 1",
+		},
+		refusals: true,
+	},
+	"attributes of a composite type": {
+		setup: []string{"CREATE TYPE pair AS (x int, y int)", "CREATE TABLE k (id int PRIMARY KEY, p pair)", "INSERT INTO k VALUES (1, '(1,2)'), (2, '(3,4)')"},
+		steps: []string{
+			"UPDATE k SET p = '(5,6)' WHERE id = 1", "ALTER TYPE pair DROP ATTRIBUTE y", "UPDATE k SET id = 3 WHERE id = 2", "ALTER TYPE pair ADD ATTRIBUTE z text", "UPDATE k SET p = '(7,seven)' WHERE id = 1",
+		},
+		refusals: true,
+	},
+	"generated column made plain": {
+		setup: []string{"CREATE TABLE g (id int PRIMARY KEY, v int, twice int GENERATED ALWAYS AS (v * 2) STORED)", "INSERT INTO g (id, v) VALUES (1, 1), (2, 2)"},
+		steps: []string{
+			"UPDATE g SET v = 10 WHERE id = 1", "ALTER TABLE g ALTER twice DROP EXPRESSION", "UPDATE g SET twice = 99 WHERE id = 1", "UPDATE g SET v = 5 WHERE id = 2", "DELETE FROM g WHERE id = 1",
+		},
+	},
+	"expression of a generated column": {
+		setup: []string{"CREATE TABLE g (id int PRIMARY KEY, v int, twice int GENERATED ALWAYS AS (v * 2) STORED)", "INSERT INTO g (id, v) VALUES (1, 1), (2, 2)"},
+		steps: []string{"UPDATE g SET v = 10 WHERE id = 1", "ALTER TABLE g ALTER twice SET EXPRESSION AS (v * 3)", "UPDATE g SET v = 11 WHERE id = 1"},
+		least: 17,
+	},
+	"column with a name of ours": {
+		setup: []string{`CREATE TABLE o (id int PRIMARY KEY, audit_key_1 int, "audit_key_2" text)`, "INSERT INTO o VALUES (1, 1, 'x'), (2, 2, 'y')"},
+		steps: []string{"UPDATE o SET audit_key_1 = 5 WHERE id = 1", "ALTER TABLE o ADD audit_key_3 int", "UPDATE o SET audit_key_3 = 1"},
+	},
+	"partition detached": {
+		setup: []string{
+			"CREATE TABLE t (id int, at date NOT NULL, v text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at)",
+			"CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM ('2024-01-01') TO ('2024-02-01')", "CREATE TABLE t_2 PARTITION OF t FOR VALUES FROM ('2024-02-01') TO ('2024-03-01')",
+			"INSERT INTO t VALUES (1, '2024-01-05', 'a'), (2, '2024-02-05', 'b')",
+		},
+		steps: []string{
+			"UPDATE t SET v = 'aa' WHERE id = 1", "CREATE TABLE t_3 PARTITION OF t FOR VALUES FROM ('2024-03-01') TO ('2024-04-01')", "INSERT INTO t VALUES (3, '2024-03-05', 'c')",
+			"ALTER TABLE t DETACH PARTITION t_1", "UPDATE t SET v = 'bb' WHERE id = 2", "DROP TABLE t_2", "INSERT INTO t VALUES (4, '2024-03-06', 'd')",
+		},
+		refusals: true,
+	},
+	"partition attached with rows": {
+		setup: []string{
+			"CREATE TABLE t (id int, at date NOT NULL, v text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at)",
+			"CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM ('2024-01-01') TO ('2024-02-01')", "INSERT INTO t VALUES (1, '2024-01-05', 'a')",
+			"CREATE TABLE t_2 (id int NOT NULL, at date NOT NULL, v text)", "INSERT INTO t_2 VALUES (2, '2024-02-05', 'b'), (3, '2024-02-06', 'c')",
+		},
+		steps:    []string{"UPDATE t SET v = 'aa' WHERE id = 1", "ALTER TABLE t ATTACH PARTITION t_2 FOR VALUES FROM ('2024-02-01') TO ('2024-03-01')", "UPDATE t SET v = 'bb' WHERE id = 2", "INSERT INTO t VALUES (4, '2024-02-07', 'd')"},
+		refusals: true,
+	},
+	"partitions without a key, columns in another order": {
+		setup: []string{
+			"CREATE TABLE w (id int, a text, b text) PARTITION BY LIST (id)", "CREATE TABLE w_1 (b text, a text, id int)",
+			"ALTER TABLE w ATTACH PARTITION w_1 FOR VALUES IN (1)", "CREATE TABLE w_2 PARTITION OF w FOR VALUES IN (2)",
+			"INSERT INTO w VALUES (1, 'a1', 'b1'), (2, 'a2', 'b2')",
+		},
+		steps: []string{"UPDATE w SET a = 'a1x' WHERE id = 1", "UPDATE w SET b = 'b2x' WHERE id = 2", "ALTER TABLE w RENAME a TO c", "ALTER TABLE w ADD n int", "UPDATE w SET c = 'c1', n = 5", "DELETE FROM w WHERE id = 1"},
+	},
+	"inheritance": {
+		setup: []string{
+			"CREATE TABLE city (id int PRIMARY KEY, name text)", "CREATE TABLE capital (PRIMARY KEY (id)) INHERITS (city)",
+			"INSERT INTO city VALUES (1, 'Lyon')", "INSERT INTO capital VALUES (2, 'Paris')",
+		},
+		steps:    []string{"UPDATE city SET name = upper(name)", "DELETE FROM capital", "ALTER TABLE capital NO INHERIT city", "UPDATE city SET name = 'x'"},
+		refusals: true,
+	},
+}
+
+// What a change means is what the table was then: every table is at every moment
+// what a copy of it held, or is refused; and where event triggers saw the
+// statements and nothing is gone, it is told.
+func TestDDLStories(t *testing.T) {
+	t.Parallel()
+	for name, story := range ddlStories {
+		for _, traced := range []bool{true, false} {
+			for _, behind := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s, traced=%t, behind=%t", name, traced, behind), func(t *testing.T) {
+					t.Parallel()
+					story.run(t, traced, behind)
+				})
+			}
+		}
+	}
+}
+
+func (s ddlStory) run(t *testing.T, traced, behind bool) {
+	t.Helper()
+	db := audittest.NewDatabase(t)
+	if db.Server().Version() < s.least*10000 {
+		return // the statement is not there yet
+	}
+	for _, sql := range s.setup {
+		db.Exec(t, sql)
+	}
+	a := audittest.Open(t, db, audit.Config{NoEventTrigger: !traced, RefreshInterval: -1})
+	mustStart(t, a)
+	t.Cleanup(func() { a.Stop(t) })
+	copies := []copied{copyTables(t, a, "the beginning")}
+	act := func() {
+		for _, step := range s.steps {
+			a.Exec(t, step)
+			if !behind && strings.Contains(step, "CREATE TABLE") {
+				refresh(t, a)
+			}
+			copies = append(copies, copyTables(t, a, step))
+		}
+	}
+	if behind {
+		restart(t, a, act)
+	} else {
+		act()
+	}
+	a.Sync(t)
+	refresh(t, a)
+	a.Sync(t)
+	var told verdict
+	for _, c := range copies {
+		c.compare(t, &told)
+	}
+	if traced && !s.refusals && !behind && told.refused > 0 {
+		t.Errorf("%d of %d answers were refused", told.refused, told.refused+told.equal)
+	}
+	t.Logf("equal %d, refused %d", told.equal, told.refused)
+}
