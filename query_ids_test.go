@@ -47,27 +47,33 @@ func TestQuery_IDHasOneMeaning(t *testing.T) {
 		read   func(audit.Context) string
 	}{
 		"user": {
-			[2]string{"userId", "user_id"}, audit.PerUser,
+			[2]string{"userId", "user_id"},
+			audit.PerUser,
 			func(q audit.Query, id string) audit.Query { return q.ByUser(id) }, audit.Context.User,
 		},
 		"request": {
-			[2]string{"requestId", "request_id"}, audit.PerRequest, audit.Query.InRequest,
+			[2]string{"requestId", "request_id"},
+			audit.PerRequest, audit.Query.InRequest,
 			func(c audit.Context) string { return c.RequestID },
 		},
 		"trace": {
-			[2]string{"traceId", "trace_id"}, audit.PerTrace, audit.Query.InTrace,
+			[2]string{"traceId", "trace_id"},
+			audit.PerTrace, audit.Query.InTrace,
 			func(c audit.Context) string { return c.TraceID },
 		},
 		"endpoint": {
-			[2]string{"endpoint", "endpoint2"}, audit.PerEndpoint, audit.Query.ByEndpoint,
+			[2]string{"endpoint", "endpoint2"},
+			audit.PerEndpoint, audit.Query.ByEndpoint,
 			func(c audit.Context) string { return c.Endpoint },
 		},
 		"worker": {
-			[2]string{"worker", "worker2"}, audit.PerWorker, audit.Query.ByWorker,
+			[2]string{"worker", "worker2"},
+			audit.PerWorker, audit.Query.ByWorker,
 			func(c audit.Context) string { return c.Worker },
 		},
 		"tenant": {
-			[2]string{"tenant", "tenant2"}, audit.PerTenant, audit.Query.ByTenant,
+			[2]string{"tenant", "tenant2"},
+			audit.PerTenant, audit.Query.ByTenant,
 			func(c audit.Context) string { return c.Tenant },
 		},
 	} {

@@ -110,7 +110,7 @@ func TestRevert_RemovalOfARowWithAColumnThatHistoryLacks(t *testing.T) {
 			r := u.Client.RevertRequest("r1").AsStored()
 			wantConflicts(t, r, h.conflict...)
 			if h.conflict != nil {
-				u.refused(t, r)
+				_ = u.refused(t, r)
 			} else {
 				apply(t, r)
 				u.holds(t, "NOT EXISTS (SELECT FROM note)")
@@ -197,7 +197,7 @@ func TestRevert_RowThatCameBackThroughLaterWork(t *testing.T) {
 			if len(found) == 0 || found[0] != h.conflict && found[len(found)-1] != h.conflict {
 				t.Errorf("conflicts are %q", found)
 			}
-			u.refused(t, u.Client.RevertRequest("r1"))
+			_ = u.refused(t, u.Client.RevertRequest("r1"))
 		})
 	}
 }
@@ -215,7 +215,7 @@ func TestRevert_AlreadyOnlyIfNothingIsLeftToDo(t *testing.T) {
 			return u.Client.Revert(u.Client.Changes().InRevert(r.ID))
 		},
 		"RequestOfTheUndo": func(_ *testing.T, u *undo, _ *audit.Result) audit.Reversal { return u.Client.RevertRequest("undo") },
-		"Tables": func(t *testing.T, u *undo, _ *audit.Result) audit.Reversal {
+		"Tables": func(_ *testing.T, u *undo, _ *audit.Result) audit.Reversal {
 			return u.Client.RevertTables(u.Client.AfterRequest("r"), "account")
 		},
 		"Row": func(_ *testing.T, u *undo, _ *audit.Result) audit.Reversal {

@@ -9,8 +9,8 @@ import (
 type writer uint8
 
 const (
-	// writtenBefore is what was there before the selection.
-	writtenBefore writer = iota
+	// The first is what was there before the selection.
+	_ writer = iota
 	// writtenBySelection is what the selection wrote.
 	writtenBySelection
 	// writtenByRevert is what one of our reverts wrote and nobody before it, such as

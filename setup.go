@@ -40,7 +40,7 @@ func (c *Client) prepareSource(ctx context.Context) (capture.Facts, error) {
 	}
 	if slot, err := c.setup.SlotState(ctx); err == nil {
 		for _, w := range walWarnings(slot) {
-			c.cfg.Logger.Warn("audit: "+w.Text, "code", string(w.Code))
+			c.cfg.Logger.Warn("audit: warning of the source", "code", string(w.Code), "text", w.Text)
 		}
 	}
 	return facts, nil

@@ -171,7 +171,7 @@ func (r runner) queryPipeline(ctx context.Context, c call, content []byte) (pgx.
 	case sent == nil:
 		return r.queryNative(ctx, c)
 	case sent.err != nil:
-		return failedRows{err: sent.err}, nil // as in pgx, it is met in the rows
+		return failedRows{err: sent.err}, nil //nolint:nilerr // as in pgx, it is met in the rows
 	}
 	conn := r.q.Conn()
 	rows := &stampedRows{Rows: pgx.RowsFromResultReader(conn.TypeMap(), sent.reader), conn: conn}

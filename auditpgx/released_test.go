@@ -25,7 +25,7 @@ func connUses(ctx context.Context) map[string]func(*auditpgx.Conn) {
 	return map[string]func(*auditpgx.Conn){
 		"exec":           func(c *auditpgx.Conn) { _, _ = c.Exec(ctx, insert, "late", 1) },
 		"exec, no stamp": func(c *auditpgx.Conn) { _, _ = c.Exec(context.WithoutCancel(context.Background()), insert, "late", 2) },
-		"query":          func(c *auditpgx.Conn) { _, _ = c.Query(ctx, insert+" RETURNING 1", "late", 3) },
+		"query":          func(c *auditpgx.Conn) { _, _ = c.Query(ctx, insert+" RETURNING 1", "late", 3) }, //nolint:sqlclosecheck // it panics
 		"query row":      func(c *auditpgx.Conn) { _ = c.QueryRow(ctx, insert, "late", 4) },
 		"batch":          func(c *auditpgx.Conn) { b := &pgx.Batch{}; b.Queue(insert, "late", 5); _ = c.SendBatch(ctx, b).Close() },
 		"copy": func(c *auditpgx.Conn) {
@@ -106,7 +106,7 @@ func TestTx_NestedUsedAfterTheOuter(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, execErr := nested.Exec(ctx, insert, "late", depth)
-		_, queryErr := nested.Query(ctx, insert+" RETURNING 1", "late", depth+10)
+		_, queryErr := nested.Query(ctx, insert+" RETURNING 1", "late", depth+10) //nolint:sqlclosecheck // it fails
 		_, copyErr := nested.CopyFrom(ctx, pgx.Identifier{"todo"}, []string{"cell", "id"}, pgx.CopyFromRows([][]any{{"late", depth + 20}}))
 		b := &pgx.Batch{}
 		b.Queue(insert, "late", depth+30)

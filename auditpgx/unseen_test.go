@@ -63,7 +63,7 @@ func TestTx_WritesBehindAnUnseenRollback(t *testing.T) {
 			}
 			ctx := by(t.Context(), "ann")
 			err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-				kept := pgx.Tx(tx)
+				kept := tx
 				_, err := tx.Exec(ctx, "SAVEPOINT s")
 				_, err2 := tx.Exec(ctx, insert, cell, 1)
 				err3 := back(ctx, kept)
