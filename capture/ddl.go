@@ -23,7 +23,7 @@ func traceSchema(schema string) string { return schema + "_ddl" }
 func (s *Setup) traceSQL(schema, prefix string) []string {
 	quoted := pgx.Identifier{traceSchema(schema)}.Sanitize()
 	body := strings.NewReplacer(
-		"{{schema}}", quoted, "{{prefix}}", quoteLiteral(prefix+StructureSuffix), "{{structure}}", structureSQL("t.oid"),
+		"{{schema}}", quoted, "{{history}}", quoteLiteral(s.StoreSchema), "{{prefix}}", quoteLiteral(prefix+StructureSuffix), "{{structure}}", structureSQL("t.oid"),
 	).Replace(traceFunction)
 	sql := []string{
 		ownedBySuperuser(traceSchema(schema)),
@@ -36,7 +36,7 @@ func (s *Setup) traceSQL(schema, prefix string) []string {
 	}
 	for _, t := range s.traces() {
 		sql = append(sql,
-			"CREATE EVENT TRIGGER "+t.ident()+" ON "+t.event+" EXECUTE FUNCTION "+quoted+".trace_ddl()",
+			"CREATE EVENT TRIGGER "+t.ident()+" ON "+t.event+t.when+" EXECUTE FUNCTION "+quoted+".trace_ddl()",
 			// Also for sessions that replicate.
 			"ALTER EVENT TRIGGER "+t.ident()+" ENABLE ALWAYS")
 	}
@@ -69,14 +69,19 @@ END $revoke$`
 }
 
 // trace is an event trigger.
-type trace struct{ name, event string }
+type trace struct{ name, event, when string }
+
+// tracedCommands are the commands that can alter what a table looks like: the others,
+// such as GRANT, cost nothing.
+const tracedCommands = " WHEN TAG IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE', 'ALTER TYPE', 'ALTER DOMAIN'," +
+	" 'CREATE SCHEMA', 'ALTER SCHEMA', 'CREATE EXTENSION', 'ALTER EXTENSION')"
 
 func (t trace) ident() string { return pgx.Identifier{t.name}.Sanitize() }
 
 // traces returns the event triggers. They have no schema: the publication's name
 // tells two histories of one database apart.
 func (s *Setup) traces() []trace {
-	return []trace{{s.Publication + "_ddl", "ddl_command_end"}, {s.Publication + "_drop", "sql_drop"}}
+	return []trace{{s.Publication + "_ddl", "ddl_command_end", tracedCommands}, {s.Publication + "_drop", "sql_drop", ""}}
 }
 
 const traceFunction = `CREATE OR REPLACE FUNCTION {{schema}}.trace_ddl()
@@ -94,7 +99,7 @@ DECLARE
 BEGIN
     SELECT token INTO STRICT word FROM {{schema}}.ddl_token LIMIT 1;
     IF tg_event = 'sql_drop' THEN
-        FOR gone IN SELECT * FROM pg_event_trigger_dropped_objects() WHERE object_type = 'table' AND NOT is_temporary LOOP
+        FOR gone IN SELECT * FROM pg_event_trigger_dropped_objects() WHERE object_type = 'table' AND NOT is_temporary AND schema_name <> {{history}} LOOP
             PERFORM pg_logical_emit_message(true, {{prefix}}, json_build_object('token', word, 'table', json_build_object(
                 'oid', gone.objid::bigint, 'schema', gone.schema_name, 'table', gone.object_name, 'dropped', true))::text);
         END LOOP;
@@ -102,13 +107,13 @@ BEGIN
         SELECT array_agg(DISTINCT CASE WHEN d.classid = 'pg_class'::regclass THEN d.objid ELSE to_regclass(format('%I.%I', d.address_names[1], d.address_names[2]))::oid END)
         INTO touched
         FROM pg_event_trigger_dropped_objects() d
-        WHERE d.object_type IN ('table column', 'table constraint') AND NOT d.is_temporary;
+        WHERE d.object_type IN ('table column', 'table constraint') AND NOT d.is_temporary AND d.schema_name <> {{history}};
     ELSE
         SELECT array_agg(DISTINCT d.objid) FILTER (WHERE d.classid = 'pg_class'::regclass),
             array_agg(DISTINCT d.objid) FILTER (WHERE d.classid = 'pg_type'::regclass)
         INTO touched, types
         FROM pg_event_trigger_ddl_commands() d
-        WHERE d.schema_name IS DISTINCT FROM 'pg_temp';
+        WHERE d.schema_name IS DISTINCT FROM 'pg_temp' AND d.schema_name IS DISTINCT FROM {{history}};
         -- A composite type is altered as a relation.
         SELECT types || array_agg(c.reltype) INTO types FROM pg_class c WHERE c.oid = ANY (touched) AND c.relkind = 'c' HAVING count(*) > 0 OR types IS NOT NULL;
         IF types IS NOT NULL THEN
@@ -139,10 +144,10 @@ BEGIN
             SELECT unnest(touched)
             UNION SELECT i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.oid),
         down (oid) AS (
-            SELECT oid FROM up
+            SELECT unnest(touched)
             UNION SELECT i.inhrelid FROM down JOIN pg_inherits i ON i.inhparent = down.oid)
         SELECT described.structure
-        FROM down t
+        FROM (SELECT oid FROM up UNION SELECT oid FROM down) t
         JOIN pg_class c ON c.oid = t.oid AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND c.relnamespace >= 16384 OR c.oid = t.oid AND c.relkind IN ('r', 'p') AND c.relnamespace = 'public'::regnamespace
         CROSS JOIN LATERAL ({{structure}}) described (structure)
         ORDER BY t.oid
