@@ -122,7 +122,7 @@ func (im Image) decodeStruct(v reflect.Value, types map[string]ColumnType) error
 func (c imageMember) read(m *pgtype.Map, types map[string]ColumnType, dst reflect.Value) error {
 	if known, ok := types[c.name]; ok {
 		if text, ok := known.text(c.value); ok {
-			return scanColumn(m, c.name, known.OID, text, dst)
+			return scanColumn(m, c.name, known.under(), text, dst)
 		}
 	}
 	return assign(c.value, dst, c.name)

@@ -22,6 +22,16 @@ type ColumnType struct {
 	// OID identifies the type. It means the same everywhere for types that PostgreSQL
 	// ships, and only in the source for others.
 	OID uint32
+	// Base is the OID of the type under a domain, and 0 for other types.
+	Base uint32
+}
+
+// under is the type as which values are read.
+func (t ColumnType) under() uint32 {
+	if t.Base != 0 {
+		return t.Base
+	}
+	return t.OID
 }
 
 // text turns a value of an image back into PostgreSQL's text of it. Nil is NULL. It
@@ -30,11 +40,11 @@ func (t ColumnType) text(raw json.RawMessage) ([]byte, bool) {
 	if isNull(raw) {
 		return nil, true
 	}
-	kind, builtin := wal.BuiltinKind(t.OID)
+	kind, builtin := wal.BuiltinKind(t.under())
 	if !builtin && len(raw) > 0 && raw[0] == '[' && !strings.HasSuffix(t.Name, "[]") {
 		return nil, false // a domain over an array, or one over a document
 	}
-	return imageSQLText(t.OID, kind, raw), true
+	return imageSQLText(t.under(), kind, raw), true
 }
 
 // tableVersion is what the columns of a table were from a position on.
@@ -140,7 +150,7 @@ func (c *Client) readVersions(ctx context.Context, upTo map[tableKey]LSN) (map[t
 	_, err = pgx.ForEachRow(rows, []any{&key.database, &key.schema, &key.table, &from, &columns}, func() error {
 		v := tableVersion{LSN(from), make(map[string]ColumnType, len(columns))}
 		for _, column := range columns {
-			v.types[column.Name] = ColumnType{column.Type, column.TypeOID}
+			v.types[column.Name] = ColumnType{column.Type, column.TypeOID, column.Base()}
 		}
 		known := read[key]
 		known.versions = append(slices.Clip(known.versions), v)

@@ -22,6 +22,9 @@ import (
 type rowHistory struct {
 	row *netRow
 	key string // where the row is at this point
+	// moved are the keys that it was given, the ones that it has lost again included:
+	// it may have been written to under any of them.
+	moved []string
 	// presence tells whether there is a row, columns holds the values of those that
 	// matter.
 	presence *levels
@@ -284,7 +287,9 @@ func (p *planner) trace(ctx context.Context, t *target, rows []*netRow, truncati
 		}
 		known := len(keys)
 		for _, h := range walk.all {
-			want(h.key, h.row.traceBehind())
+			for _, key := range h.moved {
+				want(key, h.row.traceBehind())
+			}
 		}
 		if len(keys) == known {
 			return walk.all, nil
@@ -443,7 +448,7 @@ func (w *historyWalk) take(ctx context.Context, c *Change) error {
 		}
 		index[from] = slices.DeleteFunc(slices.Clone(index[from]), func(o *rowHistory) bool { return o == h })
 		index[key] = append(index[key], h)
-		h.key = key
+		h.key, h.moved = key, append(h.moved, key)
 	}
 	return nil
 }

@@ -36,6 +36,10 @@ type level struct {
 type levels struct {
 	stack []level
 	taken []takenLevels
+	// detour is the transaction of a revert that wrote last, and before is what there
+	// was before it: only what it leaves in the end counts.
+	detour uint64
+	before *levels
 }
 
 // takenLevels are levels that a revert took away.
@@ -58,15 +62,31 @@ func newLevels(before string) *levels { return &levels{stack: []level{{value: be
 func cloneLevels(columns map[int]*levels) map[int]*levels {
 	clones := make(map[int]*levels, len(columns))
 	for at, l := range columns {
-		clones[at] = &levels{stack: slices.Clone(l.stack), taken: slices.Clone(l.taken)}
+		clones[at] = l.clone()
 	}
 	return clones
+}
+
+func (l *levels) clone() *levels {
+	return &levels{stack: slices.Clone(l.stack), taken: slices.Clone(l.taken), detour: l.detour, before: l.before}
 }
 
 func (l *levels) top() level { return l.stack[len(l.stack)-1] }
 
 // write takes note of a value that a change has given to the column.
 func (l *levels) write(value string, w *writing) {
+	switch {
+	case w.by != writtenByRevert:
+		l.detour, l.before = 0, nil
+	case l.before != nil && l.detour == w.change.TransactionID:
+		*l = levels{stack: slices.Clone(l.before.stack), taken: slices.Clone(l.before.taken), detour: l.detour, before: l.before}
+		if l.top().value == value {
+			return
+		}
+	default:
+		l.before = nil
+		l.detour, l.before = w.change.TransactionID, l.clone()
+	}
 	switch {
 	case w.by != writtenByRevert:
 		l.stack = append(l.stack, level{value: value, by: w.by, wrote: w})

@@ -12,6 +12,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/hindsight-go/audit/store"
 )
 
 // PastTable is a table as it was at a [Point]. It is an immutable value; its
@@ -343,7 +345,7 @@ func (r PastRow) decodeStruct(v reflect.Value) error {
 		if err != nil {
 			return err
 		}
-		if err := scanColumn(m, c.name, c.typeOID, r.values[i], field); err != nil {
+		if err := scanColumn(m, c.name, ColumnType{OID: c.typeOID, Base: store.Column{Definition: c.definition}.Base()}.under(), r.values[i], field); err != nil {
 			return err
 		}
 	}

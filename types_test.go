@@ -403,11 +403,15 @@ func TestJSONIsKeptWithoutLoss(t *testing.T) {
 					t.Errorf("%s: the image holds %.100s, want the same JSON", at, raw)
 				}
 				// What a reader is given is the document.
-				var got json.RawMessage
-				if err := image.Scan(column, &got); err != nil {
+				var got struct{ V, D json.RawMessage }
+				decode := change.DecodeAfter
+				if side == "before" {
+					decode = change.DecodeBefore
+				}
+				if err := decode(&got); err != nil {
 					t.Errorf("%s: %v", at, err)
-				} else if !sameJSON(t, string(got), d.text) {
-					t.Errorf("%s: it is read as %.100s", at, got)
+				} else if !sameJSON(t, string(got.V), d.text) || !sameJSON(t, string(got.D), d.text) {
+					t.Errorf("%s: it is read as %.100s and %.100s", at, got.V, got.D)
 				}
 			}
 		}

@@ -67,7 +67,7 @@ func Open(t testing.TB, db *Database, cfg audit.Config) *Audited {
 
 // patience bounds what a test waits for; it is long because test machines are
 // slow, and no test passes by it.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // Stop ends capture in order. Capture may be started again.
 func (a *Audited) Stop(t testing.TB) {

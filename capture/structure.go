@@ -33,7 +33,7 @@ type structureMessage struct {
 
 // definitionSQL is what the type of column a can be altered in, as a JSON array of
 // texts: the labels of enums and the attributes of composite types, those that it
-// is made of included. Types that PostgreSQL ships have nothing of the kind.
+// is made of included; and the type under a domain. Types that PostgreSQL ships have nothing of the kind.
 const definitionSQL = `CASE WHEN a.atttypid < 16384 THEN '' ELSE coalesce((
 	WITH RECURSIVE made_of (oid) AS (
 		SELECT a.atttypid
@@ -48,6 +48,13 @@ const definitionSQL = `CASE WHEN a.atttypid < 16384 THEN '' ELSE coalesce((
 			UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range r WHERE r.rngtypid = t.oid) part (oid))
 	SELECT pg_catalog.json_agg(d.entry ORDER BY d.entry)::text
 	FROM (
+		SELECT 'base ' || base.oid
+		FROM (
+			WITH RECURSIVE under (oid, base) AS (
+				SELECT t.oid, t.typbasetype FROM pg_catalog.pg_type t WHERE t.oid = a.atttypid AND t.typtype = 'd'
+				UNION ALL SELECT t.oid, t.typbasetype FROM under u JOIN pg_catalog.pg_type t ON t.oid = u.base)
+			SELECT u.oid FROM under u WHERE u.base = 0) base
+		UNION ALL
 		SELECT 'label ' || e.oid || ' ' || e.enumlabel
 		FROM made_of m JOIN pg_catalog.pg_enum e ON e.enumtypid = m.oid
 		UNION ALL

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -25,6 +26,21 @@ type Column struct {
 	// Definition is what the type itself can be altered in: the labels of an enum,
 	// the attributes of a composite type.
 	Definition string `json:"definition,omitempty"`
+}
+
+// Base is the OID of the type under a domain, and 0 for other types.
+func (c Column) Base() uint32 {
+	var entries []string
+	if !strings.Contains(c.Definition, `"base `) || json.Unmarshal([]byte(c.Definition), &entries) != nil {
+		return 0
+	}
+	for _, entry := range entries {
+		if oid, ok := strings.CutPrefix(entry, "base "); ok {
+			n, _ := strconv.ParseUint(oid, 10, 32)
+			return uint32(n)
+		}
+	}
+	return 0
 }
 
 // keyNames returns the names of the key's columns.

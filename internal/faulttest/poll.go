@@ -7,7 +7,7 @@ import (
 
 // Patience bounds what a test waits for. It is long because test machines are
 // slow and busy; no test passes by it.
-const Patience = 45 * time.Second
+const Patience = 2 * time.Minute
 
 // Poll calls try until it returns nil, and fails the test with its last error
 // after the given time. It returns how long it took.
