@@ -124,6 +124,9 @@ func (e *StaleError) Error() string {
 	return fmt.Sprintf("audit: the plan is stale: %s[%s] %s", printable(e.Table), printableKey(e.Key), e.Reason)
 }
 
+// errTakenAlong is the cause of an ApplyError.
+var errTakenAlong = errors.New("the revert removes a row that they reference through a foreign key ON DELETE CASCADE; leave that row out, or resolve its conflict with Skip")
+
 // ApplyError is returned when the source refused one of a revert's statements: a
 // constraint that was added since, a trigger or a policy of row-level security
 // that says no. The whole revert is undone; in the caller's own transaction, that
@@ -149,6 +152,8 @@ func (e *ApplyError) Error() string {
 	switch {
 	case e.Constraint != "":
 		return fmt.Sprintf("%s: constraint %q is violated", refused, e.Constraint)
+	case errors.Is(e.cause, errTakenAlong):
+		return refused + ": " + errTakenAlong.Error()
 	case isDenied(e.cause):
 		return refused + ": the role lacks a privilege, or a policy of row-level security forbids it"
 	case errors.As(e.cause, &pg):

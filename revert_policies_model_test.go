@@ -251,6 +251,17 @@ func (p *prophecy) uniques(n *netChange) {
 				p.conflict(audit.UniqueTaken, n, "")
 			}
 		}
+		// What the request took from the row, it took later from another one, which
+		// somebody had given it in between.
+		for _, other := range p.nets[slices.Index(p.nets, n)+1:] {
+			if other.table != n.table || !other.active() || other.before == nil || other.after != nil && !other.alters(p.live, key) {
+				continue
+			}
+			again := other.undone(p.live)
+			if !slices.ContainsFunc(key, func(c string) bool { return row[c] == "" || row[c] != again[c] }) {
+				p.conflict(audit.UniqueTaken, n, "")
+			}
+		}
 	}
 }
 

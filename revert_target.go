@@ -96,6 +96,16 @@ type uniqueIndex struct {
 	deferred   bool
 }
 
+// plain tells that rows with the same texts in the columns cannot both be there.
+func (u *uniqueIndex) plain() bool {
+	if u.predicate != "" || len(u.expressions) != len(u.columns) {
+		return false
+	}
+	return !slices.ContainsFunc(u.expressions, func(e string) bool {
+		return !slices.ContainsFunc(u.columns, func(c string) bool { return e == c || e == pgx.Identifier{c}.Sanitize() })
+	}) && !slices.ContainsFunc(u.ops, func(op string) bool { return !strings.HasSuffix(op, ".=)") })
+}
+
 // describeTargets reads from the catalog all that a revert has to know of the
 // tables.
 func (c *Client) describeTargets(ctx context.Context, db capture.Querier, targets map[uint32]*target) error {

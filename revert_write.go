@@ -98,6 +98,9 @@ func (a *applier) do(ctx context.Context, s *step) error {
 		if err != nil {
 			return err
 		}
+		if len(left) > 0 && a.p.takesAlong(g) {
+			return &ApplyError{Table: g.table.label(), Action: g.action, cause: errTakenAlong}
+		}
 		if len(left) > 0 && !(g.table.triggers && !a.r.noTriggers) {
 			return &StaleError{Table: g.table.label(), Key: left[0].Key, Reason: "is not as it was written: a rule of the table, or a policy of row-level security, may keep it from that"}
 		}
@@ -106,6 +109,14 @@ func (a *applier) do(ctx context.Context, s *step) error {
 		return a.noteEarly(ctx, g)
 	}
 	return nil
+}
+
+// takesAlong tells that a row that is removed may have taken rows of the group along,
+// by a foreign key ON DELETE CASCADE: Overwrite removes what is referenced.
+func (p *planner) takesAlong(g *group) bool {
+	return g.action == Update && slices.ContainsFunc(g.table.parents, func(f *foreignKey) bool {
+		return f.onDelete == "c" && slices.ContainsFunc(p.rows, func(r *netRow) bool { return r.active() && r.action == Delete && r.table.oid == f.to })
+	})
 }
 
 // finishMoved writes what is left of an UPDATE to rows that have their restored
