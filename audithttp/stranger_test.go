@@ -2,6 +2,8 @@ package audithttp_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -94,6 +96,29 @@ func TestTrustRequestID_Gateway(t *testing.T) {
 	seen, _ := serve(audithttp.Config{}, httptest.NewRequest(http.MethodGet, "/", nil).WithContext(ctx))
 	if seen.TraceID != "" || seen.Extra["clientTraceId"] != remote.TraceID().String() {
 		t.Errorf("a propagated span: %+v", seen)
+	}
+}
+
+// TestTrustRequestID_ClientCertificate believes who has shown a certificate.
+func TestTrustRequestID_ClientCertificate(t *testing.T) {
+	t.Parallel()
+	config := audithttp.Config{
+		TrustRequestID: func(r *http.Request) bool { return r.TLS != nil && len(r.TLS.VerifiedChains) > 0 },
+	}
+	for name, c := range map[string]struct {
+		state *tls.ConnectionState
+		taken bool
+	}{
+		"plain":       {nil, false},
+		"TLS":         {&tls.ConnectionState{}, false},
+		"certificate": {&tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{{}}}}, true},
+	} {
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		r.TLS = c.state
+		r.Header.Set("X-Request-Id", "r1")
+		if seen, _ := serve(config, r); (seen.RequestID == "r1") != c.taken {
+			t.Errorf("%s: request id %q", name, seen.RequestID)
+		}
 	}
 }
 

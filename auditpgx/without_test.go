@@ -5,10 +5,12 @@ import (
 	"context"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/hindsight-go/audit"
 	"github.com/hindsight-go/audit/auditpgx"
@@ -67,6 +69,50 @@ func TestContext_OfAProgramThatPassesNone(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// worker does one item at a time.
+type worker struct{ item atomic.Pointer[audit.Context] }
+
+func (w *worker) Context() (audit.Context, bool) {
+	if item := w.item.Load(); item != nil {
+		return *item, true
+	}
+	return audit.Context{}, false
+}
+
+// TestContext_OfAWorker asks the worker whose item it is at.
+func TestContext_OfAWorker(t *testing.T) {
+	t.Parallel()
+	a := audittest.New(t, audit.Config{}, todoSQL)
+	pool, err := pgxpool.New(t.Context(), a.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	current := &worker{}
+	db := auditpgx.Config{Context: current.Context}.Wrap(pool)
+	for i, user := range []string{"ann", "", "bob"} {
+		current.item.Store(nil)
+		if user != "" {
+			current.item.Store(&audit.Context{UserID: user})
+		}
+		if _, err := db.Exec(context.Background(), insert, user, i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.Sync(t)
+	for change, err := range a.Client.Changes().All(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if user := change.KeyParts()[0]; change.Context.User() != user {
+			t.Errorf("the item of %q is by %q", user, change.Context.User())
+		}
+	}
+	if stats := db.Stats(); stats.Without != 1 {
+		t.Errorf("%+v, want one write without a context", stats)
 	}
 }
 
