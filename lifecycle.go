@@ -2,7 +2,6 @@ package audit
 
 import (
 	"context"
-	"crypto/md5"
 	"errors"
 	"fmt"
 	"sync"
@@ -33,7 +32,7 @@ type run struct {
 	why        string
 	// shapes are what the tracked tables looked like last. They belong to whoever
 	// holds the lock on setting up.
-	shapes map[uint32][md5.Size]byte
+	shapes map[uint32]string
 	looks  looks
 }
 

@@ -1,11 +1,14 @@
 package audit_test
 
 import (
+	"context"
+	"errors"
 	"strings"
 	"testing"
 
 	"github.com/hindsight-go/audit"
 	"github.com/hindsight-go/audit/audittest"
+	"github.com/hindsight-go/audit/internal/faulttest"
 )
 
 // tenant makes a role that may make schemas and tables, and returns what begins a
@@ -135,5 +138,42 @@ func TestTrace_NeverFailsDDL(t *testing.T) {
 				db.Exec(t, sql)
 			}
 		})
+	}
+}
+
+// A look into a partition that was attached runs no policy of whoever owns it.
+func TestLook_RunsNoPolicyOfAStranger(t *testing.T) {
+	t.Parallel()
+	db := audittest.NewServer(t, audittest.ServerOptions{}).NewDatabase(t)
+	role := newRole(t, db, "REPLICATION")
+	db.Exec(t, `CREATE TABLE seen (who text); GRANT ALL ON seen TO PUBLIC;
+		CREATE TABLE parted (id int PRIMARY KEY, v int) PARTITION BY RANGE (id);
+		CREATE TABLE parted_1 PARTITION OF parted FOR VALUES FROM (0) TO (100);
+		GRANT CREATE ON DATABASE `+db.Name()+" TO "+role+"; ALTER TABLE parted OWNER TO "+role+"; ALTER TABLE parted_1 OWNER TO "+role)
+	client := openClient(t, audit.Config{SourceURL: asRole(t, db, role), Tables: []string{"public.parted"}, RefreshInterval: -1})
+	if err := client.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Stop(context.WithoutCancel(t.Context())) })
+	as := tenant(t, db)()
+	as("CREATE TABLE public.own (id int PRIMARY KEY, v int)")
+	as(`CREATE FUNCTION public.tell() RETURNS bool LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.seen VALUES (current_user); RETURN true; END $$`)
+	as("INSERT INTO public.own VALUES (101, 1)")
+	as("ALTER TABLE public.own ENABLE ROW LEVEL SECURITY")
+	as("ALTER TABLE public.own REPLICA IDENTITY FULL")
+	as("CREATE POLICY p ON public.own USING (public.tell())")
+	as("GRANT SELECT ON public.own TO " + role)
+	db.Exec(t, "DELETE FROM seen; ALTER TABLE parted ATTACH PARTITION own FOR VALUES FROM (100) TO (200)")
+	faulttest.Poll(t, faulttest.Patience, "the partition is looked at", func() error {
+		if err := client.Refresh(t.Context()); err != nil {
+			return err
+		}
+		if audittest.Value[int](t, db, "SELECT count(*)::int FROM audit.relations WHERE \"table\" = 'parted' AND attached") == 0 {
+			return errors.New("nobody did")
+		}
+		return nil
+	})
+	if who := audittest.Value[string](t, db, "SELECT coalesce(string_agg(DISTINCT who, ','), '') FROM seen"); who != "" {
+		t.Errorf("code of a tenant ran as %s", who)
 	}
 }

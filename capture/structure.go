@@ -107,9 +107,10 @@ func LookUpStructure(ctx context.Context, db Querier, oid uint32) (*wal.Structur
 	return s, nil
 }
 
-// StructuresSQL is a query with one column for each of the tables in $1, an array of
-// OIDs: the table's structure as JSON. Those that are gone are left out.
-var StructuresSQL = `SELECT s.structure::text FROM pg_catalog.unnest($1::oid[]) o (oid) CROSS JOIN LATERAL (` + structureSQL("o.oid") + `) s (structure)`
+// DigestsSQL is a query with two columns for each of the tables in $1, an array of
+// OIDs: the OID, and a digest of the table's structure. Those that are gone are left
+// out.
+var DigestsSQL = `SELECT o.oid, pg_catalog.md5(s.structure::text) FROM pg_catalog.unnest($1::oid[]) o (oid) CROSS JOIN LATERAL (` + structureSQL("o.oid") + `) s (structure)`
 
 // StructureMessage returns the content of a message that tells of a structure. It
 // was found with the table locked against changes of it, and the table was another
