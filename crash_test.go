@@ -171,7 +171,7 @@ func testHistorySurvivesKills(t *testing.T, ownStore bool) {
 	})
 
 	a := audittest.Open(t, r.source, audit.Config{StoreURL: r.config.StoreURL})
-	a.Sync(t)
+	syncAgain(t, a) // the program has started, and may still be connecting
 	if !ownStore {
 		a.Check(t)
 	}
