@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -64,24 +65,24 @@ type Reversal struct {
 // RevertRequest reverts everything that a request changed, in whatever tables and
 // transactions, on the default client.
 func RevertRequest(id string) Reversal {
-	return reversal("request", id, Changes().InRequest(id))
+	return reversal("RevertRequest", "request", id, Changes().InRequest(id))
 }
 
 // RevertTransaction reverts everything that the source transaction with this
 // 64-bit id changed, on the default client.
 func RevertTransaction(id uint64) Reversal {
-	return reversal("transaction", strconv.FormatUint(id, 10), Changes().InTransaction(id))
+	return reversal("RevertTransaction", "transaction", strconv.FormatUint(id, 10), Changes().InTransaction(id))
 }
 
 // RevertTrace reverts everything that was changed in a distributed trace, on the
 // default client.
 func RevertTrace(id string) Reversal {
-	return reversal("trace", id, Changes().InTrace(id))
+	return reversal("RevertTrace", "trace", id, Changes().InTrace(id))
 }
 
 // RevertChange reverts one change, on the default client.
 func RevertChange(p Position) Reversal {
-	r := reversal("change", p.String(), Changes().AtPosition(p))
+	r := reversal("RevertChange", "change", p.String(), Changes().AtPosition(p))
 	if p.Sequence == 0 {
 		return r.refuse("RevertChange", "the position is that of a transaction: give the position of a change, or use RevertTransaction", nil)
 	}
@@ -91,7 +92,7 @@ func RevertChange(p Position) Reversal {
 // Redo reverts a revert, by the id that its [Result] has: what it undid is done
 // again. It works on the default client.
 func Redo(revertID string) Reversal {
-	return reversal("revert", revertID, Changes().InRevert(revertID))
+	return reversal("Redo", "revert", revertID, Changes().InRevert(revertID))
 }
 
 // Revert reverts the changes that a query matches. The query must have a filter, and
@@ -117,8 +118,8 @@ func Revert(q Query) Reversal {
 // moment's client is used.
 func RevertRow(to Point, table string, key ...any) Reversal {
 	q := Query{client: to.client}.ForTable(table).ForRow(key...)
-	r := Reversal{client: to.client, query: q, to: &to, tables: []string{table}, row: slices.Clone(key), err: q.err}
-	r.unit = Unit{Kind: "row", ID: fmt.Sprintf("%s to %s", clip(table, 130), to)}
+	r := reversal("RevertRow", "row", fmt.Sprintf("%s to %s", clip(table, 130), to), q)
+	r.client, r.to, r.tables, r.row = to.client, &to, []string{table}, slices.Clone(key)
 	return r
 }
 
@@ -126,13 +127,19 @@ func RevertRow(to Point, table string, key ...any) Reversal {
 // changed in them since is reverted, whoever did it. The moment's client is used.
 func RevertTables(to Point, tables ...string) Reversal {
 	q := Query{client: to.client}.ForTable(tables...)
-	r := Reversal{client: to.client, query: q, to: &to, tables: slices.Clone(tables), err: q.err}
-	r.unit = Unit{Kind: "tables", ID: fmt.Sprintf("%s to %s", clip(strings.Join(tables, ", "), 300), to)}
+	r := reversal("RevertTables", "tables", fmt.Sprintf("%s to %s", clip(strings.Join(tables, ", "), 300), to), q)
+	r.client, r.to, r.tables = to.client, &to, slices.Clone(tables)
 	return r
 }
 
-func reversal(kind, id string, q Query) Reversal {
-	return Reversal{query: q, unit: Unit{Kind: kind, ID: id}, err: q.err}
+// reversal selects by a query; method is what the caller called, and an error names.
+func reversal(method, kind, id string, q Query) Reversal {
+	r := Reversal{query: q, unit: Unit{Kind: kind, ID: id}}
+	if filter := (*FilterError)(nil); errors.As(q.err, &filter) {
+		return r.refuse(method, filter.Reason, filter)
+	}
+	r.err = q.err
+	return r
 }
 
 // digest tells apart queries that ask for different things.

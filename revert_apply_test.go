@@ -466,8 +466,14 @@ func TestRefusesToRevertEverything(t *testing.T) {
 		t.Errorf("a plan that nobody made: %v", err)
 	}
 	var filter *audit.FilterError
-	if _, err := u.Client.RevertRequest("").Plan(t.Context()); !errors.As(err, &filter) {
-		t.Errorf("no request: %v", err)
+	now := u.Client.Now()
+	for method, r := range map[string]audit.Reversal{
+		"RevertRequest": u.Client.RevertRequest(""), "RevertTrace": u.Client.RevertTrace(""), "Redo": u.Client.Redo(""),
+		"RevertRow": u.Client.RevertRow(now, "", 1), "RevertTables": u.Client.RevertTables(now, ""),
+	} {
+		if _, err := r.Plan(t.Context()); !errors.As(err, &filter) || !strings.HasPrefix(err.Error(), "audit: "+method+": ") {
+			t.Errorf("%s of nothing: %v", method, err)
+		}
 	}
 	if _, err := u.Client.RevertRequest("none").Plan(t.Context()); !errors.Is(err, audit.ErrNothingSelected) {
 		t.Errorf("an unknown request: %v", err)
