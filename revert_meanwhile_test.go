@@ -87,6 +87,13 @@ var meanwhile = map[string]struct {
 		0,
 		"CREATE TABLE a (id int PRIMARY KEY, n int); INSERT INTO a VALUES (1, 7), (2, 7)",
 		"UPDATE a SET n = id", "ALTER TABLE a ADD UNIQUE (n)",
+		[]string{"unique value taken public.a[1]"},
+		"2", "(SELECT array_agg(n ORDER BY id) = '{1,7}' FROM a)",
+	},
+	"UniqueExpressionAddedSince": {
+		0,
+		"CREATE TABLE a (id int PRIMARY KEY, n text); INSERT INTO a VALUES (1, 'p'), (2, 'P')",
+		"UPDATE a SET n = id::text", "CREATE UNIQUE INDEX ON a (lower(n))",
 		nil, "", "",
 	},
 	"ReferenceAddedSince": {

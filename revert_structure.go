@@ -333,8 +333,8 @@ func (p *planner) uniqueTaken(ctx context.Context, g *group) ([]Conflict, error)
 }
 
 // uniqueTwice finds rows that are to have one value of a unique index both: they had it
-// one after the other, and somebody gave it to the second in between. The first one
-// cannot have it back. Of indexes over expressions, with predicates, and of values that
+// one after the other, and somebody gave it to the second in between, or the index was
+// made since. The first one cannot have it back. Of indexes over expressions, with predicates, and of values that
 // are equal and print otherwise, it is the server that finds out.
 func (p *planner) uniqueTwice() []Conflict {
 	type value struct {
