@@ -8,11 +8,11 @@ import (
 
 // ColumnChange is one column of a [Change.Diff].
 type ColumnChange struct {
-	Column string
+	Column string `json:"column"`
 	// Old and New are the values as JSON; NULL is the JSON null. Nil means that
 	// there was no row or that history does not know the value.
-	Old json.RawMessage
-	New json.RawMessage
+	Old json.RawMessage `json:"old,omitempty"`
+	New json.RawMessage `json:"new,omitempty"`
 }
 
 // String returns the change as "name: old -> new".

@@ -33,7 +33,9 @@ type changeJSON struct {
 // none), previousKey (only where the key changed), operation, before, after,
 // context (null where nothing was stamped), stamped (true, only where it was a null that
 // was stamped), environment and defect (only where there is one), queuedAt, createdAt.
-func (c Change) MarshalJSON() ([]byte, error) {
+func (c Change) MarshalJSON() ([]byte, error) { return json.Marshal(c.document()) }
+
+func (c Change) document() changeJSON {
 	out := changeJSON{
 		Position:      string(appendLSN(nil, c.Position.LSN)),
 		Sequence:      c.Position.Sequence,
@@ -59,7 +61,7 @@ func (c Change) MarshalJSON() ([]byte, error) {
 	if c.Stamped {
 		out.Context, out.Stamped = c.RawContext, isNull(c.RawContext)
 	}
-	return json.Marshal(out)
+	return out
 }
 
 // UnmarshalJSON reads what [Change.MarshalJSON] writes, so that an export can

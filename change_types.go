@@ -18,12 +18,12 @@ import (
 type ColumnType struct {
 	// Name is the type as DDL writes it, "numeric(12,2)". It is empty for a type of the
 	// database's own that was gone when it was looked up.
-	Name string
+	Name string `json:"name"`
 	// OID identifies the type. It means the same everywhere for types that PostgreSQL
 	// ships, and only in the source for others.
-	OID uint32
+	OID uint32 `json:"oid"`
 	// Base is the OID of the type under a domain, and 0 for other types.
-	Base uint32
+	Base uint32 `json:"base,omitempty"`
 }
 
 // under is the type as which values are read.

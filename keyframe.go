@@ -25,10 +25,10 @@ type BaselineOptions struct {
 // BaselineProgress is how far a baseline has come.
 type BaselineProgress struct {
 	// Table is the table being read, Rows how many of its rows are stored.
-	Table string
-	Rows  int64
+	Table string `json:"table"`
+	Rows  int64  `json:"rows"`
 	// Done tells that the table is complete.
-	Done bool
+	Done bool `json:"done"`
 }
 
 // Baseline stores all rows of tables as they are at the moment of the call, in

@@ -68,14 +68,15 @@ func (d Dimension) String() string {
 type Group struct {
 	// Value is that value as text: a table in the form that ForTable reads, a day
 	// as 2024-01-02, an hour as 2024-01-02T15:00Z or, of a zone, 2024-01-02T15:00+01:00.
-	Value string
+	Value string `json:"value"`
 	// Known is false for the changes that have no value there: made by nobody
 	// known, at no endpoint.
-	Known bool
+	Known bool `json:"known"`
 	// Changes is how many changes there are, First and Last the range of their
 	// commit times.
-	Changes     int64
-	First, Last time.Time
+	Changes int64     `json:"changes"`
+	First   time.Time `json:"first"`
+	Last    time.Time `json:"last"`
 }
 
 // Count returns how many changes the query gives, cursor and Limit included.

@@ -26,15 +26,15 @@ const (
 // Page is a part of an answer, for user interfaces and APIs that show one part
 // at a time.
 type Page struct {
-	Changes []Change
+	Changes []Change `json:"changes"`
 	// Next continues behind the last of Changes. At the end it stays where it is,
 	// so that with OldestFirst it can be asked again for what came meanwhile. It
 	// is empty only if the query was not continued and found nothing.
-	Next Cursor
+	Next Cursor `json:"next,omitempty"`
 	// More reports whether there was more when the page was read.
-	More bool
+	More bool `json:"more"`
 	// Warnings says what makes the page less than it seems. See [Query.Warnings].
-	Warnings []error
+	Warnings []error `json:"warnings,omitempty"`
 }
 
 // Page returns the next size changes, from 1 to 10,000. A Limit of the query

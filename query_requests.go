@@ -23,15 +23,16 @@ const (
 // matches it.
 type Request struct {
 	// ID is the request's id, as [Query.InRequest] takes it.
-	ID string
+	ID string `json:"id"`
 	// Context is that of the first change.
-	Context Context
+	Context Context `json:"context"`
 	// StartedAt and EndedAt are the commit times of the first and the last change.
-	StartedAt, EndedAt time.Time
+	StartedAt time.Time `json:"startedAt"`
+	EndedAt   time.Time `json:"endedAt"`
 	// Counts says how many changes matched, by operation.
 	Counts
 	// Tables lists their tables, sorted, in the form that ForTable reads.
-	Tables []string
+	Tables []string `json:"tables"`
 }
 
 // Requests returns the requests that made the matching changes, reading ahead in
@@ -69,9 +70,9 @@ func (q Query) Requests(ctx context.Context) iter.Seq2[Request, error] {
 
 // RequestPage is a part of the list of requests. See [Page].
 type RequestPage struct {
-	Requests []Request
-	Next     Cursor
-	More     bool
+	Requests []Request `json:"requests"`
+	Next     Cursor    `json:"next,omitempty"`
+	More     bool      `json:"more"`
 }
 
 // RequestsPage returns the next size requests, from 1 to 10,000. A Limit of the

@@ -18,21 +18,22 @@ const groupPage = 64
 // matches.
 type Transaction struct {
 	// ID is the 64-bit transaction id, Position the commit LSN.
-	ID       uint64
-	Position pglogrepl.LSN
-	Database string
+	ID       uint64        `json:"id"`
+	Position pglogrepl.LSN `json:"position"`
+	Database string        `json:"database"`
 	// CommittedAt is the commit time by the clock of the source.
-	CommittedAt time.Time
+	CommittedAt time.Time `json:"committedAt"`
 	// First and Last are the sequences of the first and the last matching change.
-	First, Last int
+	First int `json:"first"`
+	Last  int `json:"last"`
 	// Context is that of the first change that has one. Stamped is false if none
 	// has.
-	Context Context
-	Stamped bool
+	Context Context `json:"context"`
+	Stamped bool    `json:"stamped"`
 	// Counts says how many changes matched, by operation.
 	Counts
 	// Tables lists their tables, sorted, in the form that ForTable reads.
-	Tables []string
+	Tables []string `json:"tables"`
 }
 
 // Transactions returns the transactions that the matching changes belong to, in
@@ -69,9 +70,9 @@ func (q Query) Transactions(ctx context.Context) iter.Seq2[Transaction, error] {
 
 // TransactionPage is a part of the list of transactions. See [Page].
 type TransactionPage struct {
-	Transactions []Transaction
-	Next         Cursor
-	More         bool
+	Transactions []Transaction `json:"transactions"`
+	Next         Cursor        `json:"next,omitempty"`
+	More         bool          `json:"more"`
 }
 
 // TransactionsPage returns the next size transactions, from 1 to 10,000. A Limit

@@ -127,13 +127,17 @@ func (b Bucket) binned(zone *time.Location) string {
 // Step is one step of a [Query.Trend]: the changes committed from Start
 // (included) until End (left out).
 type Step struct {
-	Start, End time.Time
+	Start time.Time `json:"start"`
+	End   time.Time `json:"end"`
 	Counts
 }
 
 // Counts is the number of changes by what they did.
 type Counts struct {
-	Creates, Updates, Deletes, Truncates int64
+	Creates   int64 `json:"creates"`
+	Updates   int64 `json:"updates"`
+	Deletes   int64 `json:"deletes"`
+	Truncates int64 `json:"truncates"`
 }
 
 // Total is the number of all changes.

@@ -340,13 +340,13 @@ type Progress struct {
 	// Step is what is being done: "select", "compare" or "apply". A step can begin
 	// anew: when a cascade has added to the selection, and when a large revert finds
 	// that it has to look at its rows first.
-	Step string
+	Step string `json:"step"`
 	// Table is the table that it is being done to, or empty.
-	Table string
+	Table string `json:"table,omitempty"`
 	// Done is how many changes were read, or rows were dealt with, in this step.
-	Done int
+	Done int `json:"done"`
 	// Total is how many there will be, or 0 if that is not known yet.
-	Total int
+	Total int `json:"total"`
 }
 
 func (r Reversal) report(p Progress) {

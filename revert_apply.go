@@ -17,29 +17,33 @@ import (
 type Result struct {
 	// ID is the revert's own id: what [Redo] and [Query.InRevert] take. It is empty
 	// if nothing was done.
-	ID string
+	ID string `json:"id,omitempty"`
 	// Of is what was reverted.
-	Of Unit
+	Of Unit `json:"of"`
 	// Plan is what was carried out, row by row.
-	Plan *Plan
+	Plan *Plan `json:"plan,omitempty"`
 	// Inserted, Updated and Deleted count the rows that were put back, restored and
 	// removed. Unchanged counts those that were already as they should be, Skipped
 	// those that the policy left alone.
-	Inserted, Updated, Deleted, Unchanged, Skipped int
+	Inserted  int `json:"inserted"`
+	Updated   int `json:"updated"`
+	Deleted   int `json:"deleted"`
+	Unchanged int `json:"unchanged"`
+	Skipped   int `json:"skipped"`
 	// Adjusted lists rows in which a trigger of the application has put something
 	// else than what was restored, such as the time of the update, or which it kept
 	// from being put back or removed at all.
-	Adjusted []AdjustedRow
+	Adjusted []AdjustedRow `json:"adjusted,omitempty"`
 	// TransactionID is the 64-bit id of the revert's transaction.
-	TransactionID uint64
+	TransactionID uint64 `json:"transactionId"`
 	// Token stands for the revert in [Client.WaitFor]: when that returns, history
 	// has it. It is empty if nothing was committed, also from ApplyTx.
-	Token Token
+	Token Token `json:"token,omitempty"`
 	// Already is the revert that did the same before, in which case this one did
 	// nothing.
-	Already *PastRevert
+	Already *PastRevert `json:"already,omitempty"`
 	// DryRun tells that it was all rolled back.
-	DryRun bool
+	DryRun bool `json:"dryRun,omitzero"`
 }
 
 // AdjustedRow is a row that a trigger has changed while it was restored.

@@ -254,7 +254,7 @@ type planJSON struct {
 
 // MarshalJSON writes the plan for tools: counts, conflicts and every row, with
 // values as PostgreSQL prints them.
-func (p *Plan) MarshalJSON() ([]byte, error) {
+func (p Plan) MarshalJSON() ([]byte, error) {
 	document := planJSON{
 		Of: p.Of, Hash: p.Hash, Changes: p.Changes, First: p.First, Last: p.Last,
 		Inserts: p.Inserts, Updates: p.Updates, Deletes: p.Deletes, Unchanged: p.Unchanged, Skipped: p.Skipped,

@@ -23,34 +23,35 @@ type LSN = capture.LSN
 // moment the source was asked.
 type Status struct {
 	// State is that of this instance; Err why it retries or has failed.
-	State State
-	Err   error
+	State State `json:"state"`
+	Err   error `json:"error,omitempty"`
 	// Database is the source database's name, Slot that of the replication slot.
-	Database string
+	Database string `json:"database"`
 	// Position is up to where the store holds everything; SourcePosition is
 	// where the source is. LagBytes is the WAL in between, which may hold nothing
 	// that concerns us.
-	Position, SourcePosition LSN
-	LagBytes                 int64
+	Position       LSN   `json:"position"`
+	SourcePosition LSN   `json:"sourcePosition"`
+	LagBytes       int64 `json:"lagBytes"`
 	// CommittedAt is the latest commit time that the store has seen.
-	CommittedAt time.Time
+	CommittedAt time.Time `json:"committedAt,omitzero"`
 	// Changes counts the changes stored since the history began.
-	Changes int64
-	Slot    SlotStatus
+	Changes int64      `json:"changes"`
+	Slot    SlotStatus `json:"slot"`
 	// Warnings say what is not wrong yet, or keeps a part of the work waiting.
-	Warnings []Warning
+	Warnings []Warning `json:"warnings,omitempty"`
 	// Gaps are the holes in the history, oldest first.
-	Gaps []Gap
+	Gaps []Gap `json:"gaps"`
 	// Tables are the tables tracked now, those waiting for a lock, and those that
 	// were tracked once.
-	Tables []TableStatus
+	Tables []TableStatus `json:"tables"`
 }
 
 // Warning is a state that an operator should know of. Capture goes on.
 type Warning struct {
-	Code WarningCode
+	Code WarningCode `json:"code"`
 	// Text says what it is, and how to mend it.
-	Text string
+	Text string `json:"text"`
 }
 
 // WarningCode is the kind of a Warning.
@@ -89,31 +90,33 @@ func walWarnings(slot capture.Slot) (warnings []Warning) {
 
 // SlotStatus is the state of the replication slot.
 type SlotStatus struct {
-	Name   string
-	Exists bool
+	Name   string `json:"name"`
+	Exists bool   `json:"exists"`
 	// Active tells that some instance streams from it.
-	Active bool
+	Active bool `json:"active"`
 	// Status is pg_replication_slots.wal_status: reserved, extended, unreserved,
 	// lost.
-	Status string
+	Status string `json:"status"`
 	// RetainedBytes is the WAL that the source keeps for the slot. A long open
 	// transaction anywhere in the cluster holds it, too.
-	RetainedBytes int64
+	RetainedBytes int64 `json:"retainedBytes"`
 	// BoundBytes is max_slot_wal_keep_size: beyond it the source gives up the slot. -1
 	// without a bound. SafeBytes is how much WAL there may be until then, or -1.
-	BoundBytes, SafeBytes int64
+	BoundBytes int64 `json:"boundBytes"`
+	SafeBytes  int64 `json:"safeBytes"`
 }
 
 // TableStatus says from when, and until when, a table is tracked.
 type TableStatus struct {
-	Schema, Table string
-	From          LSN
-	FromTime      time.Time
+	Schema   string    `json:"schema"`
+	Table    string    `json:"table"`
+	From     LSN       `json:"from,omitzero"`
+	FromTime time.Time `json:"fromTime,omitzero"`
 	// Until is zero while the table is tracked.
-	Until     LSN
-	UntilTime time.Time
+	Until     LSN       `json:"until,omitzero"`
+	UntilTime time.Time `json:"untilTime,omitzero"`
 	// Pending is why the table is not tracked yet, or nil.
-	Pending error
+	Pending error `json:"pending,omitempty"`
 }
 
 // Gap is a hole in the history that cannot be filled.

@@ -186,19 +186,19 @@ func (p Point) WithLive(tables ...string) Point {
 type Completeness struct {
 	// Position is what the Point resolved to: transactions that committed at or
 	// before it are in the answer. [AtPosition] of it gives the answer again.
-	Position Position
+	Position Position `json:"position"`
 	// CoveredFrom is the earliest position for which the same question has an
 	// answer, CoveredFromTime the time from which the table is tracked.
-	CoveredFrom     Position
-	CoveredFromTime time.Time
+	CoveredFrom     Position  `json:"coveredFrom"`
+	CoveredFromTime time.Time `json:"coveredFromTime,omitzero"`
 	// CoveredTo is up to where the store holds everything.
-	CoveredTo Position
+	CoveredTo Position `json:"coveredTo"`
 	// Lag is how far behind the source's clock the store was when it was asked, in
 	// commit time; 0 where the answer waited for everything.
-	Lag time.Duration
+	Lag time.Duration `json:"lag"`
 	// Gaps are the holes in history, oldest first. None of them matters to the
 	// answer, or there would have been an error.
-	Gaps []Gap
+	Gaps []Gap `json:"gaps,omitempty"`
 }
 
 // Resolve returns which position the Point means and how complete history is

@@ -17,16 +17,18 @@ type Difference struct {
 // RowDiff is how a row differs between two moments, whatever happened to it in
 // between.
 type RowDiff struct {
-	Schema, Table string
+	Schema string `json:"schema"`
+	Table  string `json:"table"`
 	// PrimaryKey is the text of the row's key, empty where the table has none. A
 	// row whose key was changed is gone under the one and there under the other.
-	PrimaryKey string
+	PrimaryKey string `json:"primaryKey,omitempty"`
 	// Operation is Create if only the second moment has the row, Delete if only
 	// the first has, and else Update.
-	Operation Operation
+	Operation Operation `json:"operation"`
 	// Before is the row at the first moment, After that at the second; empty where
 	// there is none.
-	Before, After Image
+	Before Image `json:"before"`
+	After  Image `json:"after"`
 }
 
 // TableName returns the name of the table in the form that [Point.Table] reads.

@@ -21,21 +21,21 @@ type Fork struct {
 // ForkProgress is how far a fork has come.
 type ForkProgress struct {
 	// Table is the table being written, Rows how many of its rows are.
-	Table string
-	Rows  int64
+	Table string `json:"table"`
+	Rows  int64  `json:"rows"`
 	// Done tells that the table is complete.
-	Done bool
+	Done bool `json:"done"`
 }
 
 // ForkResult says what a fork holds.
 type ForkResult struct {
 	// Completeness is what the fork rests on.
-	Completeness Completeness
+	Completeness Completeness `json:"completeness"`
 	// Rows is the number of rows by table, as "schema.table" of the source.
-	Rows map[string]int64
+	Rows map[string]int64 `json:"rows"`
 	// Skipped are the indexes and foreign keys of today that the rows of then do not
 	// comply with, each with the server's reason.
-	Skipped []string
+	Skipped []string `json:"skipped,omitempty"`
 }
 
 // ErrSchemaExists is returned by [Fork.Run] when there is a schema of the name.

@@ -26,19 +26,19 @@ type RowVersion struct {
 	// From is the position of the change that made the version. It is zero for the
 	// version that the row had when its table began to be tracked; FromTime is then
 	// when that was.
-	From     Position
-	FromTime time.Time
+	From     Position  `json:"from,omitzero"`
+	FromTime time.Time `json:"fromTime,omitzero"`
 	// Until is the position of the change that ended it; zero while it holds.
-	Until     Position
-	UntilTime time.Time
+	Until     Position  `json:"until,omitzero"`
+	UntilTime time.Time `json:"untilTime,omitzero"`
 	// Row is the row. It is empty where the row was gone: deleted, truncated, or
 	// given another key.
-	Row Image
+	Row Image `json:"row"`
 	// Change is what made the version, or nil.
-	Change *Change
+	Change *Change `json:"change,omitempty"`
 	// AfterGap tells that history has a hole between the version before and this
 	// one, in which there may have been others.
-	AfterGap bool
+	AfterGap bool `json:"afterGap,omitempty"`
 }
 
 // Exists tells that there was a row.
@@ -311,9 +311,11 @@ func (p *pastTable) named(c Change) bool {
 }
 
 // image makes an image of a row's texts, as the store would have.
-func (p *pastTable) image(values [][]byte) Image {
+func (p *pastTable) image(values [][]byte) Image { return imageOf(p.columns.list, values) }
+
+func imageOf(columns []column, values [][]byte) Image {
 	image := store.ImageWriter{}
-	for i, c := range p.columns.list {
+	for i, c := range columns {
 		image.Add(c.name, c.kind, values[i])
 	}
 	return Image(image.Bytes())
@@ -321,12 +323,12 @@ func (p *pastTable) image(values [][]byte) Image {
 
 // ColumnBlame says which change gave a column the value that it has.
 type ColumnBlame struct {
-	Column string
+	Column string `json:"column"`
 	// Value is the value as JSON.
-	Value json.RawMessage
+	Value json.RawMessage `json:"value"`
 	// Change is what set it. It is nil if the value is from before the table was
 	// tracked.
-	Change *Change
+	Change *Change `json:"change,omitempty"`
 }
 
 // Blame says for each column of a row which change gave it the value that it has

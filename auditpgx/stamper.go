@@ -76,15 +76,15 @@ func WrapTx(tx pgx.Tx) *Tx { return wrapTx(tx, standard) }
 type Stats struct {
 	// Stamped is the number of stamps that the server took. Some of them were
 	// rolled back later, with what they were for.
-	Stamped uint64
+	Stamped uint64 `json:"stamped"`
 	// Cut is the number of stamps with members left out since they are no JSON.
-	Cut uint64
+	Cut uint64 `json:"cut"`
 	// Lost is the number of statements, batches and copies that were run without
 	// the context they should have had.
-	Lost uint64
+	Lost uint64 `json:"lost"`
 	// Without is the number of statements, batches and copies that write and whose ctx
 	// had no context, in transactions without a stamp.
-	Without uint64
+	Without uint64 `json:"without"`
 }
 
 // AsWrite returns a ctx in which every statement counts as one that changes

@@ -2,10 +2,12 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
+	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/internal/wal"
@@ -29,6 +31,34 @@ type Gap struct {
 	From, To         wal.LSN
 	FromTime, ToTime time.Time
 	Reason           string
+}
+
+type gapJSON struct {
+	From     string    `json:"from"`
+	To       string    `json:"to"`
+	FromTime time.Time `json:"fromTime,omitzero"`
+	ToTime   time.Time `json:"toTime,omitzero"`
+	Reason   string    `json:"reason"`
+}
+
+// MarshalJSON writes from and to, LSNs as texts, fromTime, toTime and reason.
+func (g Gap) MarshalJSON() ([]byte, error) {
+	return json.Marshal(gapJSON{g.From.String(), g.To.String(), g.FromTime, g.ToTime, g.Reason})
+}
+
+// UnmarshalJSON reads what [Gap.MarshalJSON] writes.
+func (g *Gap) UnmarshalJSON(text []byte) error {
+	var in gapJSON
+	if err := json.Unmarshal(text, &in); err != nil {
+		return err
+	}
+	from, err := pglogrepl.ParseLSN(in.From)
+	if err != nil {
+		return err
+	}
+	to, err := pglogrepl.ParseLSN(in.To)
+	*g = Gap{from, to, in.FromTime, in.ToTime, in.Reason}
+	return err
 }
 
 // OpenCoverage records that a table is tracked from a position on.
