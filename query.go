@@ -26,7 +26,10 @@ type Query struct {
 	err    error
 	where  []sq.Sqlizer
 	tables []tableName
-	users  []string // of ByUser
+	users  []string // of ByUser, or a context
+	// byClaim tells that a filter asks for a request or a trace: whoever stamps its id
+	// joins it.
+	byClaim bool
 	// columns are those that filters name.
 	columns []string
 	hasRow  bool

@@ -37,6 +37,23 @@ func (q Query) ByUser(id any) Query {
 	return q.filter(userMember.is(text))
 }
 
+// NotUser leaves out the changes that these users made, by ids as in [Query.ByUser].
+// Changes without a user stay. To revert all of a unit but some users' work, use
+// [Reversal.ExceptUser].
+func (q Query) NotUser(ids ...any) Query {
+	if len(ids) == 0 {
+		return q.refuse("NotUser", "no user given", nil)
+	}
+	for _, id := range ids {
+		text, err := filterID(id)
+		if err != nil {
+			return q.refuseFor("NotUser", err)
+		}
+		q = q.filter(sq.Expr(userMember.sql()+" IS DISTINCT FROM ?", text))
+	}
+	return q
+}
+
 // ByTenant keeps the changes made on behalf of a tenant.
 func (q Query) ByTenant(name string) Query {
 	return q.withMember("ByTenant", tenantMember, name)
@@ -49,13 +66,13 @@ func (q Query) InRequest(id string) Query {
 	if _, err := filterID(id); err != nil {
 		return q.refuseFor("InRequest", err)
 	}
-	q.rare = true
+	q.rare, q.byClaim = true, true
 	return q.filter(requestMember.is(id))
 }
 
 // InTrace keeps the changes of one distributed trace.
 func (q Query) InTrace(id string) Query {
-	q.rare = true
+	q.rare, q.byClaim = true, true
 	return q.withMember("InTrace", traceMember, id)
 }
 
@@ -84,6 +101,17 @@ func (q Query) WithContext(value any) Query {
 	document, err := filterObject(value)
 	if err != nil {
 		return q.refuseFor("WithContext", err)
+	}
+	var asked Context
+	if err := asked.UnmarshalJSON([]byte(document)); err != nil {
+		return q.refuseFor("WithContext", err)
+	}
+	for _, name := range []string{"clientRequestId", "clientTraceId"} { // see audithttp
+		q.byClaim = q.byClaim || asked.Extra[name] != nil
+	}
+	q.byClaim = q.byClaim || asked.RequestID != "" || asked.TraceID != ""
+	if user := asked.User(); user != "" {
+		q.users = append(slices.Clip(q.users), user)
 	}
 	return q.filter(sq.Expr(`(c.context IS NOT NULL AND c.context @> ?::jsonb)`, document))
 }

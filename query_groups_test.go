@@ -155,6 +155,7 @@ func TestRequests(t *testing.T) {
 	c := audit.Request{ID: "c", StartedAt: minutes(5), EndedAt: minutes(5), Counts: audit.Counts{Updates: 1}, Tables: []string{"public.todo"}}
 	for _, r := range []*audit.Request{&a, &b, &c} {
 		r.Context = audit.Context{RequestID: r.ID, UserID: "user of " + r.ID}
+		r.Origins = []audit.Origin{{User: "user of " + r.ID, Changes: r.Total()}}
 	}
 	newest, oldest := h.client.Changes(), h.client.Changes().OldestFirst()
 	for _, test := range []struct {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
 	"time"
 
 	sq "github.com/Masterminds/squirrel"
@@ -33,6 +34,9 @@ type Request struct {
 	Counts
 	// Tables lists their tables, sorted, in the form that ForTable reads.
 	Tables []string `json:"tables"`
+	// Origins says who made them, and where: those with the most changes first, at most
+	// 1,000. An id is a claim: more than one user may have stamped it.
+	Origins []Origin `json:"origins"`
 }
 
 // Requests returns the requests that made the matching changes, reading ahead in
@@ -237,8 +241,9 @@ func (w *requestWalker) describe(ctx context.Context, candidates []foundRequest)
 			operation      Operation
 			count, farther int64
 			first, last    time.Time
+			origin         Origin
 		)
-		if err := row.Scan(&index, &schema, &table, &operation, &count, &farther, &first, &last); err != nil {
+		if err := row.Scan(&index, &schema, &table, &operation, &count, &farther, &first, &last, &origin.User, &origin.Endpoint, &origin.Worker, &origin.Environment); err != nil {
 			return struct{}{}, err
 		}
 		found := &candidates[index-1]
@@ -246,6 +251,8 @@ func (w *requestWalker) describe(ctx context.Context, candidates []foundRequest)
 		request := &found.request
 		request.Tables = append(request.Tables, qualifiedName(schema, table))
 		request.add(operation, count)
+		origin.Changes = count
+		request.Origins = append(request.Origins, origin)
 		if request.StartedAt.IsZero() || first.Before(request.StartedAt) {
 			request.StartedAt = first.UTC()
 		}
@@ -260,6 +267,7 @@ func (w *requestWalker) describe(ctx context.Context, candidates []foundRequest)
 	kept := candidates[:0]
 	for i, candidate := range candidates {
 		if !dropped[i] && candidate.request.Total() > 0 {
+			candidate.request.Origins = mergeOrigins(candidate.request.Origins)
 			candidate.request.Tables = slices.Compact(slices.Sorted(slices.Values(candidate.request.Tables)))
 			kept = append(kept, candidate)
 		}
@@ -272,10 +280,10 @@ func (w *requestWalker) counts(candidates []foundRequest) (string, []any, error)
 	return w.lookUp(candidates, `
 		SELECT at.index, c.schema, c."table", c.operation, count(*),
 			count(*) FILTER (WHERE (c.position, c.sequence, c.database) `+w.farther()+` (at.position, at.sequence, at.database)),
-			min(c.committed_at), max(c.committed_at)
+			min(c.committed_at), max(c.committed_at), `+strings.Join(originColumns(), ", ")+`
 		FROM (%s) AS at
 		CROSS JOIN LATERAL (%s) AS c
-		GROUP BY at.index, c.schema, c."table", c.operation`)
+		GROUP BY at.index, c.schema, c."table", c.operation, 9, 10, 11, 12`)
 }
 
 func (w *requestWalker) farther() string {

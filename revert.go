@@ -49,8 +49,9 @@ type Reversal struct {
 
 	policy  Policy
 	columns []string
-	// except are columns, exceptTables tables that are left out.
+	// except are columns, exceptTables tables, exceptUsers users that are left out.
 	except, exceptTables []string
+	exceptUsers          []any
 	reason               string
 	actor                any
 	maxRows              int
@@ -59,13 +60,17 @@ type Reversal struct {
 	hash                 string
 	noTriggers           bool
 	asStored             bool
+	// byClaim tells that the unit is found by an id that contexts claim, and acrossUsers
+	// that it may have several users.
+	byClaim, acrossUsers bool
 	progress             func(Progress)
 }
 
 // RevertRequest reverts everything that a request changed, in whatever tables and
-// transactions, on the default client.
+// transactions, on the default client. If several users have changes in it, that has to
+// be said: see [Reversal.AcrossUsers].
 func RevertRequest(id string) Reversal {
-	return reversal("RevertRequest", "request", id, Changes().InRequest(id))
+	return reversal("RevertRequest", "request", id, Changes().InRequest(id)).claimed()
 }
 
 // RevertTransaction reverts everything that the source transaction with this
@@ -75,9 +80,10 @@ func RevertTransaction(id uint64) Reversal {
 }
 
 // RevertTrace reverts everything that was changed in a distributed trace, on the
-// default client.
+// default client. If several users have changes in it, that has to be said: see
+// [Reversal.AcrossUsers].
 func RevertTrace(id string) Reversal {
-	return reversal("RevertTrace", "trace", id, Changes().InTrace(id))
+	return reversal("RevertTrace", "trace", id, Changes().InTrace(id)).claimed()
 }
 
 // RevertChange reverts one change, on the default client.
@@ -109,7 +115,7 @@ func Revert(q Query) Reversal {
 		return r.refuse("Revert", "a query with a limit or a cursor selects changes by chance: filter them", nil)
 	}
 	r.unit = Unit{Kind: "query", ID: q.digest()}
-	return r
+	return r.claimed()
 }
 
 // RevertRow puts one row back to what it was at a moment, by its primary key: one
@@ -139,6 +145,13 @@ func reversal(method, kind, id string, q Query) Reversal {
 		return r.refuse(method, filter.Reason, filter)
 	}
 	r.err = q.err
+	return r
+}
+
+// claimed notes whether the unit is found by an id that anybody can stamp, and by nothing
+// that says whose changes are meant.
+func (r Reversal) claimed() Reversal {
+	r.byClaim = r.query.byClaim && len(r.query.users) == 0
 	return r
 }
 
@@ -250,6 +263,21 @@ func (r Reversal) ExceptTable(names ...string) Reversal {
 		}
 	}
 	r.exceptTables = append(slices.Clip(r.exceptTables), names...)
+	return r
+}
+
+// ExceptUser leaves out what some users have changed, by ids as in [Query.ByUser]. What
+// is reverted is the same unit nevertheless, of which this leaves out a part.
+func (r Reversal) ExceptUser(ids ...any) Reversal {
+	if len(ids) == 0 {
+		return r.refuse("ExceptUser", "no user given", nil)
+	}
+	for _, id := range ids {
+		if _, err := filterID(id); err != nil {
+			return r.refuse("ExceptUser", err.Error(), err)
+		}
+	}
+	r.exceptUsers = append(slices.Clip(r.exceptUsers), ids...)
 	return r
 }
 

@@ -222,6 +222,8 @@ func (a *applier) run(ctx context.Context, plan *Plan) (*Result, error) {
 	case a.plan.Already != nil:
 		a.result.Unchanged, a.result.Skipped = 0, 0
 		return a.result, nil
+	case a.plan.Refused() != nil:
+		return nil, a.plan.Refused()
 	case a.r.hash != "" && a.r.hash != a.plan.Hash:
 		return nil, &StaleError{Reason: "its hash is another than the one given to IfHash"}
 	case len(blocked) > 0:

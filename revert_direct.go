@@ -53,7 +53,7 @@ func (a *applier) direct(ctx context.Context, p *planner, plan *Plan) (done bool
 	} else if plan.Already != nil || len(plan.Blocked()) > 0 || !plan.plain(a.client.directRows) {
 		return false, nil
 	}
-	if a.r.hash != "" && a.r.hash != plan.Hash {
+	if a.r.hash != "" && a.r.hash != plan.Hash || plan.Refused() != nil {
 		return false, nil
 	}
 	if past, err := p.pastWithKey(ctx); past != nil || err != nil {

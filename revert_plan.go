@@ -27,6 +27,9 @@ type Plan struct {
 	// the last of them.
 	Changes     int
 	First, Last Position
+	// Origins says who made these changes, and where: those with the most changes first,
+	// at most 1,000. See [Reversal.AcrossUsers].
+	Origins []Origin
 	// Inserts, Updates and Deletes count the rows that would be put back, restored
 	// and removed. Unchanged counts those that are already as they would be
 	// restored, Skipped those that the policy leaves alone.
@@ -76,8 +79,8 @@ func (p *Plan) Blocked() []Conflict {
 func (p *Plan) Empty() bool { return p.Inserts+p.Updates+p.Deletes == 0 }
 
 // Apply carries the plan out, in one transaction. It returns a [*StaleError] if
-// the live rows are no longer what the plan saw, and a [*ConflictError] if there
-// are conflicts in its way. A plan may be applied once; see [Result.Already].
+// the live rows are no longer what the plan saw, a [*ConflictError] if there
+// are conflicts in its way, and what Refused returns. A plan may be applied once; see [Result.Already].
 func (p *Plan) Apply(ctx context.Context) (*Result, error) {
 	if err := p.ready(); err != nil {
 		return nil, err
@@ -199,7 +202,7 @@ func (r *netRow) outcome() Outcome {
 // plan makes the Plan of what was found out.
 func (p *planner) plan() *Plan {
 	plan := &Plan{
-		Of: p.r.unit, Changes: p.changes, First: p.firstSelected, Last: p.lastSelected,
+		Of: p.r.unit, Changes: p.changes, First: p.firstSelected, Last: p.lastSelected, Origins: p.origins,
 		Conflicts: append(p.cascaded, p.conflicts...), p: p,
 	}
 	digest := &digester{hash: sha256.New()}

@@ -34,7 +34,9 @@ type planner struct {
 	// firstSelected and lastSelected bound the selection.
 	firstSelected, lastSelected Position
 	changes                     int
-	collapsed                   bool // rows are what the selection did, and nothing was done to them
+	origins                     []Origin
+	refused                     *SeveralUsersError // what keeps the plan from being applied
+	collapsed                   bool               // rows are what the selection did, and nothing was done to them
 	rows                        []*netRow
 	lastKeys                    map[*netRow][]string // of rows to be put back, those that they had last
 	dropped                     []Position           // selected changes that came to nothing
@@ -103,6 +105,9 @@ func (p *planner) selection(ctx context.Context) (selection, error) {
 	s := selection{query: p.r.query, database: p.database}
 	if len(p.r.exceptTables) > 0 {
 		s.query = s.query.NotTable(p.r.exceptTables...)
+	}
+	if len(p.r.exceptUsers) > 0 {
+		s.query = s.query.NotUser(p.r.exceptUsers...)
 	}
 	if p.r.unit.Kind != "revert" {
 		return s, nil
@@ -269,6 +274,10 @@ func (p *planner) collapse(ctx context.Context) error {
 		return err
 	}
 	p.changes = c.changes
+	// Behind the changes themselves, which may get more meanwhile.
+	if err := p.findUsers(ctx); err != nil {
+		return err
+	}
 	p.r.report(Progress{Step: "select", Done: c.changes, Total: c.changes})
 	if err := p.checkColumns(); err != nil {
 		return err

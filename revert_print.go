@@ -35,6 +35,7 @@ func (p *Plan) String() string {
 		}
 		fmt.Fprintf(&b, "already reverted%s in revert %s at %s\n", by, printable(p.Already.ID), p.Already.Position.LSN)
 	}
+	p.writeOrigins(&b)
 	if len(p.Cascaded) > 0 {
 		fmt.Fprintf(&b, "later changes that are reverted as well: %d\n", len(p.Cascaded))
 		for i, c := range p.Cascaded {
@@ -93,7 +94,7 @@ func (r PlannedRow) write(b *strings.Builder) {
 // all rows that go into a table which references itself, or out of it. Apply does
 // it with fewer statements, checks the live rows under lock first, puts right what
 // triggers do to rows that are restored already, and stamps the revert; the script
-// does not. It is empty if conflicts are in the way.
+// does not. It is empty if conflicts are in the way, or if the plan is refused.
 func (p *Plan) SQL() string {
 	var b strings.Builder
 	_ = p.WriteSQL(&b) // a strings.Builder takes everything
@@ -102,7 +103,7 @@ func (p *Plan) SQL() string {
 
 // WriteSQL writes what [Plan.SQL] returns.
 func (p *Plan) WriteSQL(w io.Writer) error {
-	if p.p == nil || len(p.p.steps) == 0 {
+	if p.p == nil || len(p.p.steps) == 0 || p.p.refused != nil {
 		return nil
 	}
 	if _, err := io.WriteString(w, "BEGIN;\nSET CONSTRAINTS ALL DEFERRED;\n"); err != nil {
@@ -240,6 +241,8 @@ type planJSON struct {
 	Changes   int          `json:"changes"`
 	First     Position     `json:"first"`
 	Last      Position     `json:"last"`
+	Origins   []Origin     `json:"origins,omitempty"`
+	Refused   string       `json:"refused,omitempty"`
 	Inserts   int          `json:"inserts"`
 	Updates   int          `json:"updates"`
 	Deletes   int          `json:"deletes"`
@@ -259,6 +262,10 @@ func (p Plan) MarshalJSON() ([]byte, error) {
 		Of: p.Of, Hash: p.Hash, Changes: p.Changes, First: p.First, Last: p.Last,
 		Inserts: p.Inserts, Updates: p.Updates, Deletes: p.Deletes, Unchanged: p.Unchanged, Skipped: p.Skipped,
 		Blocked: len(p.Blocked()), Already: p.Already, Cascaded: p.Cascaded, Conflicts: p.Conflicts, Rows: []PlannedRow{},
+	}
+	document.Origins = p.Origins
+	if err := p.Refused(); err != nil {
+		document.Refused = err.Error()
 	}
 	if document.Conflicts == nil {
 		document.Conflicts = []Conflict{}

@@ -306,9 +306,15 @@ func (p *planner) wholeUnits(ctx context.Context, transactions, requests []Posit
 			continue
 		}
 		asked[id] = true
-		if err := add(Query{client: p.client}.InRequest(id)); err != nil {
+		request := Query{client: p.client}.InRequest(id)
+		if err := add(request); err != nil {
 			return nil, err
 		}
+		origins, err := p.originsOf(ctx, request)
+		if err != nil {
+			return nil, err
+		}
+		p.refuseSeveral(Unit{Kind: "request", ID: id}, origins)
 	}
 	texts := make([]string, 0, len(lsns))
 	for lsn := range lsns {

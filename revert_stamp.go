@@ -26,7 +26,7 @@ const reasonBytes = 2000
 
 // isPartial reports whether the revert leaves out a part of the unit.
 func (a *applier) isPartial() bool {
-	return a.plan.Skipped > 0 || a.r.columns != nil || a.r.except != nil || a.r.exceptTables != nil
+	return a.plan.Skipped > 0 || a.r.columns != nil || a.r.except != nil || a.r.exceptTables != nil || a.r.exceptUsers != nil
 }
 
 // stampOr stamps the context that ctx carries, or else content.

@@ -72,7 +72,13 @@ func (s *session) undo(ctx context.Context, revert audit.Reversal) error {
 		s.say("That was undone by %s already.", cmp.Or(plan.Already.User, "somebody"))
 		return nil
 	}
-	fmt.Fprint(s.out, plan)
+	fmt.Fprint(s.out, plan) // with all who have changes in it
+	if plan.Refused() != nil {
+		if s.ask("Several users share this id. Undo the work of them all?") != "y" {
+			return nil
+		}
+		return s.undo(ctx, revert.AcrossUsers())
+	}
 	if len(plan.Blocked()) > 0 {
 		if s.ask("Others went on from there. Skip these rows?") != "y" {
 			return nil
