@@ -86,7 +86,7 @@ func (p *Page) UnmarshalJSON(text []byte) error {
 
 // MarshalJSON writes the fields, and those of Counts beside them.
 func (r Request) MarshalJSON() ([]byte, error) {
-	r.Tables = list(r.Tables)
+	r.Tables, r.Origins = list(r.Tables), list(r.Origins)
 	return json.Marshal(plainRequest(r))
 }
 

@@ -241,7 +241,7 @@ type planJSON struct {
 	Changes   int          `json:"changes"`
 	First     Position     `json:"first"`
 	Last      Position     `json:"last"`
-	Origins   []Origin     `json:"origins,omitempty"`
+	Origins   []Origin     `json:"origins"`
 	Refused   string       `json:"refused,omitempty"`
 	Inserts   int          `json:"inserts"`
 	Updates   int          `json:"updates"`
@@ -262,8 +262,8 @@ func (p Plan) MarshalJSON() ([]byte, error) {
 		Of: p.Of, Hash: p.Hash, Changes: p.Changes, First: p.First, Last: p.Last,
 		Inserts: p.Inserts, Updates: p.Updates, Deletes: p.Deletes, Unchanged: p.Unchanged, Skipped: p.Skipped,
 		Blocked: len(p.Blocked()), Already: p.Already, Cascaded: p.Cascaded, Conflicts: p.Conflicts, Rows: []PlannedRow{},
+		Origins: list(p.Origins),
 	}
-	document.Origins = p.Origins
 	if err := p.Refused(); err != nil {
 		document.Refused = err.Error()
 	}
