@@ -209,6 +209,11 @@ func (a *applier) run(ctx context.Context, plan *Plan) (*Result, error) {
 		return nil, err
 	}
 	p.tx, p.lock = a.tx, true
+	if plan != nil && len(plan.Blocked()) == 0 {
+		if err := plan.p.unaltered(ctx, a.tx); err != nil {
+			return nil, err
+		}
+	}
 	if done, err := a.direct(ctx, p, plan); err != nil {
 		return nil, err
 	} else if done {

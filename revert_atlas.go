@@ -30,8 +30,9 @@ type imageMap struct {
 type imageColumn struct {
 	at   int // -1: the column is gone
 	kind wal.Kind
-	// retyped tells that the column had another type.
-	retyped bool
+	// as is the number of the type that the column had, 0 if it has it still: see
+	// target.pastType.
+	as uint16
 }
 
 // atlas finds the tables of now for the changes of a selection.
@@ -146,10 +147,11 @@ func (a *atlas) byVersion(ctx context.Context, v *store.Version) (*imageMap, err
 			return nil, wrap("look up type", err)
 		}
 		at := slices.IndexFunc(t.columns.list, func(now column) bool { return sameColumn(then, now) })
-		m.columns[c.Name] = imageColumn{
-			at: at, kind: kind,
-			retyped: at >= 0 && (t.columns.list[at].typeOID != c.TypeOID || t.columns.list[at].typeMod != c.TypeMod),
+		found := imageColumn{at: at, kind: kind}
+		if at >= 0 {
+			found.as = t.pastType(c, &t.columns.list[at])
 		}
+		m.columns[c.Name] = found
 	}
 	m.keyed = len(v.Key) == len(t.key)
 	for i, name := range v.Key {
@@ -193,9 +195,9 @@ func (a *atlas) target(ctx context.Context, name tableName, oid uint32) (*target
 	if t := a.targets[root]; t != nil {
 		return t, nil
 	}
-	described, err := a.client.describeTable(ctx, a.db, root)
+	described, err := a.describe(ctx, root)
 	if err != nil {
-		return nil, wrap("describe table", err)
+		return nil, err
 	}
 	if described.kind != "r" && described.kind != "p" {
 		return nil, &UnrevertableError{Table: label, Reason: "it is not a table any more"}
@@ -209,4 +211,52 @@ func (a *atlas) target(ctx context.Context, name tableName, oid uint32) (*target
 	}
 	a.targets[root] = t
 	return t, nil
+}
+
+// describe describes a table that nobody can alter from there on, until the transaction
+// ends.
+func (a *atlas) describe(ctx context.Context, oid uint32) (*sourceTable, error) {
+	t := &target{sourceTable: &sourceTable{}}
+	err := a.db.QueryRow(ctx, `
+		SELECT n.nspname, c.relname, c.relkind::text
+		FROM pg_catalog.pg_class c
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.oid = $1`, oid).Scan(&t.schema, &t.name, &t.kind)
+	if err == nil && (t.kind == "r" || t.kind == "p") {
+		var none bool
+		err = a.db.QueryRow(ctx, "SELECT NOT EXISTS (SELECT FROM "+t.from()+" AS t WHERE false)").Scan(&none)
+	}
+	switch {
+	case isDenied(err):
+		return nil, &ApplyError{Table: t.label(), Action: Update, cause: err}
+	case err != nil:
+		return nil, wrap("find table", err)
+	}
+	described, err := a.client.describeTable(ctx, a.db, oid)
+	return described, wrap("describe table", err)
+}
+
+// unaltered refuses a plan whose tables are no longer as it knows them.
+func (p *planner) unaltered(ctx context.Context, tx pgx.Tx) error {
+	a := newAtlas(p.client, tx, p.facts)
+	seen := make(map[*target]bool)
+	for _, r := range p.activeRows() {
+		if seen[r.table] {
+			continue
+		}
+		seen[r.table] = true
+		now, err := a.describe(ctx, r.table.oid)
+		stale := errors.Is(err, errNoTable) || errors.Is(err, pgx.ErrNoRows) || isCode(err, "42P01")
+		if err != nil && !stale {
+			return err
+		}
+		known := r.table.columns
+		if r.table.keyless { // without those that stand for a key
+			known = newColumnSet(known.list[:len(known.list)-len(r.table.key)])
+		}
+		if stale || now.name != r.table.name || now.schema != r.table.schema || !now.columns.same(known) || !r.table.keyless && !slices.Equal(now.key, r.table.key) {
+			return &StaleError{Table: r.table.label(), Reason: "has been altered"}
+		}
+	}
+	return nil
 }

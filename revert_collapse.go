@@ -146,6 +146,10 @@ func (c *collapse) place(r *netRow, m *imageMap, key string) {
 	} else {
 		r.key = splitKey(key)
 	}
+	r.keyMap = nil
+	if slices.ContainsFunc(m.target.keyAt, func(at int) bool { return m.at[at].as != 0 }) {
+		r.keyMap = m
+	}
 }
 
 func (c *collapse) created(m *imageMap, index map[string]*netRow, key string, ch *selectedChange) error {
@@ -178,7 +182,7 @@ func (c *collapse) expectAll(m *imageMap, r *netRow, image []json.RawMessage) {
 		if raw == nil || m.target.columns.list[at].derived {
 			continue
 		}
-		r.retyped = r.retyped || m.at[at].retyped
+		r.retyped = r.retyped || m.at[at].as != 0
 		value := c.datum(raw, m.at[at])
 		if cell := r.cell(at); cell != nil {
 			c.release(cell.expect)
@@ -285,7 +289,7 @@ func (c *collapse) change(m *imageMap, r *netRow, at int, before, after json.Raw
 		return
 	}
 	column := m.at[at]
-	r.retyped = r.retyped || column.retyped
+	r.retyped = r.retyped || column.as != 0
 	known := r.cell(at)
 	if known == nil {
 		c.addCell(r, cell{column: at, restore: c.datum(before, column), expect: c.datum(after, column)})
@@ -338,7 +342,7 @@ func (c *collapse) vacate(m *imageMap, r *netRow) {
 		if raw == nil || m.target.columns.list[at].derived {
 			continue
 		}
-		r.retyped = r.retyped || m.at[at].retyped
+		r.retyped = r.retyped || m.at[at].as != 0
 		value := c.datum(raw, m.at[at])
 		known := r.cell(at)
 		switch {

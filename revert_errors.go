@@ -121,6 +121,9 @@ func (e *StaleError) Error() string {
 	if e.Table == "" {
 		return "audit: the plan is stale: " + e.Reason
 	}
+	if len(e.Key) == 0 {
+		return fmt.Sprintf("audit: the plan is stale: %s %s", printable(e.Table), e.Reason)
+	}
 	return fmt.Sprintf("audit: the plan is stale: %s[%s] %s", printable(e.Table), printableKey(e.Key), e.Reason)
 }
 

@@ -27,12 +27,12 @@ func (c *collapse) datum(raw json.RawMessage, column imageColumn) datum {
 		return datum{known: true}
 	}
 	if bytes.Equal(raw, jsonNull) {
-		return datum{text: []byte("null"), known: true}
+		return datum{text: []byte("null"), known: true, as: column.as}
 	}
 	if len(raw) > ownBytes {
 		text := appendSQLText(make([]byte, 0, len(raw)+16), column.kind, raw)
 		c.budget.spend(cap(text))
-		return datum{text: text, known: true}
+		return datum{text: text, known: true, as: column.as}
 	}
 	if cap(c.arena)-len(c.arena) < 2*len(raw)+16 {
 		c.arena = make([]byte, 0, 64<<10)
@@ -44,7 +44,7 @@ func (c *collapse) datum(raw json.RawMessage, column imageColumn) datum {
 		text = []byte{}
 	}
 	c.budget.spend(len(text))
-	return datum{text: text, known: true}
+	return datum{text: text, known: true, as: column.as}
 }
 
 // release takes note that a value is not kept any longer. A small one lies among

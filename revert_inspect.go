@@ -145,7 +145,7 @@ func (g *group) note(r *netRow, found []*string) {
 		if g.action != Create && (expected || isJSON && sameJSON(live, c.expect)) {
 			c.live = nil // as expected, in other words perhaps
 		}
-		restored = restored || isJSON && c.live != nil && sameJSON(live, c.restore)
+		restored = (restored || isJSON && c.live != nil && sameJSON(live, c.restore)) && c.restore.as == 0
 		c.already = restored && c.live != nil
 		done = done && restored
 	}

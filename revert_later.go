@@ -117,8 +117,10 @@ func (p *planner) withLater(ctx context.Context, t *target, rows []*netRow, trun
 	for _, r := range rows {
 		if !p.mustTrace(r) {
 			keys[store.KeyText(p.lastKey(r)...)] = r.last()
-			if r.rawKey != "" {
-				keys[r.rawKey] = r.last()
+			for _, key := range []string{r.rawKey, r.oldKey} {
+				if key != "" {
+					keys[key] = r.last()
+				}
 			}
 		}
 	}
@@ -135,7 +137,7 @@ func (p *planner) withLater(ctx context.Context, t *target, rows []*netRow, trun
 		later[key] = true
 	}
 	return slices.DeleteFunc(slices.Clone(rows), func(r *netRow) bool {
-		return !p.mustTrace(r) && !later[store.KeyText(p.lastKey(r)...)] && !later[r.rawKey] &&
+		return !p.mustTrace(r) && !later[store.KeyText(p.lastKey(r)...)] && !later[r.rawKey] && !later[r.oldKey] &&
 			!slices.ContainsFunc(truncations, func(c Change) bool { return c.Position.Compare(r.last()) > 0 })
 	}), nil
 }
@@ -209,7 +211,7 @@ func (p *planner) touchedByReverts(r *netRow) bool {
 	}
 	for _, name := range p.namesOf(&conflictOrigin{oid: r.table.oid, schema: r.table.schema, table: r.table.name}) {
 		keys := p.reverted[name]
-		if keys[store.KeyText(r.key...)] || keys[store.KeyText(p.lastKey(r)...)] || keys[store.KeyText(r.restoredKey()...)] || r.rawKey != "" && keys[r.rawKey] {
+		if keys[store.KeyText(r.key...)] || keys[store.KeyText(p.lastKey(r)...)] || keys[store.KeyText(r.restoredKey()...)] || r.rawKey != "" && keys[r.rawKey] || r.oldKey != "" && keys[r.oldKey] {
 			return true
 		}
 	}
@@ -243,6 +245,9 @@ func (p *planner) trace(ctx context.Context, t *target, rows []*netRow, truncati
 	for _, r := range rows {
 		want(r.firstKey, r.traceBehind())
 		want(r.rawKey, r.traceBehind())
+		if r.oldKey != "" {
+			want(store.KeyText(r.key...), r.traceBehind())
+		}
 	}
 	for range maxCascades {
 		walk := &historyWalk{p: p, table: t, truncations: truncations, index: make(map[string][]*rowHistory), reader: newCollapse(p.atlas, 0, nil, unlimited())}

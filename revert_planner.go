@@ -180,6 +180,9 @@ func (p *planner) build(ctx context.Context) (*Plan, error) {
 
 // finish orders the statements, and makes the Plan.
 func (p *planner) finish(ctx context.Context) (*Plan, error) {
+	if err := p.checkConverted(ctx); err != nil {
+		return nil, err
+	}
 	plan := p.plan()
 	if len(plan.Blocked()) > 0 {
 		return plan, nil
@@ -255,7 +258,7 @@ func (p *planner) collapse(ctx context.Context) error {
 	p.atlas = newAtlas(p.client, p.tx, p.facts)
 	p.atlas.except = p.r.except
 	c, err := p.read(ctx)
-	if err != nil && !p.sel.inOrder() {
+	if err != nil && !p.sel.inOrder() && p.tx.Conn().PgConn().TxStatus() == 'T' {
 		// They are not in order, or what came of them may be due to that.
 		p.sel.sorted = true
 		c, err = p.read(ctx)
@@ -284,9 +287,12 @@ func (p *planner) collapse(ctx context.Context) error {
 	}
 	p.rows, p.lastKeys = c.finish(), make(map[*netRow][]string)
 	p.dropped = c.dropped
+	if err := p.convert(ctx, p.rows); err != nil {
+		return err
+	}
 	for _, r := range p.rows {
 		if r.action == Create { // it comes back under the key that it had at first
-			p.lastKeys[r] = r.key
+			p.lastKeys[r] = r.storedKey()
 			r.key = r.restoredKey()
 		}
 		if err := p.checkRow(r); err != nil {

@@ -9,6 +9,8 @@ import (
 type datum struct {
 	text  []byte
 	known bool
+	// as is the number of the type that its column had, 0 for that of now.
+	as uint16
 }
 
 func (d datum) equal(o datum) bool {
@@ -56,6 +58,13 @@ type netRow struct {
 	// firstKey is the text of the key under which the selection met the row first,
 	// rawKey what history has instead, where the table had another primary key then.
 	firstKey, rawKey string
+	// oldKey is the text that key has in the history before a column of it got another
+	// type, where that is another.
+	oldKey string
+	// keyMap is where the key was read, until it is converted in keyed, if it has a
+	// column that had another type.
+	keyMap *imageMap
+	keyed  []datum
 	// positions are those of the selected changes, in order.
 	positions []Position
 	// displaced tells that the row was deleted by somebody else in between, and
@@ -67,7 +76,7 @@ type netRow struct {
 	// lost are the changed columns that are not there any more.
 	lost []lostColumn
 	// retyped tells that one of the values is of a type that the column no longer
-	// has.
+	// has, and has not been converted.
 	retyped bool
 
 	// whole is what the selection left of the row, of a table without a key or with

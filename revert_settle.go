@@ -403,7 +403,11 @@ func (p *planner) rebuild(ctx context.Context, c *Conflict) error {
 	for at, raw := range values {
 		if raw != nil && !r.table.columns.list[at].derived && r.cell(at) == nil {
 			r.cells = append(r.cells, cell{column: at, restore: reader.datum(raw, m.at[at])})
+			r.retyped = r.retyped || m.at[at].as != 0
 		}
+	}
+	if err := p.convert(ctx, []*netRow{r}); err != nil {
+		return err
 	}
 	r.key = r.restoredKey()
 	r.action, r.existed, r.exists = Create, true, false

@@ -16,6 +16,8 @@ type target struct {
 	*sourceTable
 	// except are the names of columns that the revert leaves out.
 	except []string
+	// pastTypes are types that columns had once.
+	pastTypes []pastType
 	// keyAt says where the key's columns stand, keyOps holds their equality
 	// operators: that of a type in another schema is not found by its bare name.
 	keyAt  []int

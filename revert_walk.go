@@ -51,6 +51,7 @@ type historyWalk struct {
 	all         []*rowHistory
 	index       map[string][]*rowHistory // by where the rows are at this point
 	raw         map[string][]*rowHistory // by the keys that the table had before it got another primary key
+	old         map[string]string        // what keys were before a column of them got another type
 	reader      *collapse
 }
 
@@ -64,6 +65,12 @@ func (w *historyWalk) begin(r *netRow) {
 	h.presence = newLevels(before)
 	w.all = append(w.all, h)
 	w.index[h.key] = append(w.index[h.key], h)
+	if r.oldKey != "" {
+		if w.old == nil {
+			w.old = make(map[string]string)
+		}
+		w.old[store.KeyText(r.key...)] = r.oldKey
+	}
 	if r.rawKey != "" {
 		if w.raw == nil {
 			w.raw = make(map[string][]*rowHistory)
@@ -153,6 +160,12 @@ func (w *historyWalk) take(ctx context.Context, c *Change) error {
 	writing := &writing{change: *c, by: writtenByOther, revert: w.p.ours(c)}
 	if writing.revert != nil {
 		writing.by = writtenByRevert
+	}
+	if old, ok := w.old[key]; ok && index[key] == nil {
+		key = old
+	}
+	if old, ok := w.old[previous]; ok && index[previous] == nil {
+		previous = old
 	}
 	from := key
 	if previous != "" {
@@ -313,7 +326,7 @@ func (h *rowHistory) conclude() (behind bool) {
 	r := h.row
 	r.later = later{}
 	gone := h.presence.top().value == rowGone
-	behind = gone != r.missing && h.key == store.KeyText(r.key...)
+	behind = gone != r.missing && (h.key == store.KeyText(r.key...) || r.oldKey != "" && h.key == r.oldKey)
 	switch r.action {
 	case Create:
 		r.later.undone = h.presence.undone()
