@@ -156,6 +156,7 @@ func (c *Client) capture(ctx context.Context, r *run) {
 	defer r.cancel()
 	var others sync.WaitGroup
 	others.Go(func() { c.maintain(ctx, r) })
+	others.Go(func() { c.keepStatistics(ctx) })
 	others.Go(func() { c.watchHealth(ctx, r) })
 	others.Go(func() { c.keepHistory(ctx, r) })
 	err := r.reader.Run(ctx)
@@ -369,6 +370,24 @@ func (c *Client) keepHistory(ctx context.Context, r *run) {
 		}
 		if c.state() == capture.Streaming {
 			c.maintenanceFailed(ctx, c.keepPartitions(ctx))
+		}
+	}
+}
+
+// keepStatistics has the store's planner know a partition soon after its first changes:
+// autovacuum comes when it comes, and until then it takes a large partition for a small
+// one. It looks every ten seconds, while this instance streams.
+func (c *Client) keepStatistics(ctx context.Context) {
+	tick := time.NewTicker(10 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if c.state() == capture.Streaming {
+				c.maintenanceFailed(ctx, c.history.AnalyzeNew(ctx))
+			}
 		}
 	}
 }

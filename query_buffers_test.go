@@ -156,6 +156,9 @@ func TestQuestions_Buffers(t *testing.T) {
 			if question.name == "InTransaction, List" && known == "without statistics" {
 				continue // a BRIN index leads there, which is empty until VACUUM
 			}
+			if strings.HasPrefix(question.name, "Between") && known == "without statistics" && size > 2_000_000 {
+				continue // an hour is taken for a part that is worth reading everything for
+			}
 			begun := time.Now()
 			n, err := question.ask()
 			if err != nil || max(n, question.results)-min(n, question.results) > 1 { // of a window, the edges

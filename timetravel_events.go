@@ -98,6 +98,11 @@ const (
 // order.
 const probeCost = 5
 
+// narrowRow is the size in bytes that a row is taken to have where the server has no
+// statistics: few have less. Rows taken for too many cost at most what reading all
+// changes in order does.
+const narrowRow = 64
+
 // choose counts the changes of a table in (from, to], but no further than where
 // the answer is clear.
 func (p *pastTable) choose(ctx context.Context, span nameSpan, from, to LSN) (strategy, error) {
@@ -108,9 +113,9 @@ func (p *pastTable) choose(ctx context.Context, span nameSpan, from, to LSN) (st
 	if p.live != nil {
 		var estimate float64
 		err := p.client.source.QueryRow(ctx, `
-			SELECT coalesce(sum(greatest(c.reltuples, c.relpages)), 0)::float8
+			SELECT coalesce(sum(greatest(c.reltuples, pg_catalog.pg_relation_size(c.oid) / $2)), 0)::float8
 			FROM pg_catalog.pg_class c
-			WHERE c.oid = $1 OR c.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree($1) WHERE isleaf)`, p.oid).Scan(&estimate)
+			WHERE c.oid = $1 OR c.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree($1) WHERE isleaf)`, p.oid, narrowRow).Scan(&estimate)
 		if err != nil {
 			return 0, wrap("estimate rows", err)
 		}
@@ -145,6 +150,14 @@ func (s side) order() string {
 		return "c.position DESC, c.sequence DESC"
 	}
 	return "c.position, c.sequence"
+}
+
+// orderInIndex is order for one row's changes, told as the index of rows has them.
+func (s side) orderInIndex() string {
+	if s.newest {
+		return "c.primary_key DESC, c.position DESC, c.sequence DESC"
+	}
+	return "c.primary_key, c.position, c.sequence"
 }
 
 // images are the columns that hold the row and, where that is not there, its key.
@@ -275,7 +288,10 @@ func scanEvent(rows pgx.Rows, s side) (event, *string, error) {
 }
 
 // probeEvents asks the index for each key that history knows of the table, from
-// one key to the next.
+// one key to the next. A planner without statistics would read the table's changes in
+// order for each key, since "primary_key = key ORDER BY position" has it look for an
+// index by position: hence the key as a range, and first in the order, which leaves one
+// index that gives it.
 func (p *pastTable) probeEvents(ctx context.Context, span nameSpan, s side, once func(event) error) error {
 	moved, err := p.moves(ctx, span, s)
 	if err != nil {
@@ -300,9 +316,9 @@ func (p *pastTable) probeEvents(ctx context.Context, span nameSpan, s side, once
 		CROSS JOIN LATERAL (
 			SELECT c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, `+s.images()+`, c.defect
 			FROM `+changes+` c
-			WHERE c."table" = $1 AND c.primary_key = keys.key AND c.schema = $2 AND c.database = $3
+			WHERE c."table" = $1 AND c.primary_key >= keys.key AND c.primary_key <= keys.key AND c.schema = $2 AND c.database = $3
 			  AND c.position > $4 AND c.position <= $5
-			ORDER BY `+s.order()+`
+			ORDER BY `+s.orderInIndex()+`
 			LIMIT 1) c
 		WHERE keys.key IS NOT NULL`, span.name, span.schema, p.database, s.from.String(), s.to.String())
 	if err != nil {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/hindsight-go/audit/internal/wal"
 )
 
@@ -28,6 +30,34 @@ func (s *Store) EnsurePartitions(ctx context.Context) error {
 		FROM generate_series(0, 2) months`)
 	if err != nil {
 		return fmt.Errorf("make partitions of the history: %w", err)
+	}
+	return nil
+}
+
+// analyzeFrom is the size in bytes from which the planner's ignorance costs more than
+// reading a sample.
+const analyzeFrom = 1 << 20
+
+// AnalyzeNew analyses the partitions that have no statistics yet although there is
+// something in them. A role that does not own them leaves that to autovacuum.
+func (s *Store) AnalyzeNew(ctx context.Context) error {
+	rows, err := s.pool.Query(ctx, `
+		SELECT i.inhrelid::regclass::text
+		FROM pg_catalog.pg_inherits i
+		JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+		WHERE i.inhparent = to_regclass($1) AND c.reltuples < 0 AND pg_catalog.pg_relation_size(c.oid) >= $2
+		  AND pg_catalog.pg_has_role(c.relowner, 'USAGE')`, s.schema+".changes", analyzeFrom)
+	if err != nil {
+		return fmt.Errorf("look for partitions without statistics: %w", err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return fmt.Errorf("look for partitions without statistics: %w", err)
+	}
+	for _, name := range names {
+		if _, err := s.pool.Exec(ctx, "ANALYZE "+name); err != nil {
+			return fmt.Errorf("analyse %s: %w", name, err)
+		}
 	}
 	return nil
 }
