@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/hindsight-go/audit/capture"
@@ -69,17 +71,16 @@ func (c *Client) join(ctx context.Context, r *run) ([]capture.Tracked, []capture
 }
 
 // joinAtStart gives the tables some time to get their locks before the slot is
-// made, and returns from which positions those that it published are. The others
-// will join later.
-func (c *Client) joinAtStart(ctx context.Context, r *run) (map[uint32]LSN, error) {
+// made, and returns those that it published. The others will join later.
+func (c *Client) joinAtStart(ctx context.Context, r *run) (map[uint32]capture.Tracked, error) {
 	patience, cancel := context.WithTimeout(ctx, startPatience)
 	defer cancel()
-	joined := make(map[uint32]LSN)
+	joined := make(map[uint32]capture.Tracked)
 	for wait := 50 * time.Millisecond; ; wait = min(wait*2, time.Second) {
 		tracked, pending, err := c.join(patience, r)
 		for _, t := range tracked {
 			if t.From != 0 {
-				joined[t.OID] = t.From
+				joined[t.OID] = t
 			}
 		}
 		if ctx.Err() != nil {
@@ -88,7 +89,8 @@ func (c *Client) joinAtStart(ctx context.Context, r *run) (map[uint32]LSN, error
 		if err != nil && patience.Err() == nil {
 			return nil, err
 		}
-		if len(pending) == 0 || patience.Err() != nil {
+		waiting := slices.ContainsFunc(pending, func(p capture.Pending) bool { return !p.Never })
+		if !waiting || patience.Err() != nil {
 			return joined, nil
 		}
 		timer := time.NewTimer(wait)
@@ -104,7 +106,7 @@ func (c *Client) joinAtStart(ctx context.Context, r *run) (map[uint32]LSN, error
 // joinTables makes new tables tracked and keeps coverage true. joined are those
 // that were published just before; repaired tells that the publication may have
 // left something out of every table.
-func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]LSN, repaired bool) error {
+func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]capture.Tracked, repaired bool) error {
 	checkpoint, err := c.history.Checkpoint(ctx, r.facts.Database)
 	if err != nil {
 		return err
@@ -126,23 +128,36 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]LSN, 
 	if err != nil {
 		return err
 	}
+	whole, err := c.setup.TracedMembers(ctx, c.cfg.Schema)
+	if err != nil {
+		return err
+	}
+	whole[""] = true // of a table that has no partition at the moment
 	open := make(map[uint32]store.Coverage)
 	for _, cov := range covered {
 		if cov.Until == 0 {
 			open[cov.RelationID] = cov
+			for _, member := range strings.Split(cov.Membership, ",") {
+				whole[member] = true // also of a table that has become a part of another
+			}
 		}
 	}
 	if err := c.closeGone(ctx, r, open, tracked, pending, before); err != nil {
 		return err
 	}
 	for _, t := range tracked {
-		if from, ok := joined[t.OID]; ok && t.From == 0 {
-			t.From = from
+		if at, ok := joined[t.OID]; ok {
+			t.From = max(t.From, at.From)
+			t.Whole = append(t.Whole, at.Whole...)
+		}
+		stay := !repaired
+		for _, member := range strings.Split(t.Membership, ",") {
+			stay = stay && (whole[member] || slices.Contains(t.Whole, member))
 		}
 		if repaired {
 			t.From = max(t.From, before)
 		}
-		if err := c.cover(ctx, r, t, open, checkpoint, after); err != nil {
+		if err := c.cover(ctx, r, t, stay, open, checkpoint, after); err != nil {
 			return err
 		}
 	}
@@ -152,13 +167,17 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]LSN, 
 	return c.lookAtStructures(ctx, r, tracked, before)
 }
 
-// cover makes the coverage of one table true.
-func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, open map[uint32]store.Coverage, checkpoint store.Checkpoint, here LSN) error {
+// cover makes the coverage of one table true. stay tells that no part of it has been out
+// of the publication.
+func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool, open map[uint32]store.Coverage, checkpoint store.Checkpoint, here LSN) error {
 	cov, ok := open[t.OID]
 	renamed := ok && (cov.Schema != t.Schema || cov.Table != t.Name)
-	left := ok && (t.From != 0 || cov.Membership != t.Membership)
+	left := ok && !stay
 	if ok && !left && !renamed {
-		return nil
+		if cov.Membership == t.Membership {
+			return nil
+		}
+		return c.history.SetMembership(ctx, r.facts.Database, t.OID, t.Membership)
 	}
 	from := t.From
 	if from == 0 {

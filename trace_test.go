@@ -121,19 +121,22 @@ func TestTrace_NeverFailsDDL(t *testing.T) {
 		"several tokens":  "INSERT INTO audit_ddl.ddl_token VALUES ('x'), ('y')",
 		"no token table":  "DROP TABLE audit_ddl.ddl_token",
 		"another's table": "ALTER TABLE audit_ddl.ddl_token RENAME token TO word",
+		"no members":      "DROP TABLE audit_ddl.ddl_members",
+		"no publication":  "DROP PUBLICATION audit",
 		"history is gone": "DROP SCHEMA audit CASCADE",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			db := audittest.NewDatabase(t)
-			db.Exec(t, todoTable)
+			db.Exec(t, todoTable+"; "+partedTable)
 			a := audittest.Open(t, db, audit.Config{})
 			mustStart(t, a)
 			a.Stop(t)
 			db.Exec(t, harm)
 			for _, sql := range []string{
 				"ALTER TABLE todo ADD COLUMN note text", "CREATE TABLE other (id int PRIMARY KEY, parent int)", "ALTER TABLE todo RENAME TO done",
-				"ALTER TABLE done RENAME COLUMN task TO name", "CREATE TYPE mood AS ENUM ('good')", "CREATE TEMP TABLE temporary (id int)", "DROP TABLE other", "DROP TYPE mood",
+				"ALTER TABLE done RENAME COLUMN task TO name", "CREATE TYPE mood AS ENUM ('good')", "CREATE TEMP TABLE temporary (id int)",
+				"CREATE TABLE parted_2 PARTITION OF parted DEFAULT", "INSERT INTO parted VALUES (11, 'x')", "UPDATE parted SET v = 'y'", "ALTER TABLE parted DETACH PARTITION parted_2", "DROP TABLE parted_2", "DROP TABLE other", "DROP TYPE mood",
 			} {
 				db.Exec(t, sql)
 			}
@@ -163,7 +166,7 @@ func TestLook_RunsNoPolicyOfAStranger(t *testing.T) {
 	as("ALTER TABLE public.own REPLICA IDENTITY FULL")
 	as("CREATE POLICY p ON public.own USING (public.tell())")
 	as("GRANT SELECT ON public.own TO " + role)
-	db.Exec(t, "DELETE FROM seen; ALTER TABLE parted ATTACH PARTITION own FOR VALUES FROM (100) TO (200)")
+	db.Exec(t, "DELETE FROM seen; ALTER TABLE parted ATTACH PARTITION own FOR VALUES FROM (100) TO (200); ALTER PUBLICATION audit ADD TABLE own")
 	faulttest.Poll(t, faulttest.Patience, "the partition is looked at", func() error {
 		if err := client.Refresh(t.Context()); err != nil {
 			return err

@@ -77,10 +77,18 @@ func (s *session) structureOf(ctx context.Context, m relationMessage) (*wal.Stru
 		found = s.namesake(m)
 	case found == nil:
 		found = known.As(m.Schema, m.Table, m.Columns)
-	case !found.Sends(m.Columns):
-		if err := s.align(ctx, found, known, m); err != nil {
-			return nil, err
+	case known == nil:
+		if root := s.rootOf(m.OID); root != nil { // it may have been detached since
+			found.Root, found.RootSchema, found.RootTable = root.OID, root.Schema, root.Table
 		}
+		if !found.Sends(m.Columns) {
+			err = s.align(ctx, found, known, m)
+		}
+	case !found.Sends(m.Columns):
+		err = s.align(ctx, found, known, m)
+	}
+	if err != nil {
+		return nil, err
 	}
 	if found.Root == 0 {
 		found.Schema, found.Table = m.Schema, m.Table // those of then
@@ -90,7 +98,7 @@ func (s *session) structureOf(ctx context.Context, m relationMessage) (*wal.Stru
 		found.After = s.seen(known)
 	}
 	s.tell(found)
-	if found.Root != 0 {
+	if found.Root != 0 && known != nil {
 		return found, s.lookAtRoot(ctx, found)
 	}
 	return found, nil

@@ -187,8 +187,8 @@ func (s *Setup) tableProblems(ctx context.Context, server serverState, tables []
 		switch {
 		case t.Named && !t.Persistent:
 			problems = append(problems, Problem{What: "table " + t.Ident() + " is unlogged: its changes are not in the WAL", SQL: []string{"ALTER TABLE " + t.Ident() + " SET LOGGED"}})
-		case t.Named && t.untrackable() != "":
-			problems = append(problems, Problem{What: "table " + t.Ident() + ": " + t.untrackable()})
+		case t.Named && t.incomplete() != "":
+			problems = append(problems, Problem{What: "table " + t.Ident() + ": " + t.incomplete()})
 		case !t.Persistent || t.tracked() || server.superuser:
 		case !t.owned():
 			// With it, nothing about the table is left to do.

@@ -24,6 +24,7 @@ func (s *Setup) traceSQL(schema, prefix string) []string {
 	quoted := pgx.Identifier{traceSchema(schema)}.Sanitize()
 	body := strings.NewReplacer(
 		"{{schema}}", quoted, "{{history}}", quoteLiteral(s.StoreSchema), "{{prefix}}", quoteLiteral(prefix+StructureSuffix), "{{structure}}", structureSQL("t.oid"),
+		"{{publication}}", quoteLiteral(s.Publication), "{{untouched}}", untouched,
 	).Replace(traceFunction)
 	sql := []string{
 		ownedBySuperuser(traceSchema(schema)),
@@ -31,6 +32,8 @@ func (s *Setup) traceSQL(schema, prefix string) []string {
 		"CREATE TABLE IF NOT EXISTS " + quoted + ".ddl_token (token text NOT NULL)",
 		revokeAll(quoted + ".ddl_token"),
 		"INSERT INTO " + quoted + ".ddl_token SELECT pg_catalog.replace(pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, '-', '') WHERE NOT EXISTS (SELECT FROM " + quoted + ".ddl_token)",
+		"CREATE TABLE IF NOT EXISTS " + quoted + ".ddl_members (relation oid PRIMARY KEY, member oid NOT NULL, whole boolean NOT NULL)",
+		revokeAll(quoted + ".ddl_members"),
 		body,
 		"REVOKE ALL ON FUNCTION " + quoted + ".trace_ddl() FROM PUBLIC",
 	}
@@ -89,6 +92,7 @@ RETURNS event_trigger
 LANGUAGE plpgsql
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '100ms'
 AS $trace$
 DECLARE
     touched oid[];
@@ -96,6 +100,7 @@ DECLARE
     word    text;
     content json;
     gone    record;
+    leaf    record;
 BEGIN
     SELECT token INTO STRICT word FROM {{schema}}.ddl_token LIMIT 1;
     IF tg_event = 'sql_drop' THEN
@@ -108,6 +113,9 @@ BEGIN
         INTO touched
         FROM pg_event_trigger_dropped_objects() d
         WHERE d.object_type IN ('table column', 'table constraint') AND NOT d.is_temporary AND d.schema_name <> {{history}};
+        DELETE FROM {{schema}}.ddl_members m
+        USING pg_event_trigger_dropped_objects() d
+        WHERE d.object_type = 'table' AND d.objid = m.relation;
     ELSE
         SELECT array_agg(DISTINCT d.objid) FILTER (WHERE d.classid = 'pg_class'::regclass),
             array_agg(DISTINCT d.objid) FILTER (WHERE d.classid = 'pg_type'::regclass)
@@ -138,6 +146,48 @@ BEGIN
         JOIN pg_class c ON c.relnamespace = d.objid
         WHERE d.classid = 'pg_namespace'::regclass;
     END IF;
+    -- What is published has a replica identity before the next statement, which may be an
+    -- UPDATE; and a new partition is published from the first row on, as the others are.
+    BEGIN
+        FOR leaf IN
+            WITH RECURSIVE down (oid) AS (
+                SELECT unnest(touched)
+                UNION SELECT i.inhrelid FROM down JOIN pg_inherits i ON i.inhparent = down.oid),
+            state AS (
+                SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS ident, format('%I', p.pubname) AS publication, r.oid AS member,
+                    EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped) AS virtual,
+                    EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) AS key,
+                    c.relreplident AS identity,
+                    r.oid IS NULL AND c.relispartition AND NOT EXISTS (SELECT FROM {{schema}}.ddl_members m WHERE m.relation = c.oid) AND EXISTS (
+                        SELECT
+                        FROM pg_partition_tree(pg_partition_root(c.oid)) part
+                        JOIN pg_publication_rel other ON other.prpubid = p.oid AND other.prrelid = part.relid) AS joins,
+                    {{untouched}} OR EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid AND i.xmin = pg_current_xact_id()::xid) AS whole
+                FROM down
+                JOIN pg_class c ON c.oid = down.oid AND c.relkind = 'r' AND c.relpersistence = 'p'
+                JOIN pg_namespace n ON n.oid = c.relnamespace
+                JOIN pg_publication p ON p.pubname = {{publication}}
+                LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid)
+            SELECT *, CASE WHEN NOT virtual THEN identity <> 'f' ELSE identity NOT IN ('d', 'i') END AS unsettled FROM state WHERE member IS NOT NULL OR joins
+        LOOP
+            IF leaf.virtual AND NOT leaf.key THEN
+                IF leaf.member IS NOT NULL THEN
+                    EXECUTE format('ALTER PUBLICATION %s DROP TABLE ONLY %s', leaf.publication, leaf.ident);
+                END IF;
+                CONTINUE;
+            END IF;
+            IF leaf.joins THEN
+                EXECUTE format('ALTER PUBLICATION %s ADD TABLE ONLY %s', leaf.publication, leaf.ident);
+                INSERT INTO {{schema}}.ddl_members
+                SELECT leaf.oid, r.oid, leaf.whole FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = {{publication}} AND r.prrelid = leaf.oid;
+            END IF;
+            IF leaf.unsettled THEN -- which has this function called again
+                EXECUTE format('ALTER TABLE ONLY %s REPLICA IDENTITY %s', leaf.ident, CASE WHEN leaf.virtual THEN 'DEFAULT' ELSE 'FULL' END);
+            END IF;
+        END LOOP;
+    EXCEPTION WHEN OTHERS THEN
+        NULL; -- a lock that is not to be had, say: the next refresh sees to it
+    END;
     -- A table is altered together with what is a part of it, and what it is a part of.
     FOR content IN
         WITH RECURSIVE up (oid) AS (
@@ -169,7 +219,7 @@ func (s *Setup) TraceScript(schema, prefix, role string) string {
 	for _, sql := range append(s.untraceSQL(), s.traceSQL(schema, prefix)...) {
 		b.WriteString(sql + ";\n")
 	}
-	fmt.Fprintf(&b, "GRANT USAGE ON SCHEMA %s TO %s;\nGRANT SELECT ON %s.ddl_token TO %s;\n", quoted, grantee, quoted, grantee)
+	fmt.Fprintf(&b, "GRANT USAGE ON SCHEMA %s TO %s;\nGRANT SELECT ON %s.ddl_token, %[3]s.ddl_members TO %[2]s;\n", quoted, grantee, quoted)
 	return b.String()
 }
 
@@ -227,25 +277,49 @@ func (s *Setup) traced(ctx context.Context, schema, prefix string) (bool, error)
 	return n == 2, nil
 }
 
-// TraceToken returns the word by which messages of the event triggers are known;
-// empty if there are none, or the role may not know it.
-func (s *Setup) TraceToken(ctx context.Context, schema string) (string, error) {
-	table := pgx.Identifier{traceSchema(schema), "ddl_token"}.Sanitize()
-	var may bool
-	err := s.DB.QueryRow(ctx, `
+// readable reports whether a table of the event triggers is there, for the role to read.
+func (s *Setup) readable(ctx context.Context, schema, table string) (may bool, err error) {
+	err = s.DB.QueryRow(ctx, `
 		SELECT coalesce((
 			SELECT pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT')
 			FROM pg_catalog.pg_class c
 			JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-			WHERE n.nspname = $1 AND c.relname = 'ddl_token'), false)`, traceSchema(schema)).Scan(&may)
+			WHERE n.nspname = $1 AND c.relname = $2), false)`, traceSchema(schema), table).Scan(&may)
+	return may, err
+}
+
+// TraceToken returns the word by which messages of the event triggers are known;
+// empty if there are none, or the role may not know it.
+func (s *Setup) TraceToken(ctx context.Context, schema string) (string, error) {
 	var token string
+	may, err := s.readable(ctx, schema, "ddl_token")
 	if err == nil && may {
-		err = s.DB.QueryRow(ctx, "SELECT coalesce((SELECT token FROM "+table+" LIMIT 1), '')").Scan(&token)
+		err = s.DB.QueryRow(ctx, "SELECT coalesce((SELECT token FROM "+pgx.Identifier{traceSchema(schema), "ddl_token"}.Sanitize()+" LIMIT 1), '')").Scan(&token)
 	}
 	if err != nil {
 		return "", fmt.Errorf("read token of event triggers: %w", err)
 	}
 	return token, nil
+}
+
+// TracedMembers returns the entries of the publication that the event triggers made for
+// partitions, in the transactions that made or attached those: such a partition has lost
+// nothing.
+func (s *Setup) TracedMembers(ctx context.Context, schema string) (map[string]bool, error) {
+	members := make(map[string]bool)
+	may, err := s.readable(ctx, schema, "ddl_members")
+	if err == nil && may {
+		rows, _ := s.DB.Query(ctx, "SELECT member::text FROM "+pgx.Identifier{traceSchema(schema), "ddl_members"}.Sanitize()+" WHERE whole")
+		var member string
+		_, err = pgx.ForEachRow(rows, []any{&member}, func() error {
+			members[member] = true
+			return nil
+		})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read what event triggers published: %w", err)
+	}
+	return members, nil
 }
 
 // untraceSQL returns the statements that remove the event triggers.
@@ -271,5 +345,5 @@ func (s *Setup) UntraceSQL(ctx context.Context, schema string) ([]string, error)
 	if !there {
 		return nil, nil
 	}
-	return append(s.untraceSQL(), "DROP FUNCTION IF EXISTS "+quoted+".trace_ddl()", "DROP TABLE IF EXISTS "+quoted+".ddl_token", "DROP SCHEMA IF EXISTS "+quoted), nil
+	return append(s.untraceSQL(), "DROP FUNCTION IF EXISTS "+quoted+".trace_ddl()", "DROP TABLE IF EXISTS "+quoted+".ddl_token", "DROP TABLE IF EXISTS "+quoted+".ddl_members", "DROP SCHEMA IF EXISTS "+quoted), nil
 }

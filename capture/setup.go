@@ -132,9 +132,12 @@ type Tracked struct {
 	// From is set if this call published the table, or a part of it: a position
 	// before which something may have been missed, and after which nothing is.
 	From LSN
-	// Membership stays the same as long as nobody takes the table out of the
-	// publication, be it for a moment.
+	// Membership lists the entries that the table, or each part of it, has in the
+	// publication. Taken out and put in again, be it for a moment, it has another.
 	Membership string
+	// Whole are those of them that this call has made for parts that nothing was ever
+	// written to, or that came through the stream before as well: they begin no new stay.
+	Whole []string
 }
 
 // Pending is a table that could not be made tracked yet.
@@ -163,36 +166,39 @@ func (s *Setup) Join(ctx context.Context, remember func(ctx context.Context, ide
 	if err != nil {
 		return nil, nil, err
 	}
-	froms := make(map[uint32]LSN)
+	done := make(map[uint32]joined)
 	for _, t := range tables {
-		if !t.Persistent || t.tracked() {
+		if !t.Persistent || len(t.statements(s.Publication)) == 0 {
 			continue
 		}
 		if err := remember(ctx, t.identities()); err != nil {
 			return nil, pending, err
 		}
-		from, err := s.join(ctx, t)
+		j, err := s.join(ctx, t)
 		switch {
 		case ctx.Err() != nil:
 			return nil, pending, ctx.Err()
 		case err != nil:
 			pending = append(pending, Pending{OID: t.OID, Schema: t.Schema, Name: t.Name, Reason: err, Published: t.published()})
-		case t.untrackable() != "":
-			pending = append(pending, Pending{OID: t.OID, Schema: t.Schema, Name: t.Name, Never: true, Reason: &UntrackableError{Table: t.Ident(), Reason: t.untrackable()}})
-		case t.published():
-			froms[t.OID] = 0 // only its replica identity had to be seen to
 		default:
-			froms[t.OID] = from
+			done[t.OID] = j
 		}
 	}
-	if len(froms) > 0 {
+	if len(done) > 0 {
 		if tables, err = s.tables(ctx, s.DB); err != nil {
 			return nil, pending, err
 		}
 	}
 	for _, t := range tables {
-		if t.Persistent && t.tracked() {
-			tracked = append(tracked, Tracked{OID: t.OID, Schema: t.Schema, Name: t.Name, From: froms[t.OID], Membership: t.membership()})
+		switch reason := t.incomplete(); {
+		case !t.Persistent:
+		case reason != "":
+			if !slices.ContainsFunc(pending, func(p Pending) bool { return p.OID == t.OID }) {
+				pending = append(pending, Pending{OID: t.OID, Schema: t.Schema, Name: t.Name, Never: true, Reason: &UntrackableError{Table: t.Ident(), Reason: reason}})
+			}
+		case t.tracked():
+			j := done[t.OID]
+			tracked = append(tracked, Tracked{OID: t.OID, Schema: t.Schema, Name: t.Name, From: j.from, Membership: t.membership(), Whole: t.entries(j.whole)})
 		}
 	}
 	return tracked, pending, nil
@@ -212,32 +218,95 @@ func (s *Setup) Waiting(ctx context.Context, reason error) (pending []Pending, e
 	return pending, nil
 }
 
-// join makes one table tracked and returns the position from which it is. The
-// lock it holds when it reads the position keeps out every writer, so no
-// transaction straddles it.
-func (s *Setup) join(ctx context.Context, t Table) (from LSN, err error) {
-	err = pgx.BeginFunc(ctx, s.DB, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL lock_timeout = '%dms'", alterLockTimeout.Milliseconds())); err != nil {
+// joined is what join has done.
+type joined struct {
+	// from is a position that no transaction straddles which wrote to a part that was
+	// published; 0 if there was no such part.
+	from LSN
+	// whole are the OIDs of those parts that have lost nothing by coming now.
+	whole []uint32
+}
+
+// join makes one table tracked. The locks it holds when it reads the position keep out
+// every writer.
+func (s *Setup) join(ctx context.Context, t Table) (j joined, err error) {
+	var added []uint32
+	for _, l := range t.Leaves {
+		if l.Persistent && !l.Published && !t.byRoot() && t.untrackable() == "" {
+			added = append(added, l.OID)
+		}
+	}
+	// The publication first: at an ALTER TABLE the event triggers publish what is not.
+	err = s.alter(ctx, t.lock(), append(t.publish(s.Publication), t.settle()...), func(tx pgx.Tx) error {
+		if err := s.verify(ctx, tx, t); err != nil || len(added) == 0 {
 			return err
 		}
-		for _, l := range t.Leaves {
-			if l.Identity == "f" {
-				if _, err := tx.Exec(ctx, "LOCK TABLE ONLY "+l.Ident()+" IN SHARE ROW EXCLUSIVE MODE"); err != nil {
-					return err
-				}
-			}
+		if err := tx.QueryRow(ctx, "SELECT pg_catalog.pg_current_wal_insert_lsn()::text").Scan(&j.from); err != nil {
+			return err
 		}
-		for _, sql := range t.statements(s.Publication) {
-			if _, err := tx.Exec(ctx, sql); err != nil {
-				return err
-			}
+		if t.Published { // through its root
+			j.whole = added
+			return nil
 		}
-		return tx.QueryRow(ctx, "SELECT pg_catalog.pg_current_wal_insert_lsn()::text").Scan(&from)
+		rows, err := tx.Query(ctx, "SELECT c.oid FROM pg_catalog.pg_class c WHERE c.oid = ANY ($1) AND "+untouched, added)
+		if err != nil {
+			return err
+		}
+		j.whole, err = pgx.CollectRows(rows, pgx.RowTo[uint32])
+		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("track table %s: %w", t.Ident(), err)
+		return joined{}, fmt.Errorf("track table %s: %w", t.Ident(), err)
 	}
-	return from, nil
+	return j, nil
+}
+
+// untouched is a condition on pg_class c: nothing was ever written to the table. It has
+// its first file still, without a page, and was never vacuumed, which could have taken
+// pages away.
+const untouched = `c.relfilenode = c.oid AND c.reltuples = -1 AND pg_catalog.pg_relation_size(c.oid) = 0`
+
+// alter runs statements in one transaction, in which done has the last word. Where a
+// lock is not to be had in a tenth of a second it gives way.
+func (s *Setup) alter(ctx context.Context, lock string, statements []string, done func(tx pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, s.DB, func(tx pgx.Tx) error {
+		script := fmt.Sprintf("SET LOCAL lock_timeout = '%dms';\n%s%s", alterLockTimeout.Milliseconds(), lock, strings.Join(statements, ";\n"))
+		if _, err := tx.Conn().PgConn().Exec(ctx, script).ReadAll(); err != nil {
+			return err
+		}
+		return done(tx)
+	})
+}
+
+// errMadeAnew is the reason for a table that is tried again.
+var errMadeAnew = errors.New("it was altered, or made anew under its name, meanwhile")
+
+// verify fails unless the very tables that were looked at are as they should be.
+// Statements name tables, and a name may be another table's meanwhile, which would be
+// published without a replica identity: its UPDATEs would fail.
+func (s *Setup) verify(ctx context.Context, tx pgx.Tx, was Table) error {
+	tables, err := s.tables(ctx, tx, was.OID)
+	if err != nil {
+		return err
+	}
+	if len(tables) != 1 || tables[0].untrackable() != was.untrackable() {
+		return errMadeAnew
+	}
+	for _, l := range was.Leaves {
+		at := slices.IndexFunc(tables[0].Leaves, func(n Leaf) bool { return n.OID == l.OID })
+		switch {
+		case !l.Persistent:
+		case at < 0:
+			return errMadeAnew
+		case was.untrackable() != "":
+			if tables[0].Leaves[at].Row != 0 {
+				return errMadeAnew
+			}
+		case !tables[0].Leaves[at].settled(), !was.byRoot() && !tables[0].Leaves[at].Published:
+			return errMadeAnew
+		}
+	}
+	return nil
 }
 
 // Unmatched returns the tables that are published but do not match, or not any
@@ -287,6 +356,7 @@ func (s *Setup) Leave(ctx context.Context, oid uint32, identities map[uint32]str
 	}
 	var sql []string
 	restored = make(map[uint32]string)
+	var dropped []uint32
 	var part uint32
 	var schema, name string
 	var published bool
@@ -294,6 +364,7 @@ func (s *Setup) Leave(ctx context.Context, oid uint32, identities map[uint32]str
 		ident := pgx.Identifier{schema, name}.Sanitize()
 		if published {
 			sql = append(sql, "ALTER PUBLICATION "+pgx.Identifier{s.Publication}.Sanitize()+" DROP TABLE ONLY "+ident)
+			dropped = append(dropped, part)
 		}
 		if identity, ok := identities[part]; ok {
 			sql = append(sql, restoreIdentity(ident, identity))
@@ -304,16 +375,15 @@ func (s *Setup) Leave(ctx context.Context, oid uint32, identities map[uint32]str
 	if err != nil {
 		return nil, fmt.Errorf("list published tables: %w", err)
 	}
-	err = pgx.BeginFunc(ctx, s.DB, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL lock_timeout = '%dms'", alterLockTimeout.Milliseconds())); err != nil {
-			return err
+	err = s.alter(ctx, "", sql, func(tx pgx.Tx) error {
+		var other bool
+		err := tx.QueryRow(ctx, `
+			SELECT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $1 AND r.prrelid = ANY ($2))`,
+			s.Publication, dropped).Scan(&other)
+		if err == nil && other {
+			err = errMadeAnew // a statement took out another table, which has its name
 		}
-		for _, statement := range sql {
-			if _, err := tx.Exec(ctx, statement); err != nil {
-				return err
-			}
-		}
-		return nil
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("stop tracking: %w", err)

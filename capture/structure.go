@@ -284,6 +284,12 @@ func (s *session) namesake(m relationMessage) *wal.Structure {
 	for i, c := range m.Columns {
 		found.Columns = append(found.Columns, wal.Attribute{Name: c.Name, TypeOID: c.TypeOID, TypeMod: c.TypeMod, Attnum: int16(i + 1)})
 	}
+	if root := s.rootOf(m.OID); root != nil {
+		found = root.As(m.Schema, m.Table, m.Columns)
+		found.OID, found.Kind, found.Parts = m.OID, "r", nil
+		found.Root, found.RootSchema, found.RootTable = root.OID, root.Schema, root.Table
+		return found
+	}
 	for _, other := range s.structures {
 		name, table := other.Schema, other.Table
 		if other.Root != 0 {
@@ -294,6 +300,17 @@ func (s *session) namesake(m relationMessage) *wal.Structure {
 		}
 	}
 	return found
+}
+
+// rootOf returns the partitioned table that has a table for a part at this place of the
+// stream, as far as is known, or nil.
+func (s *session) rootOf(oid uint32) *wal.Structure {
+	for _, v := range s.structures {
+		if v.Kind == "p" && v.Root == 0 && !v.Dropped && slices.Contains(v.Parts, oid) {
+			return v
+		}
+	}
+	return nil
 }
 
 // seen returns a position, before this place of the stream, at which a table was
@@ -333,8 +350,12 @@ func (s *session) lookAtRoot(ctx context.Context, leaf *wal.Structure) error {
 			return nil
 		}
 	}
-	if known := s.structures[root.OID]; known == nil || !known.Same(root) {
-		root.After, root.Attached = leaf.After, known != nil
+	known := s.structures[root.OID]
+	if known != nil {
+		root.Parts = known.Parts // of which the leaf says nothing
+	}
+	if known == nil || !known.Same(root) {
+		root.After = leaf.After
 		s.tell(root)
 	}
 	return nil

@@ -19,9 +19,11 @@ type Table struct {
 	// Partitioned tables have Leaves; all others are their own leaf.
 	Partitioned bool
 	HasKey      bool
-	Owned       bool   // by the current role
-	Persistent  bool   // neither unlogged nor temporary
-	Identity    string // d, n, f, or i and the index name
+	Owned       bool // by the current role
+	// MayPublish tells that the current role may alter the publication.
+	MayPublish bool
+	Persistent bool   // neither unlogged nor temporary
+	Identity   string // d, n, f, or i and the index name
 	Membership
 	Leaves []Leaf
 }
@@ -44,6 +46,7 @@ type Leaf struct {
 	Identity     string
 	Owned        bool
 	HasKey       bool
+	Persistent   bool
 	// Virtual tells that it has a virtual generated column. PostgreSQL 18 refuses
 	// every UPDATE and DELETE of such a table if it is published with REPLICA
 	// IDENTITY FULL.
@@ -73,11 +76,13 @@ func (t Table) Ident() string { return pgx.Identifier{t.Schema, t.Name}.Sanitize
 // Ident returns the leaf's name, quoted.
 func (l Leaf) Ident() string { return pgx.Identifier{l.Schema, l.Name}.Sanitize() }
 
-// byLeaves tells that the table's leaves are published rather than its root. A
-// partition made later would be published with its root at once, before it has
-// a replica identity, and without a key the application's UPDATE on it would
-// fail from that moment.
-func (t Table) byLeaves() bool { return t.Partitioned && !t.HasKey }
+// byRoot reports whether the root of a partitioned table stands in the publication for
+// its leaves, because somebody with more rights than the role put it there. We publish
+// leaves: a root publishes each new partition from the moment it is made, before it has a
+// replica identity, and if there is no primary key, every UPDATE of it fails.
+func (t Table) byRoot() bool {
+	return t.Partitioned && t.Published && t.HasKey && !(t.MayPublish && t.owned())
+}
 
 // untrackable says why the table cannot be tracked at all, or nothing.
 func (t Table) untrackable() string {
@@ -89,12 +94,22 @@ func (t Table) untrackable() string {
 	return ""
 }
 
+// incomplete says why the history cannot have all of the table, or nothing.
+func (t Table) incomplete() string {
+	for _, l := range t.Leaves {
+		if t.Partitioned && !l.Persistent {
+			return "its partition " + l.Ident() + " is unlogged, so that changes of it are not in the WAL: ALTER TABLE " + l.Ident() + " SET LOGGED"
+		}
+	}
+	return t.untrackable()
+}
+
 // tracked tells that nothing is left to do for the table.
 func (t Table) tracked() bool {
 	return t.published() && len(t.identities()) == 0 && t.untrackable() == ""
 }
 
-// owned tells that the current role may do all that.
+// owned tells that the current role may alter all of it.
 func (t Table) owned() bool {
 	if !t.Owned {
 		return false
@@ -107,50 +122,92 @@ func (t Table) owned() bool {
 	return true
 }
 
-// statements returns what makes the table tracked.
+// statements returns what makes the table tracked, in an order in which none of them
+// makes an UPDATE fail.
 func (t Table) statements(publication string) []string {
+	return append(t.settle(), t.publish(publication)...)
+}
+
+// settle returns the statements about replica identities.
+func (t Table) settle() []string {
 	var out []string
-	pub := "ALTER PUBLICATION " + pgx.Identifier{publication}.Sanitize()
-	if t.untrackable() != "" {
-		for _, l := range t.Leaves {
-			if l.Row != 0 {
-				out = append(out, pub+" DROP TABLE ONLY "+l.Ident())
-			}
-		}
-		return out
-	}
 	for _, l := range t.Leaves {
-		if !l.settled() {
+		if l.Persistent && !l.settled() && t.untrackable() == "" {
 			out = append(out, l.settle())
 		}
-	}
-	publish := func(m Membership, ident string) {
-		if m.Partial {
-			out = append(out, pub+" DROP TABLE ONLY "+ident)
-		}
-		if !m.Published {
-			out = append(out, pub+" ADD TABLE ONLY "+ident)
-		}
-	}
-	if t.byLeaves() {
-		for _, l := range t.Leaves {
-			publish(l.Membership, l.Ident())
-		}
-	} else {
-		publish(t.Membership, t.Ident())
 	}
 	return out
 }
 
-// membership returns a text that is the same as long as the table, and each part
-// of it that has to be, stays in the publication.
+// publish returns the statements about the publication.
+func (t Table) publish(publication string) []string {
+	var out, add, drop []string
+	for _, l := range t.Leaves {
+		untrackable := t.untrackable() != ""
+		if untrackable && l.Row != 0 || !untrackable && l.Partial {
+			drop = append(drop, "ONLY "+l.Ident())
+		}
+		if !untrackable && l.Persistent && !l.Published && !t.byRoot() {
+			add = append(add, "ONLY "+l.Ident())
+		}
+	}
+	if t.Partitioned && t.Row != 0 && !t.byRoot() {
+		drop = append(drop, "ONLY "+t.Ident())
+	}
+	pub := "ALTER PUBLICATION " + pgx.Identifier{publication}.Sanitize()
+	if len(drop) > 0 {
+		out = append(out, pub+" DROP TABLE "+strings.Join(drop, ", "))
+	}
+	if len(add) > 0 {
+		out = append(out, pub+" ADD TABLE "+strings.Join(add, ", "))
+	}
+	return out
+}
+
+// lock returns the statements that keep writers out of what is altered.
+func (t Table) lock() string {
+	var settle, publish []string
+	for _, l := range t.Leaves {
+		switch {
+		case !l.Persistent || t.untrackable() != "":
+		case !l.settled():
+			settle = append(settle, "ONLY "+l.Ident())
+		case !l.Published && !t.byRoot():
+			publish = append(publish, "ONLY "+l.Ident())
+		}
+	}
+	var lock string
+	if len(settle) > 0 { // at once what ALTER TABLE takes, for two locks one after the other can deadlock
+		lock = "LOCK TABLE " + strings.Join(settle, ", ") + " IN ACCESS EXCLUSIVE MODE;\n"
+	}
+	if len(publish) > 0 {
+		lock += "LOCK TABLE " + strings.Join(publish, ", ") + " IN SHARE ROW EXCLUSIVE MODE;\n"
+	}
+	return lock
+}
+
+// entries returns the entries that some of the leaves have in the publication.
+func (t Table) entries(leaves []uint32) []string {
+	var rows []string
+	for _, l := range t.Leaves {
+		if l.Row != 0 && slices.Contains(leaves, l.OID) {
+			rows = append(rows, strconv.FormatUint(uint64(l.Row), 10))
+		}
+	}
+	return rows
+}
+
+// membership returns the entries in the publication, which stay the same as long as the
+// table, and each part of it, stays there.
 func (t Table) membership() string {
-	if !t.byLeaves() {
+	if t.byRoot() {
 		return strconv.FormatUint(uint64(t.Row), 10)
 	}
 	var rows []string
 	for _, l := range t.Leaves {
-		rows = append(rows, strconv.FormatUint(uint64(l.Row), 10))
+		if l.Persistent {
+			rows = append(rows, strconv.FormatUint(uint64(l.Row), 10))
+		}
 	}
 	slices.Sort(rows)
 	return strings.Join(rows, ",")
@@ -158,17 +215,17 @@ func (t Table) membership() string {
 
 // published tells that all that has to be published is.
 func (t Table) published() bool {
-	if !t.byLeaves() {
-		return t.Published
+	if t.byRoot() {
+		return true
 	}
-	return !slices.ContainsFunc(t.Leaves, func(l Leaf) bool { return !l.Published })
+	return !slices.ContainsFunc(t.Leaves, func(l Leaf) bool { return l.Persistent && !l.Published }) && !(t.Partitioned && t.Row != 0)
 }
 
 // identities returns the replica identities that tracking changes, by OID.
 func (t Table) identities() map[uint32]string {
 	m := make(map[uint32]string)
 	for _, l := range t.Leaves {
-		if !l.settled() {
+		if l.Persistent && !l.settled() {
 			m[l.OID] = l.Identity
 		}
 	}
@@ -193,12 +250,19 @@ const identityColumn = `CASE c.relreplident
 	ELSE c.relreplident::text END`
 
 // tables lists the tables that match, partitions under their root. Tables that
-// belong to an extension are the extension's business unless they are named.
-func (s *Setup) tables(ctx context.Context, db Querier) ([]Table, error) {
+// belong to an extension are the extension's business unless they are named. If an OID
+// is given, it looks at that table and its partitions only.
+func (s *Setup) tables(ctx context.Context, db Querier, of ...uint32) ([]Table, error) {
+	only, args := "", []any{s.Publication, s.StoreSchema}
+	if len(of) > 0 {
+		only = "AND c.oid IN (SELECT $3::oid UNION ALL SELECT t.relid FROM pg_catalog.pg_partition_tree($3::oid::regclass) t)"
+		args = append(args, of[0])
+	}
 	rows, err := db.Query(ctx, `
 		SELECT c.oid, n.nspname, c.relname, c.relkind = 'p', c.relpersistence = 'p',
 			pg_catalog.pg_has_role(c.relowner, 'USAGE'),
 			EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary),
+			coalesce(pg_catalog.pg_has_role(p.pubowner, 'USAGE'), true),
 			coalesce(pr.oid, 0), coalesce(coalesce(to_jsonb(pr) ->> 'prqual', to_jsonb(pr) ->> 'prattrs') IS NOT NULL, false),
 			EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'),
 			`+identityColumn+`,
@@ -213,7 +277,8 @@ func (s *Setup) tables(ctx context.Context, db Querier) ([]Table, error) {
 		  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND n.nspname <> $2
 		  AND NOT `+ofHistory+`
 		  AND NOT EXISTS (SELECT FROM pg_catalog.pg_proc f WHERE f.pronamespace = n.oid AND f.proname = 'trace_ddl' AND f.prorettype = 'pg_catalog.event_trigger'::regtype)
-		ORDER BY c.relispartition, n.nspname, c.relname`, s.Publication, s.StoreSchema)
+		  `+only+`
+		ORDER BY c.relispartition, n.nspname, c.relname`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("list tables: %w", err)
 	}
@@ -224,11 +289,11 @@ func (s *Setup) tables(ctx context.Context, db Querier) ([]Table, error) {
 		var t Table
 		var extension, virtual bool
 		var root uint32
-		if err := rows.Scan(&t.OID, &t.Schema, &t.Name, &t.Partitioned, &t.Persistent, &t.Owned, &t.HasKey, &t.Row, &t.Partial, &extension, &t.Identity, &root, &virtual); err != nil {
+		if err := rows.Scan(&t.OID, &t.Schema, &t.Name, &t.Partitioned, &t.Persistent, &t.Owned, &t.HasKey, &t.MayPublish, &t.Row, &t.Partial, &extension, &t.Identity, &root, &virtual); err != nil {
 			return nil, fmt.Errorf("list tables: %w", err)
 		}
 		t.Published = t.Row != 0 && !t.Partial
-		leaf := Leaf{OID: t.OID, Schema: t.Schema, Name: t.Name, Identity: t.Identity, Owned: t.Owned, HasKey: t.HasKey, Virtual: virtual, Membership: t.Membership}
+		leaf := Leaf{OID: t.OID, Schema: t.Schema, Name: t.Name, Identity: t.Identity, Owned: t.Owned, HasKey: t.HasKey, Persistent: t.Persistent, Virtual: virtual, Membership: t.Membership}
 		if root != 0 {
 			// Partitions follow their root's pattern, under their root's name.
 			if at, ok := roots[root]; ok && !t.Partitioned {

@@ -86,6 +86,19 @@ func (s *Store) CloseCoverage(ctx context.Context, database string, relation uin
 	return nil
 }
 
+// SetMembership records that a table goes on being tracked with other entries in the
+// publication: a part of it has come, or gone.
+func (s *Store) SetMembership(ctx context.Context, database string, relation uint32, membership string) error {
+	_, err := s.pool.Exec(ctx, `
+		UPDATE `+s.schema+`.coverage
+		SET membership = $3
+		WHERE database = $1 AND relation_id = $2 AND until_position IS NULL`, database, int64(relation), membership)
+	if err != nil {
+		return fmt.Errorf("record membership of relation %d: %w", relation, err)
+	}
+	return nil
+}
+
 // Coverage returns the coverage of every table of a database, oldest first.
 func (s *Store) Coverage(ctx context.Context, database string) ([]Coverage, error) {
 	rows, err := s.pool.Query(ctx, `
