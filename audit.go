@@ -32,10 +32,13 @@ type Client struct {
 	// listings is of the store, for what a role lists of it: row-level security
 	// applies there, and is an error in the others.
 	listings *pgxpool.Pool
-	history  *store.Store
-	setup    *capture.Setup
-	metrics  *instruments
-	kinds    *capture.Kinds // of the source's types
+	// sourceLink and storeLink tell whether there is a pooler in between.
+	sourceLink, storeLink *sessionLink
+
+	history *store.Store
+	setup   *capture.Setup
+	metrics *instruments
+	kinds   *capture.Kinds // of the source's types
 
 	starting sync.Mutex // held by Start throughout, so that two calls are one
 
@@ -83,6 +86,10 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	}
 	// A part of history must not pass for the whole of it.
 	r.store.ConnConfig.RuntimeParams["row_security"] = "off"
+	c.sourceLink, c.storeLink = linkSession(r.source), linkSession(r.store)
+	if r.read != nil {
+		linkSession(r.read)
+	}
 	r.source.MaxConns = 4
 	// Questions to the source are few. Asking first whether the connection is
 	// still there spares the caller an error after a restart of the server.

@@ -37,8 +37,8 @@ const (
 // sensible default.
 type Config struct {
 	// SourceURL is the connection string (URL or keyword/value) of the database
-	// whose changes are captured. Required. The connection must not go through a
-	// pooler: replication cannot.
+	// whose changes are captured. Required. Capture cannot go through a pooler,
+	// everything else can.
 	SourceURL string
 
 	// StoreURL is the connection string of the database that holds the history.
@@ -289,9 +289,13 @@ func askBefore(pool *pgxpool.Config, ask func(context.Context, *pgconn.Config) e
 	}
 }
 
-// connConfig returns the settings of a connection beside those of the pool.
-func connConfig(ctx context.Context, pool *pgxpool.Config) (*pgx.ConnConfig, error) {
+// connConfig returns the settings of a connection beside those of the pool, without
+// some of its startup parameters.
+func connConfig(ctx context.Context, pool *pgxpool.Config, without ...string) (*pgx.ConnConfig, error) {
 	config := pool.ConnConfig.Copy()
+	for _, name := range without {
+		delete(config.RuntimeParams, name)
+	}
 	if pool.BeforeConnect != nil {
 		if err := pool.BeforeConnect(ctx, config); err != nil {
 			return nil, err

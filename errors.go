@@ -35,6 +35,10 @@ type (
 // by what waits when the client is closed.
 var ErrClosed = errors.New("audit: the client is closed")
 
+// ErrStandby is returned where a connection string leads to a standby by what needs the
+// primary: the past, reverts, and all that writes. [Changes] and [Client.Status] answer.
+var ErrStandby = errors.New("audit: the server is a standby: connect to the primary")
+
 // ErrNotRunning is returned by [Client.Refresh] on a client that does not
 // capture, and by [Client.Sync] and [Client.Mark] where no instance does.
 var ErrNotRunning = errors.New("audit: capture is not running: call Start first")

@@ -24,6 +24,9 @@ func wrap(operation string, err error) error {
 	if isRowSecurity(err) {
 		return fmt.Errorf("%w (%s: %w)", ErrRowSecurity, operation, err)
 	}
+	if isStandby(err) && !errors.Is(err, ErrStandby) {
+		return fmt.Errorf("%w (%s: %w)", ErrStandby, operation, err)
+	}
 	if isUndefined(err) {
 		return fmt.Errorf("%w (%s: %w)", ErrNoHistory, operation, err)
 	}

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -75,12 +77,10 @@ var errRollback = errors.New("dry run")
 func (c *Client) applyRevert(ctx context.Context, r Reversal, plan *Plan, dry bool) (*Result, error) {
 	// A connection of its own: it may wait for locks as long as it takes, while the
 	// few of the pool are needed to find out how far capture is.
-	config, err := connConfig(ctx, c.cfg.source)
+	// Without the settings of texts: triggers find what role and database have for them.
+	config, err := connConfig(ctx, c.cfg.source, slices.Collect(maps.Keys(textSettings))...)
 	if err != nil {
 		return nil, wrap("connect to the source", err)
-	}
-	for name := range textSettings {
-		delete(config.RuntimeParams, name) // triggers find what role and database have for it
 	}
 	// Hardly a statement comes twice: to prepare them first would be another round trip
 	// for each.
@@ -106,6 +106,8 @@ func (c *Client) applyRevert(ctx context.Context, r Reversal, plan *Plan, dry bo
 	case dry && errors.Is(err, errRollback):
 		result.DryRun = true
 		return result, nil
+	case isStandby(err):
+		return nil, wrap("revert", err)
 	case err != nil:
 		return nil, err
 	case result.ID != "":
@@ -132,7 +134,9 @@ func (c *Client) noteCommitted(ctx context.Context, id string, here LSN) {
 }
 
 // closeConn ends a session, also when ctx is over.
-func closeConn(ctx context.Context, conn *pgx.Conn) {
+func closeConn(ctx context.Context, conn interface {
+	Close(ctx context.Context) error
+}) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	_ = conn.Close(ctx) // it is gone either way

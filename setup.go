@@ -16,6 +16,11 @@ import (
 // prepareSource checks the source and makes, in this order, the store, the
 // publication with its tables, and the slot.
 func (c *Client) prepareSource(ctx context.Context) (capture.Facts, error) {
+	if field, err := c.pooledField(ctx); err != nil {
+		return capture.Facts{}, fmt.Errorf("audit: start: %w", err)
+	} else if field != "" {
+		return capture.Facts{}, &PoolerError{Field: field}
+	}
 	if err := c.locateStore(ctx); err != nil {
 		return capture.Facts{}, fmt.Errorf("audit: start: %w", err)
 	}

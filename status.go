@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -184,7 +185,7 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	v.pending = slices.Clone(v.pending)
 	c.mu.Unlock()
 	s := Status{State: v.state, Err: v.err, Position: v.durable, Slot: SlotStatus{Name: c.cfg.Slot}}
-	if err := c.source.QueryRow(ctx, "SELECT current_database(), pg_catalog.pg_current_wal_flush_lsn()::text").Scan(&s.Database, &s.SourcePosition); err != nil {
+	if err := c.source.QueryRow(ctx, "SELECT current_database(), (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END)::text").Scan(&s.Database, &s.SourcePosition); err != nil {
 		return s, fmt.Errorf("audit: status: ask the source: %w", err)
 	}
 	if v.setup != nil {
@@ -277,6 +278,24 @@ func (c *Client) observe(ctx context.Context, r *run) error {
 func isRowSecurity(err error) bool {
 	var pgErr *pgconn.PgError
 	return errors.As(err, &pgErr) && pgErr.Code == "42501" && pgErr.Routine == "check_enable_rls"
+}
+
+// isStandby reports whether the server refused since it only replays the WAL of another.
+// The codes mean other things as well, and texts are in the server's language.
+func isStandby(err error) bool {
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) {
+		return errors.Is(err, ErrStandby)
+	}
+	switch pgErr.Code {
+	case "25006":
+		return pgErr.Routine == "PreventCommandDuringRecovery"
+	case "0A000":
+		return pgErr.Routine == "call_bool_check_hook" // READ WRITE, as we begin transactions
+	case "55000":
+		return strings.HasPrefix(pgErr.Routine, "pg_current_wal_")
+	}
+	return false
 }
 
 func isUndefined(err error) bool { return isCode(err, "42P01", "3F000") }

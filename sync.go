@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hindsight-go/audit/capture"
@@ -35,11 +36,14 @@ func (c *Client) barrier(ctx context.Context) (database string, at LSN, err erro
 		return "", 0, err
 	}
 	mark := func() error {
-		return c.source.QueryRow(ctx, "SELECT current_database(), pg_catalog.pg_logical_emit_message(true, $1, '')::text", c.cfg.ContextPrefix+capture.SyncSuffix).Scan(&database, &at)
+		return c.source.QueryRow(ctx, "SELECT current_database(), pg_catalog.pg_logical_emit_message(true, $1, '')::text WHERE NOT pg_catalog.pg_is_in_recovery()", c.cfg.ContextPrefix+capture.SyncSuffix).Scan(&database, &at)
 	}
 	err = mark()
 	if pgconn.SafeToRetry(err) { // the pool's connection was from before a restart
 		err = mark()
+	}
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = ErrStandby
 	}
 	if err != nil {
 		return "", 0, fmt.Errorf("mark the source's WAL: %w", err)

@@ -102,7 +102,10 @@ func (f Fork) Run(ctx context.Context) (*ForkResult, error) {
 		return nil, wrap("connect to the source", err)
 	}
 	defer conn.Release()
-	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return f.run(ctx, tx, tables, result) })
+	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{AccessMode: pgx.ReadWrite}, func(tx pgx.Tx) error { return f.run(ctx, tx, tables, result) })
+	if isStandby(err) {
+		return nil, wrap("make fork", err)
+	}
 	if isCode(err, "42P06") {
 		return nil, ErrSchemaExists
 	}

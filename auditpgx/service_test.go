@@ -5,14 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
@@ -21,6 +17,7 @@ import (
 	"github.com/hindsight-go/audit"
 	"github.com/hindsight-go/audit/auditpgx"
 	"github.com/hindsight-go/audit/audittest"
+	"github.com/hindsight-go/audit/internal/faulttest"
 )
 
 // serveMany runs requests of many users at once. Each writes rows whose task
@@ -134,16 +131,20 @@ func TestThroughPgBouncer(t *testing.T) {
 	t.Parallel()
 	// The modes that go with a pooler that does not know prepared statements.
 	poolerModes := []pgx.QueryExecMode{pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol}
-	program, knowsPrepared := findPgBouncer(t)
-	if knowsPrepared {
+	pooler, settings := faulttest.FindPgBouncer(t), []string{"ignore_startup_parameters = extra_float_digits"}
+	if pooler.KnowsPrepared {
+		settings = append(settings, "max_prepared_statements = 100")
 		poolerModes = append(poolerModes, pgx.QueryExecModeCacheStatement, pgx.QueryExecModeDescribeExec)
 	}
 	for _, mode := range poolerModes {
 		t.Run(mode.String(), func(t *testing.T) {
 			t.Parallel()
 			a := audittest.New(t, audit.Config{}, todoSQL)
-			config := startPgBouncer(t, a.Database, program, knowsPrepared)
-			config.MaxConns = 12
+			config, err := pgxpool.ParseConfig(a.URL())
+			if err != nil {
+				t.Fatal(err)
+			}
+			config.ConnConfig, config.MaxConns = pooler.Start(t, a.Database, settings...), 12
 			config.ConnConfig.DefaultQueryExecMode = mode
 			pool, err := pgxpool.NewWithConfig(context.WithoutCancel(t.Context()), config)
 			if err != nil {
@@ -159,89 +160,6 @@ func TestThroughPgBouncer(t *testing.T) {
 			checkUsers(t, a)
 		})
 	}
-}
-
-// findPgBouncer returns the program and whether it follows prepared statements in
-// transaction mode, which it does from 1.21 on.
-func findPgBouncer(t *testing.T) (program string, knowsPrepared bool) {
-	t.Helper()
-	program, err := exec.LookPath("pgbouncer")
-	if err != nil {
-		if program = "/usr/sbin/pgbouncer"; !isThere(program) {
-			t.Fatal("there is no pgbouncer: install the package of that name (apt-get install pgbouncer)")
-		}
-	}
-	out, err := exec.CommandContext(t.Context(), program, "--version").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var major, minor int
-	if _, err := fmt.Sscanf(string(out), "PgBouncer %d.%d", &major, &minor); err != nil {
-		t.Fatalf("%q: %v", out, err)
-	}
-	return program, major > 1 || minor >= 21
-}
-
-// startPgBouncer starts a pooler in transaction mode with two connections to the
-// server, and returns how to connect to it.
-func startPgBouncer(t *testing.T, db *audittest.Database, program string, knowsPrepared bool) *pgxpool.Config {
-	t.Helper()
-	config, err := pgxpool.ParseConfig(db.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := config.ConnConfig
-	dir, err := os.MkdirTemp("/tmp", "pgb")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	const port = 6432 // in a directory of its own
-	ini := filepath.Join(dir, "pgbouncer.ini")
-	password := ""
-	if server.Password != "" {
-		password = " password='" + strings.ReplaceAll(server.Password, "'", "''") + "'"
-	}
-	text := fmt.Sprintf(`[databases]
-%s = host=%s port=%d user=%s%s dbname=%s
-[pgbouncer]
-listen_addr =
-unix_socket_dir = %s
-listen_port = %d
-auth_type = any
-pool_mode = transaction
-default_pool_size = 2
-max_client_conn = 100
-ignore_startup_parameters = extra_float_digits
-`, server.Database, server.Host, server.Port, server.User, password, server.Database, dir, port)
-	if knowsPrepared {
-		text += "max_prepared_statements = 100\n"
-	}
-	if err := os.WriteFile(ini, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	run(t, server.Host, dir, program, "-q", ini)
-	config.ConnConfig.Host, config.ConnConfig.Port = dir, port
-	config.ConnConfig.Fallbacks = nil
-	deadline := time.Now().Add(20 * time.Second)
-	for {
-		ctx, cancel := context.WithDeadline(t.Context(), deadline)
-		conn, err := pgx.ConnectConfig(ctx, config.ConnConfig)
-		cancel()
-		if err == nil {
-			_ = conn.Close(t.Context())
-			return config
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("connect to pgbouncer: %v", err)
-		}
-		<-time.After(20 * time.Millisecond)
-	}
-}
-
-func isThere(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }
 
 // TestInjection stamps contexts that are made of SQL, and of what ends comments

@@ -5,11 +5,6 @@ package auditpgx_test
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -21,59 +16,17 @@ import (
 	"github.com/hindsight-go/audit/internal/faulttest"
 )
 
-// newStandby starts a hot standby of the database's server and returns how to
-// connect to it.
-func newStandby(t *testing.T, db *audittest.Database) *pgxpool.Config {
-	t.Helper()
-	config, err := pgxpool.ParseConfig(db.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	primary := config.ConnConfig
-	dir, err := os.MkdirTemp("/tmp", "standby")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	// A copy of the files of a server that is not running.
-	data := filepath.Join(dir, "data")
-	db.Server().StopImmediate(t)
-	if out, err := exec.CommandContext(t.Context(), "cp", "-a", db.Server().DataDir(), data).CombinedOutput(); err != nil {
-		t.Fatalf("copy: %v: %s", err, out)
-	}
-	for _, stale := range []string{"postmaster.pid", "postmaster.opts"} {
-		if err := os.Remove(filepath.Join(data, stale)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			t.Fatal(err)
-		}
-	}
-	if err := os.WriteFile(filepath.Join(data, "standby.signal"), nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	db.Server().StartAgain(t)
-	run(t, primary.Host, dir, filepath.Join(db.Server().BinDir(), "postgres"), "-D", data, "-c", "listen_addresses=", "-c", "unix_socket_directories="+dir,
-		"-c", fmt.Sprintf("primary_conninfo=host=%s port=%d user=%s", primary.Host, primary.Port, primary.User),
-		"-c", "hot_standby=on", "-c", "logging_collector=off", "-c", "log_min_messages=panic")
-	config.ConnConfig.Host, config.ConnConfig.Fallbacks = dir, nil
-	faulttest.Poll(t, faulttest.Patience, "a standby that answers", func() error {
-		conn, err := pgx.ConnectConfig(t.Context(), config.ConnConfig)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = conn.Close(t.Context()) }()
-		var n int
-		return conn.QueryRow(t.Context(), "SELECT 1 FROM todo").Scan(&n)
-	})
-	return config
-}
-
 // TestHotStandby reads and writes on a standby, as if everything were a write,
 // and then makes a primary of it.
 func TestHotStandby(t *testing.T) {
 	t.Parallel()
 	db := audittest.NewServer(t, audittest.ServerOptions{}).NewDatabase(t)
 	db.Exec(t, todoSQL+"; INSERT INTO todo VALUES ('c', 1, 'x')")
-	config := newStandby(t, db)
-	config.MaxConns = 1
+	config, err := pgxpool.ParseConfig(db.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.ConnConfig, config.MaxConns = faulttest.StartStandby(t, db, "todo"), 1
 	forced := auditpgx.AsWrite(by(t.Context(), "ann"))
 
 	pools := map[pgx.QueryExecMode]*auditpgx.DB{}
