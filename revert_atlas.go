@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
@@ -22,6 +23,8 @@ type imageMap struct {
 	// image has.
 	at       []imageColumn
 	required []int
+	// versioned tells that the columns are known from a version, not by their names of now.
+	versioned bool
 	// keyed tells that the key of the version has the columns of the key of now, in
 	// the same order, so that the key's text can be taken.
 	keyed bool
@@ -42,11 +45,11 @@ type atlas struct {
 	facts   *store.Facts
 	targets map[uint32]*target
 	except  []string // columns that are left out
-	maps    map[*store.Version]*imageMap
+	maps    map[versionAt]*imageMap
 	bare    map[tableName]*imageMap // for tables of which no version is known
 	last    struct {
 		name     tableName
-		from, to LSN
+		from, to Position // the changes behind from, up to to
 		m        *imageMap
 	}
 }
@@ -54,20 +57,27 @@ type atlas struct {
 func newAtlas(c *Client, db capture.Querier, facts *store.Facts) *atlas {
 	return &atlas{
 		client: c, db: db, facts: facts, targets: make(map[uint32]*target),
-		maps: make(map[*store.Version]*imageMap), bare: make(map[tableName]*imageMap),
+		maps: make(map[versionAt]*imageMap), bare: make(map[tableName]*imageMap),
 	}
 }
 
+// versionAt is a version of a table, as far as it holds for a change: late tells that
+// the table had perhaps been altered by then, in what the stream does not tell of.
+type versionAt struct {
+	*store.Version
+	late bool
+}
+
 // at returns the map for a change of a table at a position.
-func (a *atlas) at(ctx context.Context, schema, table string, position LSN) (*imageMap, error) {
+func (a *atlas) at(ctx context.Context, schema, table string, position Position) (*imageMap, error) {
 	name := tableName{schema, table}
-	if l := &a.last; l.m != nil && l.name == name && position >= l.from && position < l.to {
+	if l := &a.last; l.m != nil && l.name == name && position.Compare(l.from) > 0 && position.Compare(l.to) <= 0 {
 		return l.m, nil
 	}
-	version, until := a.version(name, position)
+	version, from, until := a.version(name, position)
 	var m *imageMap
 	var err error
-	if version == nil {
+	if version.Version == nil {
 		m, err = a.byName(ctx, name)
 	} else {
 		m, err = a.byVersion(ctx, version)
@@ -75,28 +85,39 @@ func (a *atlas) at(ctx context.Context, schema, table string, position LSN) (*im
 	if err != nil {
 		return nil, err
 	}
-	a.last.name, a.last.m, a.last.to = name, m, until
-	a.last.from = 0
-	if version != nil {
-		a.last.from = version.Position
-	}
+	a.last.name, a.last.m, a.last.from, a.last.to = name, m, from, until
 	return m, nil
 }
 
-// version returns the version that is valid at the position, and until when.
-func (a *atlas) version(name tableName, position LSN) (found *store.Version, until LSN) {
-	until = maxLSN
+// version returns the version that is valid for the change at the position, and for
+// those behind from, up to until.
+func (a *atlas) version(name tableName, position Position) (found versionAt, from, until Position) {
+	until = Position{LSN: maxLSN}
 	for i := range a.facts.Versions {
 		v := &a.facts.Versions[i]
+		begin := Position{LSN: v.Position, Sequence: v.Sequence}
 		switch {
-		case v.Schema != name.schema || v.Table != name.table:
-		case found == nil || v.Position <= position:
-			found = v
-		default:
-			return found, v.Position
+		case v.Schema != name.schema || v.Table != name.table || v.Dropped:
+			continue
+		case found.Version == nil: // what the table was when it was first seen, it was before
+			found.Version = v
+			continue
+		case position.Compare(begin) > 0:
+			found.Version, from = v, begin
+			continue
 		}
+		until = begin
+		if v.After != 0 && v.RelationID == found.RelationID {
+			behind := Position{LSN: v.After, Sequence: math.MaxInt}
+			if found.late = position.Compare(behind) > 0; found.late {
+				from = behind
+			} else {
+				until = behind
+			}
+		}
+		break
 	}
-	return found, until
+	return found, from, until
 }
 
 func (a *atlas) byName(ctx context.Context, name tableName) (*imageMap, error) {
@@ -128,15 +149,18 @@ func (a *atlas) byName(ctx context.Context, name tableName) (*imageMap, error) {
 	return m, nil
 }
 
-func (a *atlas) byVersion(ctx context.Context, v *store.Version) (*imageMap, error) {
+func (a *atlas) byVersion(ctx context.Context, v versionAt) (*imageMap, error) {
 	if m := a.maps[v]; m != nil {
 		return m, nil
+	}
+	if v.Guessed {
+		return nil, &UnrevertableError{Table: qualifiedName(v.Schema, v.Table), Reason: "the table was altered several times before capture saw it, and which of its columns was which cannot be told (event triggers tell, see Config.NoEventTrigger)"}
 	}
 	t, err := a.target(ctx, tableName{v.Schema, v.Table}, v.RelationID)
 	if err != nil {
 		return nil, err
 	}
-	m := &imageMap{target: t, columns: make(map[string]imageColumn)}
+	m := &imageMap{target: t, columns: make(map[string]imageColumn), versioned: true}
 	for _, c := range v.Columns {
 		then := column{name: c.Name, attnum: c.Attnum}
 		if v.RelationID != t.oid {
@@ -149,7 +173,8 @@ func (a *atlas) byVersion(ctx context.Context, v *store.Version) (*imageMap, err
 		at := slices.IndexFunc(t.columns.list, func(now column) bool { return sameColumn(then, now) })
 		found := imageColumn{at: at, kind: kind}
 		if at >= 0 {
-			found.as = t.pastType(c, &t.columns.list[at])
+			found.as = t.pastType(c, &t.columns.list[at], v.late)
+			t.noteFormer(at, c.Name)
 		}
 		m.columns[c.Name] = found
 	}
@@ -161,6 +186,9 @@ func (a *atlas) byVersion(ctx context.Context, v *store.Version) (*imageMap, err
 	a.maps[v] = m
 	return m, nil
 }
+
+// foreignReason is why a change cannot be read that has columns which no version has.
+const foreignReason = "the table had other columns then than history knows: it was altered around the change, and nobody saw how (event triggers do, see Config.NoEventTrigger)"
 
 // settle fills in what follows from columns.
 func (m *imageMap) settle() {

@@ -35,6 +35,7 @@ type collapse struct {
 
 	before, after []json.RawMessage // scratch, by column
 	lost          map[string][2]json.RawMessage
+	foreign       bool  // the images have a column that the version has not
 	changed       []int // scratch, columns
 	arena, spare  []byte
 	slabs         slabs
@@ -47,7 +48,7 @@ func newCollapse(a *atlas, limit int, columns []string, b *budget) *collapse {
 
 // add takes the next change.
 func (c *collapse) add(ctx context.Context, ch *selectedChange) error {
-	m, err := c.atlas.at(ctx, ch.schema, ch.table, ch.position.LSN)
+	m, err := c.atlas.at(ctx, ch.schema, ch.table, ch.position)
 	if err != nil {
 		return err
 	}
@@ -68,6 +69,9 @@ func (c *collapse) take(m *imageMap, ch *selectedChange) (err error) {
 		return &UnrevertableError{Table: qualifiedName(ch.schema, ch.table), Position: ch.position, Reason: reason}
 	}
 	c.read(m, ch)
+	if c.foreign {
+		return refuse(foreignReason)
+	}
 	if m.target.keyless {
 		if ch.operation != Create && !c.knows(m, c.before) {
 			return refuse("history does not know the whole row before the change, which tells it apart in a table without a primary key (REPLICA IDENTITY)")
@@ -116,8 +120,7 @@ func (c *collapse) take(m *imageMap, ch *selectedChange) (err error) {
 // wanted tells that a column is to be reverted: the server does not compute it,
 // and Columns does not leave it out.
 func (c *collapse) wanted(t *target, at int) bool {
-	column := &t.columns.list[at]
-	return !column.derived && !slices.Contains(t.except, column.name) && (c.columns == nil || slices.Contains(c.columns, column.name))
+	return !t.columns.list[at].derived && !t.isNamed(at, t.except) && (c.columns == nil || t.isNamed(at, c.columns))
 }
 
 func (c *collapse) enter(m *imageMap, key string, ch *selectedChange) (*netRow, error) {

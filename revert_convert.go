@@ -25,10 +25,11 @@ type pastType struct {
 	moved bool
 }
 
-// pastType returns the number of a type that a column had, 0 if it has it still.
-func (t *target) pastType(then store.Column, now *column) uint16 {
-	p := pastType{oid: then.TypeOID, mod: then.TypeMod, moved: attributesMoved(then.Definition, now.definition)}
-	if p.oid == now.typeOID && p.mod == now.typeMod && definitionKeeps(then.Definition, now.definition) {
+// pastType returns the number of a type that a column had, 0 if it has it still. late
+// tells that a type that is defined otherwise now may have been so already.
+func (t *target) pastType(then store.Column, now *column, late bool) uint16 {
+	p := pastType{oid: then.TypeOID, mod: then.TypeMod, moved: late && then.Definition != now.definition || attributesMoved(then.Definition, now.definition)}
+	if !p.moved && p.oid == now.typeOID && p.mod == now.typeMod && definitionKeeps(then.Definition, now.definition) {
 		return 0
 	}
 	at := slices.Index(t.pastTypes, p)

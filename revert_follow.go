@@ -71,7 +71,7 @@ func (p *planner) laterChanges(ctx context.Context, t *target, after Position, q
 		if p.isSelected(ch.position) {
 			return nil
 		}
-		m, err := p.atlas.at(ctx, ch.schema, ch.table, ch.position.LSN)
+		m, err := p.atlas.at(ctx, ch.schema, ch.table, ch.position)
 		if err != nil || m.target != t {
 			return err
 		}

@@ -68,9 +68,11 @@ func (c *collapse) read(m *imageMap, ch *selectedChange) {
 	clear(c.before)
 	clear(c.after)
 	clear(c.lost)
+	c.foreign = false
 	fill := func(im Image, into []json.RawMessage, side int) {
 		im.eachMember(func(name, value []byte) {
 			column, ok := m.columns[string(name)]
+			c.foreign = c.foreign || !ok && m.versioned
 			switch {
 			case !ok || column.at < 0:
 				pair := c.lost[string(name)]

@@ -129,10 +129,10 @@ func (r *netRow) conflictsToRemove() []Conflict {
 		found = append(found, c)
 	}
 	found = append(found, r.lostConflicts()...)
-	for at, column := range r.table.columns.list {
+	for at := range r.table.columns.list {
 		c := r.cell(at)
 		switch {
-		case slices.Contains(r.table.except, column.name):
+		case r.table.isNamed(at, r.table.except):
 		case c != nil && c.live != nil:
 			found = append(found, r.columnConflict(ColumnChanged, at, datum{}, *c.live))
 		case slices.ContainsFunc(r.unknown, func(u liveColumn) bool { return u.column == at }):
@@ -172,6 +172,7 @@ func (r *netRow) conflictsToRestore() []Conflict {
 	}
 	found = append(found, r.lostConflicts()...)
 	r.cells = slices.DeleteFunc(r.cells, func(c cell) bool { return c.undone })
+	r.done = r.done || len(r.cells) == 0 // all of its columns are gone
 	for i := range r.cells {
 		c := &r.cells[i]
 		switch {
@@ -386,7 +387,7 @@ func (p *planner) rebuild(ctx context.Context, c *Conflict) error {
 		}
 		last = &change
 	}
-	m, err := p.atlas.at(ctx, last.Schema, last.Table, last.Position.LSN)
+	m, err := p.atlas.at(ctx, last.Schema, last.Table, last.Position)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,8 @@ type target struct {
 	*sourceTable
 	// except are the names of columns that the revert leaves out.
 	except []string
+	// former are names that columns had once, and that no column has now.
+	former map[int][]string
 	// pastTypes are types that columns had once.
 	pastTypes []pastType
 	// keyAt says where the key's columns stand, keyOps holds their equality
@@ -37,6 +39,23 @@ type target struct {
 
 // label is the table's name for people and for filters.
 func (t *target) label() string { return qualifiedName(t.schema, t.name) }
+
+// noteFormer notes a name that a column had once.
+func (t *target) noteFormer(at int, name string) {
+	if _, taken := t.columns.index[name]; taken || slices.Contains(t.former[at], name) {
+		return
+	}
+	if t.former == nil {
+		t.former = make(map[int][]string)
+	}
+	t.former[at] = append(t.former[at], name)
+}
+
+// isNamed tells that a column has one of the names, or had it where no other has it now.
+func (t *target) isNamed(at int, names []string) bool {
+	return slices.Contains(names, t.columns.list[at].name) ||
+		slices.ContainsFunc(t.former[at], func(former string) bool { return slices.Contains(names, former) })
+}
 
 // from names the table in FROM, UPDATE and DELETE. What inherits from it has
 // rows, and keys, of its own.

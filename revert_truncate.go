@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -41,7 +42,7 @@ func (c *collapse) truncated(ctx context.Context, ch *selectedChange) error {
 	if t.past, err = c.tableBefore(ctx, ch); err != nil {
 		return t.explain(err)
 	}
-	m, err := c.atlas.at(ctx, t.past.schema, t.past.name, t.past.through)
+	m, err := c.atlas.at(ctx, t.past.schema, t.past.name, Position{LSN: t.past.through, Sequence: math.MaxInt})
 	if err != nil {
 		return err
 	}

@@ -140,11 +140,14 @@ func (w *historyWalk) changes(keys map[string]Position, columns string) sq.Sqliz
 
 // take applies a change to the rows that it is about.
 func (w *historyWalk) take(ctx context.Context, c *Change) error {
-	m, err := w.p.atlas.at(ctx, c.Schema, c.Table, c.Position.LSN)
+	m, err := w.p.atlas.at(ctx, c.Schema, c.Table, c.Position)
 	if err != nil || m.target != w.table {
 		return err
 	}
 	w.reader.read(m, &selectedChange{operation: c.Operation, before: c.Before, after: c.After, defect: c.Defect})
+	if w.reader.foreign {
+		return &UnrevertableError{Table: w.table.label(), Position: c.Position, Reason: foreignReason}
+	}
 	w.reader.complete()
 	key, previous := c.PrimaryKey, c.PreviousKey
 	index := w.index
