@@ -194,8 +194,8 @@ func (f *frame) writeSome(ctx context.Context) (int, error) {
 // writeWhole stores all rows in one transaction: without a key there is no place
 // to go on from.
 func (f *frame) writeWhole(ctx context.Context) error {
-	n, err := f.past.client.history.WriteFrame(ctx, f.Frame, func(yield func(store.FrameRow) error) error {
-		return f.past.rows(ctx, func(values [][]byte) error { return yield(store.FrameRow{Image: f.past.frameImage(values)}) })
+	n, err := f.past.client.history.WriteFrame(ctx, f.Frame, nil, func(w *store.FrameWriter) error {
+		return f.past.rows(ctx, func(values [][]byte) error { return w.Write(store.FrameRow{Image: f.past.frameImage(values)}) })
 	})
 	if err != nil {
 		return err
@@ -236,35 +236,33 @@ func (c *Client) noteEmpty(ctx context.Context, database, schema, table string, 
 	if err != nil || !empty {
 		return wrap("look whether the table is empty", err)
 	}
-	f, err := c.history.BeginFrame(ctx, store.Frame{Database: database, Schema: schema, Table: table, RelationID: oid, Position: here, Fresh: true})
-	if err != nil {
-		return wrap("note that the table is empty", err)
-	}
-	return wrap("note that the table is empty", c.history.CompleteFrame(ctx, f))
+	_, err = c.history.WriteFrame(ctx, store.Frame{Database: database, Schema: schema, Table: table, RelationID: oid, Position: here}, nil,
+		func(*store.FrameWriter) error { return nil })
+	return wrap("note that the table is empty", err)
 }
 
 // carryKeyframes makes keyframes at the position up to which retention is about to
-// drop history, of every table that history knows whole at it: what comes behind
-// stays as exact as it was.
-func (c *Client) carryKeyframes(ctx context.Context, before time.Time) error {
-	horizon, err := c.history.HorizonAt(ctx, before)
+// drop history, which it returns, of every table that history knows whole at it: what
+// comes behind stays as exact as it was.
+func (c *Client) carryKeyframes(ctx context.Context, before time.Time) (horizon LSN, err error) {
+	horizon, err = c.history.HorizonAt(ctx, before)
 	if err != nil || horizon == 0 {
-		return err
+		return horizon, err
 	}
 	database, err := c.databaseName(ctx)
 	if err != nil {
-		return err
+		return horizon, err
 	}
 	t := &travel{client: c, point: AtPosition(Position{LSN: horizon}).of(c), database: database, through: horizon, same: horizon}
 	if t.facts, err = c.freshFacts(ctx, database); err != nil {
-		return err
+		return horizon, err
 	}
 	for _, cov := range t.holding(t.facts.Coverage) {
 		if err := t.carryKeyframe(ctx, cov); err != nil {
-			return err
+			return horizon, err
 		}
 	}
-	return nil
+	return horizon, nil
 }
 
 func (t *travel) carryKeyframe(ctx context.Context, cov store.Coverage) error {
@@ -288,16 +286,48 @@ func (t *travel) carryKeyframe(ctx context.Context, cov store.Coverage) error {
 	if !ok || !b.forward(past) || b.position == t.through && b.kind == baseKeyframe {
 		return nil
 	}
-	f, err := t.client.history.BeginFrame(ctx, store.Frame{Database: t.database, Schema: past.schema, Table: past.name, RelationID: past.oid, Position: t.through, Fresh: true})
+	f := store.Frame{Database: t.database, Schema: past.schema, Table: past.name, RelationID: past.oid, Position: t.through}
+	from := &store.FrameBase{Keyframe: b.keyframe, Horizon: t.facts.Horizon.Position}
+	_, err = t.client.history.WriteFrame(ctx, f, from, func(w *store.FrameWriter) error { return past.carry(ctx, b, w) })
+	return wrap("carry "+past.qualified()+" along", err)
+}
+
+// carry writes the table as it was, from a base before the moment, a page of rows at a
+// time: a table of any size takes no more memory than another. The rows of one without a
+// key are counted in memory.
+func (p *pastTable) carry(ctx context.Context, b base, w *store.FrameWriter) error {
+	if !p.keyed(b) {
+		return p.keylessRows(ctx, b, nil, func(values [][]byte) error { return w.Write(store.FrameRow{Image: p.frameImage(values)}) })
+	}
+	row := func(key string, values [][]byte) store.FrameRow {
+		return store.FrameRow{Key: key, HasKey: true, Image: p.frameImage(values)}
+	}
+	derived, flush := p.deriving(ctx, func(key string, values [][]byte) error { return w.Write(row(key, values)) })
+	err := p.touched(ctx, b, nil, func(row touchedRow) error {
+		if row.values == nil {
+			return w.Write(store.FrameRow{Key: row.key, HasKey: true})
+		}
+		return derived(row.key, row.values)
+	})
 	if err != nil {
 		return err
 	}
-	_, err = t.client.history.WriteFrame(ctx, f, func(yield func(store.FrameRow) error) error {
-		return past.rowsFrom(ctx, b, func(key string, values [][]byte) error {
-			return yield(store.FrameRow{Key: key, HasKey: len(past.key) > 0, Image: past.frameImage(values)})
-		})
+	if err := flush(); err != nil {
+		return err
+	}
+	derived, flush = p.deriving(ctx, func(key string, values [][]byte) error { return w.WriteUnlessThere(row(key, values)) })
+	err = p.baseRows(ctx, b, nil, func(key string, values [][]byte, missing []int) error {
+		if len(missing) > 0 {
+			if err := p.fill(ctx, key, values, missing); err != nil {
+				return err
+			}
+		}
+		return derived(key, values)
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return flush()
 }
 
 // dropKeyframes drops the keyframes that retention has left behind.

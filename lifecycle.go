@@ -427,17 +427,40 @@ func (c *Client) keepPartitions(ctx context.Context) error {
 	if c.cfg.Retention == 0 {
 		return nil
 	}
+	locked, release, err := c.history.LockRetention(ctx)
+	if errors.Is(err, store.ErrRetentionLocked) {
+		return nil // which does it
+	}
+	if err != nil {
+		return err
+	}
+	defer release()
 	before := time.Now().Add(-c.cfg.Retention)
-	if err := c.carryKeyframes(ctx, before); err != nil {
+	for range 3 {
+		// Changes may come that are older than what was carried along is: once more.
+		if err = c.retain(locked, before); !errors.Is(err, store.ErrHorizonMoved) {
+			break
+		}
+	}
+	return err
+}
+
+// retain drops what is past its retention, once keyframes hold what is needed of it. It
+// may end at any place, and goes on from there the next time.
+func (c *Client) retain(ctx context.Context, before time.Time) error {
+	horizon, err := c.carryKeyframes(ctx, before)
+	if err != nil {
 		return err // what they are made of must not be dropped
 	}
-	dropped, err := c.history.DropBefore(ctx, before)
+	dropped, err := c.history.DropBefore(ctx, before, horizon)
+	if err != nil {
+		return err
+	}
 	for _, name := range dropped {
 		c.cfg.Logger.Info("audit: dropped history past its retention", "partition", name)
 	}
 	if len(dropped) > 0 {
 		c.forgetFacts()
-		err = errors.Join(err, c.dropKeyframes(ctx))
 	}
-	return err
+	return c.dropKeyframes(ctx)
 }

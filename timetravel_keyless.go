@@ -18,7 +18,7 @@ func (p *pastTable) keylessRows(ctx context.Context, b base, s *snapshot, yield 
 	if err != nil {
 		return err
 	}
-	var derive [][][]byte
+	derived, flush := p.deriving(ctx, func(_ string, values [][]byte) error { return yield(values) })
 	take := func(joined bool) func(_ string, values [][]byte, missing []int) error {
 		return func(_ string, values [][]byte, missing []int) error {
 			if len(missing) > 0 {
@@ -31,11 +31,10 @@ func (p *pastTable) keylessRows(ctx context.Context, b base, s *snapshot, yield 
 			switch {
 			case joined:
 				return nil // it came with the partition
-			case b.kind == baseLive && p.computed:
-				derive = append(derive, values)
-				return nil
+			case b.kind == baseLive && !p.computed:
+				return yield(values) // which has its generated columns
 			}
-			return yield(values)
+			return derived("", values)
 		}
 	}
 	if b.kind == baseLive && len(p.joined) > 0 {
@@ -56,18 +55,12 @@ func (p *pastTable) keylessRows(ctx context.Context, b base, s *snapshot, yield 
 			}
 		}
 		for range n.more {
-			derive = append(derive, cloneValues(n.values))
+			if err := derived("", cloneValues(n.values)); err != nil {
+				return err
+			}
 		}
 	}
-	if err := p.derive(ctx, derive); err != nil {
-		return err
-	}
-	for _, values := range derive {
-		if err := yield(values); err != nil {
-			return err
-		}
-	}
-	return nil
+	return flush()
 }
 
 // bagged is how many more rows of one content there were than the base has.

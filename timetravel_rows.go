@@ -92,32 +92,23 @@ func (p *pastTable) rebuild(ctx context.Context, b base, s *snapshot, yield func
 		return p.keylessRows(ctx, b, s, func(values [][]byte) error { return yield("", values) })
 	}
 	touched := make(map[string]struct{})
-	var derive []touchedRow
+	derived, flush := p.deriving(ctx, yield)
 	err := p.touched(ctx, b, s, func(row touchedRow) error {
 		touched[row.key] = struct{}{}
 		if row.values == nil {
 			return nil
 		}
-		if p.columns.hasDerived() {
-			derive = append(derive, row)
-			return nil
-		}
-		return yield(row.key, row.values)
+		return derived(row.key, row.values)
 	})
 	if err != nil {
 		return err
 	}
-	derived := make([][][]byte, len(derive))
-	for i, row := range derive {
-		derived[i] = row.values
-	}
-	if err := p.derive(ctx, derived); err != nil {
+	if err := flush(); err != nil {
 		return err
 	}
-	for _, row := range derive {
-		if err := yield(row.key, row.values); err != nil {
-			return err
-		}
+	whole := yield // the live row has its generated columns
+	if b.kind == baseKeyframe {
+		whole = derived
 	}
 	untouched := func(key string, values [][]byte, missing []int) error {
 		if _, ok := touched[key]; ok {
@@ -128,12 +119,44 @@ func (p *pastTable) rebuild(ctx context.Context, b base, s *snapshot, yield func
 				return err
 			}
 		}
-		return yield(key, values)
+		return whole(key, values)
 	}
 	if b.kind == baseLive && p.computed {
 		return p.derivedRows(ctx, s, untouched)
 	}
-	return p.baseRows(ctx, b, s, untouched)
+	if err := p.baseRows(ctx, b, s, untouched); err != nil {
+		return err
+	}
+	return flush()
+}
+
+// deriving returns a function that yields rows once their generated columns are computed,
+// a page of rows at a time, and one that yields those that are left.
+func (p *pastTable) deriving(ctx context.Context, yield func(key string, values [][]byte) error) (add func(key string, values [][]byte) error, flush func() error) {
+	if !p.columns.hasDerived() {
+		return yield, func() error { return nil }
+	}
+	var keys []string
+	var page [][][]byte
+	flush = func() error {
+		if err := p.derive(ctx, page); err != nil {
+			return err
+		}
+		for i, values := range page {
+			if err := yield(keys[i], values); err != nil {
+				return err
+			}
+		}
+		keys, page = keys[:0], page[:0]
+		return nil
+	}
+	add = func(key string, values [][]byte) error {
+		if keys, page = append(keys, key), append(page, values); len(page) < pageRows {
+			return nil
+		}
+		return flush()
+	}
+	return add, flush
 }
 
 // derivedRows is the rows of a live table that does not have a generated column as

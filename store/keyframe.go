@@ -21,8 +21,6 @@ type Frame struct {
 	// LastKey is the key of the last row stored so far, Rows how many there are.
 	LastKey []string
 	Rows    int64
-	// Fresh tells not to go on with one that was begun before.
-	Fresh bool
 }
 
 // FrameRow is a row of a keyframe.
@@ -35,28 +33,34 @@ type FrameRow struct {
 // BeginFrame begins a keyframe, or returns the one of the same relation that was
 // begun and is not complete.
 func (s *Store) BeginFrame(ctx context.Context, f Frame) (Frame, error) {
-	if !f.Fresh {
-		err := s.pool.QueryRow(ctx, `
-			SELECT k.id, k.schema, k."table", k.position::text, k.last_key, k.done
-			FROM `+s.schema+`.keyframes k
-			WHERE k.database = $1 AND k.relation_id = $2 AND NOT k.complete
-			ORDER BY k.id
-			LIMIT 1`, f.Database, int64(f.RelationID)).Scan(&f.ID, &f.Schema, &f.Table, &f.Position, &f.LastKey, &f.Rows)
-		if err == nil {
-			return f, nil
-		}
-		if !errors.Is(err, pgx.ErrNoRows) {
-			return f, fmt.Errorf("begin keyframe: %w", err)
-		}
-	}
 	err := s.pool.QueryRow(ctx, `
+		SELECT k.id, k.schema, k."table", k.position::text, k.last_key, k.done
+		FROM `+s.schema+`.keyframes k
+		WHERE k.database = $1 AND k.relation_id = $2 AND NOT k.complete
+		ORDER BY k.id
+		LIMIT 1`, f.Database, int64(f.RelationID)).Scan(&f.ID, &f.Schema, &f.Table, &f.Position, &f.LastKey, &f.Rows)
+	if err == nil {
+		return f, nil
+	}
+	if !errors.Is(err, pgx.ErrNoRows) {
+		return f, fmt.Errorf("begin keyframe: %w", err)
+	}
+	return f, s.insertFrame(ctx, s.pool, &f)
+}
+
+// insertFrame enters a keyframe that is not complete, and gives it its ID.
+func (s *Store) insertFrame(ctx context.Context, db interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}, f *Frame,
+) error {
+	err := db.QueryRow(ctx, `
 		INSERT INTO `+s.schema+`.keyframes (database, schema, "table", relation_id, position)
 		VALUES ($1, $2, $3, $4, $5)
 		RETURNING id`, f.Database, f.Schema, f.Table, int64(f.RelationID), f.Position.String()).Scan(&f.ID)
 	if err != nil {
-		return f, fmt.Errorf("begin keyframe: %w", err)
+		return fmt.Errorf("begin keyframe: %w", err)
 	}
-	return f, nil
+	return nil
 }
 
 // AppendFrame stores further rows of a keyframe, and up to which key it has come.
@@ -91,49 +95,78 @@ func (r FrameRow) values(frame, ordinal int64) []any {
 	return []any{frame, ordinal, key, r.Image}
 }
 
-// WriteFrame stores all rows of a keyframe and completes it, in one transaction.
-// It returns how many there are.
-func (s *Store) WriteFrame(ctx context.Context, f Frame, each func(yield func(FrameRow) error) error) (int64, error) {
-	var n int64
+// FrameBase is what a keyframe is made from: what has to be there still when it is
+// complete.
+type FrameBase struct {
+	// Keyframe is the keyframe that it goes on from, or 0.
+	Keyframe int64
+	// Horizon is up to where retention had dropped history.
+	Horizon wal.LSN
+}
+
+// ErrFrameBase is returned when history was dropped while a keyframe was made of it.
+var ErrFrameBase = errors.New("store: what the keyframe is made of was dropped meanwhile")
+
+// WriteFrame stores all rows of a keyframe and completes it, in one transaction, unless
+// what it is made from is not there any more: then the error is an ErrFrameBase. A frame
+// without ID is begun in the same transaction. WriteFrame returns how many rows there are.
+// Of one that is there already, complete, nothing is stored.
+func (s *Store) WriteFrame(ctx context.Context, f Frame, from *FrameBase, write func(*FrameWriter) error) (int64, error) {
+	w := &FrameWriter{store: s}
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		n = 0
+		if f.ID == 0 {
+			if err := s.insertFrame(ctx, tx, &f); err != nil {
+				return err
+			}
+		}
+		*w = FrameWriter{ctx: ctx, tx: tx, store: s, frame: f.ID}
 		if _, err := tx.Exec(ctx, `DELETE FROM `+s.schema+`.keyframe_rows WHERE keyframe = $1`, f.ID); err != nil {
 			return fmt.Errorf("store keyframe: %w", err)
 		}
-		var rows []FrameRow
-		flush := func() error {
-			begin := n
-			_, err := tx.CopyFrom(ctx, pgx.Identifier{s.name, "keyframe_rows"}, frameColumns, pgx.CopyFromSlice(len(rows), func(i int) ([]any, error) {
-				return rows[i].values(f.ID, begin+int64(i)+1), nil
-			}))
-			n += int64(len(rows))
-			rows = rows[:0]
+		if err := write(w); err != nil {
 			return err
 		}
-		err := each(func(row FrameRow) error {
-			if rows = append(rows, row); len(rows) < 1000 {
-				return nil
-			}
-			return flush()
-		})
-		if err != nil {
-			return err
-		}
-		if err := flush(); err != nil {
+		if err := w.finish(); err != nil {
 			return fmt.Errorf("store keyframe: %w", err)
 		}
-		if _, err := tx.Exec(ctx, `UPDATE `+s.schema+`.keyframes SET done = $2, complete = true WHERE id = $1`, f.ID, n); err != nil {
+		if from != nil {
+			if err := s.verifyBase(ctx, tx, *from); err != nil {
+				return err
+			}
+		}
+		if _, err := tx.Exec(ctx, `UPDATE `+s.schema+`.keyframes SET done = $2, complete = true WHERE id = $1`, f.ID, w.rows); err != nil {
 			return fmt.Errorf("store keyframe: %w", err)
 		}
 		return nil
 	})
-	return n, err
+	if isCode(err, "23505") {
+		return w.rows, s.DropFrame(ctx, f.ID)
+	}
+	return w.rows, err
+}
+
+// verifyBase fails if history was dropped since the base was looked at.
+func (s *Store) verifyBase(ctx context.Context, tx pgx.Tx, from FrameBase) error {
+	var there bool
+	err := tx.QueryRow(ctx, `
+		SELECT (SELECT coalesce(max(r.position), '0/0') FROM `+s.schema+`.retention r) = $1::text::pg_lsn
+			AND ($2::bigint = 0 OR EXISTS (SELECT FROM `+s.schema+`.keyframes k WHERE k.id = $2 AND k.complete))`, from.Horizon.String(), from.Keyframe).Scan(&there)
+	if err != nil {
+		return fmt.Errorf("look whether history is still there: %w", err)
+	}
+	if !there {
+		return ErrFrameBase
+	}
+	return nil
 }
 
 // CompleteFrame says that a keyframe has all its rows, which are f.Rows: one that
 // holds others is left incomplete.
 func (s *Store) CompleteFrame(ctx context.Context, f Frame) error {
 	tag, err := s.pool.Exec(ctx, `UPDATE `+s.schema+`.keyframes SET complete = true WHERE id = $1 AND done = $2`, f.ID, f.Rows)
+	if isCode(err, "23505") { // there is one of the same position
+		return s.DropFrame(ctx, f.ID)
+	}
 	if err == nil && tag.RowsAffected() == 0 {
 		err = fmt.Errorf("it does not hold the %d rows that it should", f.Rows)
 	}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -62,21 +63,36 @@ func (s *Store) AnalyzeNew(ctx context.Context) error {
 	return nil
 }
 
+// ErrHorizonMoved is returned when history has come that is to be dropped, and that
+// nobody has carried along.
+var ErrHorizonMoved = errors.New("store: history that is past its retention has come meanwhile")
+
 // DropBefore drops the partitions that hold only changes committed before t and
-// returns their names. History is never deleted row by row.
-func (s *Store) DropBefore(ctx context.Context, t time.Time) ([]string, error) {
-	rows, err := s.pool.Query(ctx, `SELECT `+s.schema+`.drop_before($1)`, t)
+// returns their names. History is never deleted row by row. If they hold a change behind
+// horizon, up to which keyframes carry the state along, it drops nothing and returns
+// ErrHorizonMoved.
+func (s *Store) DropBefore(ctx context.Context, t time.Time, horizon wal.LSN) (dropped []string, err error) {
+	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		var before string
+		if err := tx.QueryRow(ctx, `SELECT coalesce(max(r.position), '0/0')::text FROM `+s.schema+`.retention r`).Scan(&before); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, `SELECT `+s.schema+`.drop_before($1)`, t)
+		if err != nil {
+			return err
+		}
+		if dropped, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
+			return err
+		}
+		var moved bool
+		err = tx.QueryRow(ctx, `SELECT coalesce(max(r.position) > greatest($1::text::pg_lsn, $2::text::pg_lsn), false) FROM `+s.schema+`.retention r`, horizon.String(), before).Scan(&moved)
+		if err == nil && moved {
+			err = ErrHorizonMoved
+		}
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("drop history before %s: %w", t.Format(time.RFC3339), err)
 	}
-	defer rows.Close()
-	var dropped []string
-	for rows.Next() {
-		var name string
-		if err := rows.Scan(&name); err != nil {
-			return nil, fmt.Errorf("drop history before %s: %w", t.Format(time.RFC3339), err)
-		}
-		dropped = append(dropped, name)
-	}
-	return dropped, rows.Err()
+	return dropped, nil
 }

@@ -79,7 +79,7 @@ func (s *Store) LockSetup(ctx context.Context, patience time.Duration, waits fun
 	}
 	begun := time.Now()
 	for {
-		err := s.tryLock(ctx, conn)
+		err := s.tryLock(ctx, conn, "audit setup", "schema_migrations IN SHARE ROW EXCLUSIVE MODE")
 		if err == nil {
 			break
 		}
@@ -95,6 +95,34 @@ func (s *Store) LockSetup(ctx context.Context, patience time.Duration, waits fun
 		}
 		waits(held)
 	}
+	locked, release = hold(ctx, conn)
+	return locked, release, nil
+}
+
+// ErrRetentionLocked is returned while somebody else drops what is past its retention.
+var ErrRetentionLocked = errors.New("store: another instance drops history past its retention")
+
+// LockRetention takes the lock under which one instance at a time carries keyframes along
+// and drops history, a lease as that of LockSetup, or returns ErrRetentionLocked.
+func (s *Store) LockRetention(ctx context.Context) (locked context.Context, release func(), err error) {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("connect to the store: %w", err)
+	}
+	if err := s.tryLock(ctx, conn, "audit retention", "retention IN SHARE UPDATE EXCLUSIVE MODE"); err != nil {
+		_, _ = conn.Exec(ctx, "ROLLBACK")
+		conn.Release()
+		if isCode(err, "55P03") {
+			return nil, nil, ErrRetentionLocked
+		}
+		return nil, nil, fmt.Errorf("lock %s.retention: %w", s.name, err)
+	}
+	locked, release = hold(ctx, conn)
+	return locked, release, nil
+}
+
+// hold keeps the lock that a connection has until release.
+func hold(ctx context.Context, conn *pgxpool.Conn) (locked context.Context, release func()) {
 	locked, lose := context.WithCancelCause(ctx)
 	done := make(chan struct{})
 	renewed := make(chan struct{})
@@ -112,17 +140,17 @@ func (s *Store) LockSetup(ctx context.Context, patience time.Duration, waits fun
 			_ = conn.Conn().Close(end) // which unlocks as well
 		}
 		conn.Release()
-	}, nil
+	}
 }
 
-func (s *Store) tryLock(ctx context.Context, conn *pgxpool.Conn) error {
+func (s *Store) tryLock(ctx context.Context, conn *pgxpool.Conn, name, lock string) error {
 	_, err := conn.Conn().PgConn().Exec(ctx, fmt.Sprintf(`
 		BEGIN;
-		SET LOCAL application_name = 'audit setup';
+		SET LOCAL application_name = '%s';
 		SET LOCAL lock_timeout = %d;
 		SET LOCAL idle_in_transaction_session_timeout = %d;
-		LOCK TABLE %s.schema_migrations IN SHARE ROW EXCLUSIVE MODE`,
-		setupTry.Milliseconds(), setupLease.Milliseconds(), s.schema)).ReadAll()
+		LOCK TABLE %s.%s`,
+		name, setupTry.Milliseconds(), setupLease.Milliseconds(), s.schema, lock)).ReadAll()
 	return err
 }
 

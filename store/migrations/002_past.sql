@@ -26,6 +26,7 @@ CREATE TABLE {{schema}}.keyframes (
     created_at  timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX keyframes_relation_idx ON {{schema}}.keyframes (database, relation_id, position);
+CREATE UNIQUE INDEX keyframes_complete_idx ON {{schema}}.keyframes (database, relation_id, position) WHERE complete;
 COMMENT ON COLUMN {{schema}}.keyframes.last_key IS 'Where an unfinished baseline goes on: the key of its last row.';
 COMMENT ON COLUMN {{schema}}.keyframes.done IS 'Rows so far.';
 
@@ -88,6 +89,7 @@ BEGIN
     LOOP
         until_time := from_time + interval '1 month';
         CONTINUE WHEN until_time > of_time;
+        EXECUTE format('LOCK TABLE %s.%I IN ACCESS EXCLUSIVE MODE', {{schema_literal}}, name);
         EXECUTE format('SELECT max(position) FROM %s.%I', {{schema_literal}}, name) INTO last;
         EXECUTE format('DROP TABLE %s.%I', {{schema_literal}}, name);
         INSERT INTO {{schema}}.retention (partition, from_time, until_time, position) VALUES (name, from_time, until_time, last)
