@@ -52,8 +52,29 @@ type Config struct {
 
 	// Tables says which tables are tracked: "public.*", "billing.invoices",
 	// "!public.sessions" (see capture.Pattern). Exclusions win. Tables made
-	// later join by themselves. Default: "public.*".
+	// later join by themselves. Tables of migration tools and job queues, such as
+	// schema_migrations and river_job, are only tracked if a pattern says more of their
+	// names than *: "public.river_job", "public.river_*" (see docs/operations.md). Start
+	// logs which it leaves out. Default: "public.*".
 	Tables []string
+
+	// NeverRestored names columns that no revert restores, and that count in no conflict:
+	// nobody's work, such as times of updates and counters that triggers keep.
+	// "*.updated_at" is a column of any table, "page.views" one of tables of that name,
+	// "billing.invoice.*_count" some of one table (see capture.ColumnPattern). Rows that
+	// were deleted come back with them. [Reversal.Columns] and [Reversal.AllColumns]
+	// restore them nevertheless. Default: "*.updated_at", "*.updatedAt", "*.modified_at"
+	// and "*.modifiedAt"; an empty list that is not nil: none.
+	NeverRestored []string
+
+	// VersionColumns names, as NeverRestored does, the columns by which a program notices
+	// that a row was written to since it was read (optimistic locks). They are never
+	// restored and count in no conflict either. Reverts count a number on by one in every
+	// row that they restore columns of, and set a timestamp to the time of the revert, so
+	// that whoever has read the row before cannot save over the revert. Values of other
+	// types stay. Default: "*.lock_version", "*.lockVersion" and "*.row_version"; an empty
+	// list that is not nil: none.
+	VersionColumns []string
 
 	// Environment is recorded with every change, for instance "production".
 	// Default: none.
@@ -164,6 +185,8 @@ type resolved struct {
 	read          *pgxpool.Config // nil: source
 	path          string          // the search_path that SourceURL asks for
 	patterns      capture.Patterns
+	// neverRestored and versions are those of NeverRestored and VersionColumns.
+	neverRestored, versions []capture.ColumnPattern
 }
 
 func (c Config) resolve() (resolved, error) {
@@ -243,6 +266,23 @@ func (c Config) resolve() (resolved, error) {
 		}
 		r.patterns = append(r.patterns, p)
 	}
+	r.patterns = append(r.patterns, capture.Machinery()...)
+	columns := func(field string, texts *[]string, otherwise ...string) (patterns []capture.ColumnPattern) {
+		if *texts == nil {
+			*texts = otherwise
+		}
+		for _, text := range *texts {
+			p, err := capture.ParseColumnPattern(text)
+			if err != nil {
+				problems = append(problems, &ConfigError{Field: field, Problem: err.Error(), cause: err})
+				continue
+			}
+			patterns = append(patterns, p)
+		}
+		return patterns
+	}
+	r.neverRestored = columns("NeverRestored", &r.NeverRestored, "*.updated_at", "*.updatedAt", "*.modified_at", "*.modifiedAt")
+	r.versions = columns("VersionColumns", &r.VersionColumns, "*.lock_version", "*.lockVersion", "*.row_version")
 	if r.MaxContextBytes == 0 {
 		r.MaxContextBytes = 64 << 10
 	}

@@ -56,13 +56,14 @@ func results() []any {
 	context, counts := audit.Context{UserID: "42", RequestID: "r-9"}, audit.Counts{Creates: 1, Updates: 2, Deletes: 3, Truncates: 4}
 	conflict := audit.Conflict{Kind: audit.ColumnChanged, RowRef: row, Column: "task", Restore: &jsonText, Other: &row, Change: &change, Resolution: audit.Skip}
 	origins := []audit.Origin{{User: "42", Endpoint: "POST /todo", Worker: "mailer", Environment: "production", Changes: 3}}
+	left := audit.UnrestoredColumn{Table: "public.todo", Column: "updated_at", Reason: audit.UnrestoredByConfig}
 	request := audit.Request{ID: "r-9", Context: context, StartedAt: jsonTime, EndedAt: jsonTime, Counts: counts, Tables: []string{"todo"}, Origins: origins}
 	transaction := audit.Transaction{
 		ID: 771, Position: jsonAt.LSN, Database: "shop", CommittedAt: jsonTime, First: 1, Last: 3,
 		Context: context, Stamped: true, Counts: counts, Tables: []string{"todo"},
 	}
 	past := audit.PastRevert{ID: "v-1", Of: audit.Unit{Kind: "request", ID: "r-9"}, Position: jsonAt, TransactionID: 772, CommittedAt: jsonTime, User: "7", Reason: "a mistake", Partial: true}
-	plan := &audit.Plan{Of: past.Of, Hash: "a1b2", Changes: 2, First: jsonAt, Last: jsonAt, Origins: origins, Updates: 1, Conflicts: []audit.Conflict{conflict}, Cascaded: []audit.Change{change}, Already: &past}
+	plan := &audit.Plan{Of: past.Of, Hash: "a1b2", Changes: 2, First: jsonAt, Last: jsonAt, Origins: origins, Updates: 1, Unrestored: []audit.UnrestoredColumn{left}, Conflicts: []audit.Conflict{conflict}, Cascaded: []audit.Change{change}, Already: &past}
 	gap := audit.Gap{From: jsonAt.LSN, To: jsonAt.LSN + 1, FromTime: jsonTime, ToTime: jsonTime, Reason: "the slot was lost"}
 	warning := audit.Warning{Code: audit.WarningIdleSlot, Text: "idle"}
 	slot := audit.SlotStatus{Name: "audit_shop", Exists: true, Active: true, Status: "reserved", RetainedBytes: 5, BoundBytes: -1, SafeBytes: -1}
@@ -71,7 +72,7 @@ func results() []any {
 	adjusted := audit.AdjustedRow{RowRef: row, Columns: []string{"updated_at"}}
 	column := audit.PlannedColumn{Column: "task", Live: &jsonText}
 	return []any{
-		change, audit.Event{Change: change, Cursor: jsonCursor}, context, past.Of, origins[0], row, conflict, past, plan, column,
+		change, audit.Event{Change: change, Cursor: jsonCursor}, context, past.Of, origins[0], left, row, conflict, past, plan, column,
 		audit.Page{Changes: []audit.Change{change}, Next: jsonCursor, More: true, Warnings: []error{&audit.UnknownNameError{Kind: "table", Name: "tood"}}},
 		request, audit.RequestPage{Requests: []audit.Request{request}, Next: jsonCursor, More: true},
 		transaction, audit.TransactionPage{Transactions: []audit.Transaction{transaction}, Next: jsonCursor, More: true},
@@ -157,7 +158,7 @@ func TestResults_JSONOfNothing(t *testing.T) {
 		if err != nil {
 			t.Errorf("%s: %v", typ.Name(), err)
 		}
-		for _, list := range []string{"changes", "requests", "transactions", "tables", "origins", "gaps", "conflicts", "rows"} {
+		for _, list := range []string{"changes", "requests", "transactions", "tables", "origins", "unrestored", "gaps", "conflicts", "rows"} {
 			if strings.Contains(string(text), `"`+list+`":null`) && !(list == "rows" && typ.Name() == "ForkResult") {
 				t.Errorf("%s: %s", typ.Name(), text)
 			}

@@ -63,6 +63,7 @@ type Reversal struct {
 	// byClaim tells that the unit is found by an id that contexts claim, and acrossUsers
 	// that it may have several users.
 	byClaim, acrossUsers bool
+	allColumns           bool
 	progress             func(Progress)
 }
 

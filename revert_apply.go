@@ -379,7 +379,7 @@ func (r *netRow) staleness(leaving bool) string {
 		return "is not there any more"
 	}
 	for i := range r.cells {
-		if r.cells[i].live != nil {
+		if r.cells[i].live != nil && !r.table.leaves(r.cells[i].column) {
 			return fmt.Sprintf("has another value in column %q", r.table.columns.list[r.cells[i].column].name)
 		}
 	}

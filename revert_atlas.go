@@ -44,7 +44,7 @@ type atlas struct {
 	db      capture.Querier
 	facts   *store.Facts
 	targets map[uint32]*target
-	except  []string // columns that are left out
+	r       Reversal
 	maps    map[versionAt]*imageMap
 	bare    map[tableName]*imageMap // for tables of which no version is known
 	last    struct {
@@ -230,12 +230,15 @@ func (a *atlas) target(ctx context.Context, name tableName, oid uint32) (*target
 	if described.kind != "r" && described.kind != "p" {
 		return nil, &UnrevertableError{Table: label, Reason: "it is not a table any more"}
 	}
-	t := &target{sourceTable: described, except: a.except}
+	t := &target{sourceTable: described, except: a.r.except, named: a.r.columns}
 	if len(described.key) == 0 {
 		t.byPlace()
 	}
 	for _, name := range described.key {
 		t.keyAt = append(t.keyAt, described.columns.index[name])
+	}
+	if err := a.leaveOut(ctx, t); err != nil {
+		return nil, err
 	}
 	a.targets[root] = t
 	return t, nil

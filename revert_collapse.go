@@ -120,7 +120,7 @@ func (c *collapse) take(m *imageMap, ch *selectedChange) (err error) {
 // wanted tells that a column is to be reverted: the server does not compute it,
 // and Columns does not leave it out.
 func (c *collapse) wanted(t *target, at int) bool {
-	return !t.columns.list[at].derived && !t.isNamed(at, t.except) && (c.columns == nil || t.isNamed(at, c.columns))
+	return !t.columns.list[at].derived && !t.leaves(at) && (c.columns == nil || t.isNamed(at, c.columns))
 }
 
 func (c *collapse) enter(m *imageMap, key string, ch *selectedChange) (*netRow, error) {
@@ -286,6 +286,7 @@ func (c *collapse) alter(m *imageMap, r *netRow) {
 // change notes that a column went from one value to another.
 func (c *collapse) change(m *imageMap, r *netRow, at int, before, after json.RawMessage) {
 	if r.existed && !c.wanted(m.target, at) {
+		m.target.noteLeft(at)
 		return
 	}
 	if m.target.columns.list[at].derived {
@@ -307,7 +308,7 @@ func (c *collapse) change(m *imageMap, r *netRow, at int, before, after json.Raw
 
 // lose notes a change of a column that is gone.
 func (c *collapse) lose(r *netRow, name string, before json.RawMessage) {
-	if !r.existed || slices.Contains(r.table.except, name) || c.columns != nil && !slices.Contains(c.columns, name) ||
+	if !r.existed || r.table.leavesLost(name) || c.columns != nil && !slices.Contains(c.columns, name) ||
 		slices.ContainsFunc(r.lost, func(l lostColumn) bool { return l.name == name }) {
 		return
 	}
@@ -350,6 +351,9 @@ func (c *collapse) vacate(m *imageMap, r *netRow) {
 		known := r.cell(at)
 		switch {
 		case known == nil:
+			if len(r.positions) > 1 { // the selection has given out others since the row was so
+				value = m.target.countedOn(at, value)
+			}
 			c.addCell(r, cell{column: at, restore: value})
 			continue
 		case known.expect.known:

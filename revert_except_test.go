@@ -15,7 +15,7 @@ const versioned = `
 // Columns that are left out are neither restored nor in conflict.
 func TestRevert_ExceptColumns(t *testing.T) {
 	t.Parallel()
-	u := newUndo(t, versioned)
+	u := openUndo(t, audit.Config{NeverRestored: []string{}, VersionColumns: []string{}}, versioned)
 	u.by(t, "ann", "r1", "UPDATE page SET title = 'new', updated_at = '2020-01-01Z', lock_version = 1", "INSERT INTO page VALUES (2, 'mine')")
 	u.by(t, "bob", "r2", "UPDATE page SET body = 'bob', updated_at = '2020-01-02Z', lock_version = 2 WHERE id = 1", "UPDATE page SET lock_version = 1 WHERE id = 2")
 	wantConflicts(t, u.Client.RevertRequest("r1"),

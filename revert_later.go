@@ -23,6 +23,8 @@ type later struct {
 	remade bool
 	// touched are the columns of a row to be removed that others have written to.
 	touched []int
+	// ours are those that hold what one of our reverts has left, and nobody else.
+	ours []int
 }
 
 // traceLater finds out whose the values are in the rows that are not just as the

@@ -92,6 +92,7 @@ func (l *levels) write(value string, w *writing) {
 		l.stack = append(l.stack, level{value: value, by: w.by, wrote: w})
 	case l.putBack(value, w, w.revert.Of.covers), l.takeUnit(value, w), l.takeDownTo(value, w):
 	case w.revert.Of.repeatable() && l.putBack(value, w, func(*Change) bool { return true }):
+	case l.takeUndone(value, w):
 	case l.top().value != value:
 		l.stack = append(l.stack, level{value: value, by: writtenByRevert, wrote: w})
 	}
@@ -115,22 +116,38 @@ func (l *levels) putBack(value string, w *writing, of func(*Change) bool) bool {
 	return false
 }
 
-// takeUnit takes away what the unit of the revert has written, if that leads to the
-// value.
-func (l *levels) takeUnit(value string, w *writing) bool {
-	var left, gone []level
+// without parts the levels that the unit of the revert has written from the others.
+func (l *levels) without(w *writing) (left, gone []level) {
 	for _, level := range l.stack {
-		covers := level.wrote != nil && w.revert.Of.covers(&level.wrote.change) || level.redone != nil && w.revert.Of.covers(&level.redone.change)
-		if covers {
+		if level.wrote != nil && w.revert.Of.covers(&level.wrote.change) || level.redone != nil && w.revert.Of.covers(&level.redone.change) {
 			gone = append(gone, level)
 		} else {
 			left = append(left, level)
 		}
 	}
+	return left, gone
+}
+
+// takeUnit takes away what the unit of the revert has written, if that leads to the
+// value.
+func (l *levels) takeUnit(value string, w *writing) bool {
+	left, gone := l.without(w)
 	if len(gone) == 0 || len(left) == 0 || left[len(left)-1].value != value {
 		return false
 	}
 	l.stack, l.taken = left, append(l.taken, takenLevels{w, gone})
+	return true
+}
+
+// takeUndone takes away what the unit of the revert has written, though the value is
+// another: a trigger had the last word.
+func (l *levels) takeUndone(value string, w *writing) bool {
+	left, gone := l.without(w)
+	if len(gone) == 0 || len(left) == 0 {
+		return false
+	}
+	l.taken = append(l.taken, takenLevels{w, gone})
+	l.stack = append(left, level{value: value, by: writtenByRevert, wrote: w})
 	return true
 }
 

@@ -34,6 +34,10 @@ type Plan struct {
 	// and removed. Unchanged counts those that are already as they would be
 	// restored, Skipped those that the policy leaves alone.
 	Inserts, Updates, Deletes, Unchanged, Skipped int
+	// Unrestored are the columns that the selection changed and that are left as they
+	// are, because of Config.NeverRestored and Config.VersionColumns, or because triggers
+	// set them.
+	Unrestored []UnrestoredColumn
 	// Conflicts are those with later work, with what the policy decided on each.
 	Conflicts []Conflict
 	// Cascaded are the later changes that [Cascade] and [CascadeRequests] revert as
@@ -205,6 +209,9 @@ func (p *planner) plan() *Plan {
 		Of: p.r.unit, Changes: p.changes, First: p.firstSelected, Last: p.lastSelected, Origins: p.origins,
 		Conflicts: append(p.cascaded, p.conflicts...), p: p,
 	}
+	if p.atlas != nil {
+		plan.Unrestored = p.atlas.unrestoredColumns()
+	}
 	digest := &digester{hash: sha256.New()}
 	for _, r := range p.rows {
 		switch {
@@ -260,7 +267,11 @@ func (d *digester) add(r *netRow) {
 	}
 	for i := range r.cells {
 		c := &r.cells[i]
-		d.text(r.table.columns.list[c.column].name)
+		name := r.table.columns.list[c.column].name
+		if r.action == Delete && r.table.leaves(c.column) {
+			continue
+		}
+		d.text(name)
 		d.value(c.restore.text)
 		d.value(c.seen().text)
 	}

@@ -256,7 +256,7 @@ func (p *planner) round(ctx context.Context) (again bool, err error) {
 // collapse reads the selection and puts it together.
 func (p *planner) collapse(ctx context.Context) error {
 	p.atlas = newAtlas(p.client, p.tx, p.facts)
-	p.atlas.except = p.r.except
+	p.atlas.r = p.r
 	c, err := p.read(ctx)
 	if err != nil && !p.sel.inOrder() && p.tx.Conn().PgConn().TxStatus() == 'T' {
 		// They are not in order, or what came of them may be due to that.

@@ -54,6 +54,12 @@ func (p *Plan) String() string {
 		}
 		row.write(&b)
 	}
+	for i, c := range p.Unrestored {
+		if i == 0 {
+			b.WriteString("left as they are:\n")
+		}
+		b.WriteString("  = " + c.String() + "\n")
+	}
 	if len(p.Conflicts) > 0 {
 		fmt.Fprintf(&b, "conflicts: %d, of which %d in the way\n", len(p.Conflicts), len(p.Blocked()))
 		for i, c := range p.Conflicts {
@@ -164,6 +170,7 @@ func statementSQL(rows []*netRow) string {
 		for _, c := range first.cells {
 			set = append(set, columnIdent("", t.columns.list[c.column].name)+" = "+sqlLiteral(c.restore))
 		}
+		set = append(set, t.countOn("")...)
 		where := first.whereSQL()
 		if first.movesWithParent() {
 			where += " OR " + t.keySQL(first.restoredKey())
@@ -193,6 +200,7 @@ func shiftSQL(rows []*netRow) string {
 			set = append(set, fmt.Sprintf("%s = CASE%s ELSE %s END", name, when, name))
 		}
 	}
+	set = append(set, t.countOn("")...)
 	return fmt.Sprintf("UPDATE %s SET %s WHERE %s", t.from(), strings.Join(set, ", "), strings.Join(keys, " OR "))
 }
 
@@ -236,23 +244,24 @@ func sqlLiteral(d datum) string {
 
 // planJSON is the form of MarshalJSON.
 type planJSON struct {
-	Of        Unit         `json:"of"`
-	Hash      string       `json:"hash"`
-	Changes   int          `json:"changes"`
-	First     Position     `json:"first"`
-	Last      Position     `json:"last"`
-	Origins   []Origin     `json:"origins"`
-	Refused   string       `json:"refused,omitempty"`
-	Inserts   int          `json:"inserts"`
-	Updates   int          `json:"updates"`
-	Deletes   int          `json:"deletes"`
-	Unchanged int          `json:"unchanged"`
-	Skipped   int          `json:"skipped"`
-	Blocked   int          `json:"blocked"`
-	Already   *PastRevert  `json:"already,omitempty"`
-	Cascaded  []Change     `json:"cascaded,omitempty"`
-	Conflicts []Conflict   `json:"conflicts"`
-	Rows      []PlannedRow `json:"rows"`
+	Of         Unit               `json:"of"`
+	Hash       string             `json:"hash"`
+	Changes    int                `json:"changes"`
+	First      Position           `json:"first"`
+	Last       Position           `json:"last"`
+	Origins    []Origin           `json:"origins"`
+	Refused    string             `json:"refused,omitempty"`
+	Unrestored []UnrestoredColumn `json:"unrestored"`
+	Inserts    int                `json:"inserts"`
+	Updates    int                `json:"updates"`
+	Deletes    int                `json:"deletes"`
+	Unchanged  int                `json:"unchanged"`
+	Skipped    int                `json:"skipped"`
+	Blocked    int                `json:"blocked"`
+	Already    *PastRevert        `json:"already,omitempty"`
+	Cascaded   []Change           `json:"cascaded,omitempty"`
+	Conflicts  []Conflict         `json:"conflicts"`
+	Rows       []PlannedRow       `json:"rows"`
 }
 
 // MarshalJSON writes the plan for tools: counts, conflicts and every row, with
@@ -262,7 +271,7 @@ func (p Plan) MarshalJSON() ([]byte, error) {
 		Of: p.Of, Hash: p.Hash, Changes: p.Changes, First: p.First, Last: p.Last,
 		Inserts: p.Inserts, Updates: p.Updates, Deletes: p.Deletes, Unchanged: p.Unchanged, Skipped: p.Skipped,
 		Blocked: len(p.Blocked()), Already: p.Already, Cascaded: p.Cascaded, Conflicts: p.Conflicts, Rows: []PlannedRow{},
-		Origins: list(p.Origins),
+		Origins: list(p.Origins), Unrestored: list(p.Unrestored),
 	}
 	if err := p.Refused(); err != nil {
 		document.Refused = err.Error()

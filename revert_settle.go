@@ -132,7 +132,7 @@ func (r *netRow) conflictsToRemove() []Conflict {
 	for at := range r.table.columns.list {
 		c := r.cell(at)
 		switch {
-		case r.table.isNamed(at, r.table.except):
+		case r.table.leaves(at), slices.Contains(r.later.ours, at):
 		case c != nil && c.live != nil:
 			found = append(found, r.columnConflict(ColumnChanged, at, datum{}, *c.live))
 		case slices.ContainsFunc(r.unknown, func(u liveColumn) bool { return u.column == at }):
@@ -363,6 +363,7 @@ func (p *planner) overwrite(ctx context.Context) error {
 		switch {
 		case c.Kind == RowRecreated && c.row.action == Create && !c.row.missing:
 			c.row.action = Update
+			c.row.cells = slices.DeleteFunc(c.row.cells, func(k cell) bool { return c.row.table.leaves(k.column) })
 		case c.Kind == RowGone && c.row.action == Delete: // so be it
 		case c.Kind == RowGone && c.row.table.keyless:
 			c.row.rebuildContents()
@@ -403,7 +404,7 @@ func (p *planner) rebuild(ctx context.Context, c *Conflict) error {
 	}
 	for at, raw := range values {
 		if raw != nil && !r.table.columns.list[at].derived && r.cell(at) == nil {
-			r.cells = append(r.cells, cell{column: at, restore: reader.datum(raw, m.at[at])})
+			r.cells = append(r.cells, cell{column: at, restore: r.table.countedOn(at, reader.datum(raw, m.at[at]))})
 			r.retyped = r.retyped || m.at[at].as != 0
 		}
 	}

@@ -16,10 +16,17 @@ type target struct {
 	*sourceTable
 	// except are the names of columns that the revert leaves out.
 	except []string
+	// named are those that it restores whatever else is said.
+	named []string
 	// former are names that columns had once, and that no column has now.
 	former map[int][]string
 	// pastTypes are types that columns had once.
 	pastTypes []pastType
+	// unrestored are the columns that it leaves out by themselves, leftOut those of them
+	// that the selection changed.
+	unrestored map[string]UnrestoredReason
+	never      []capture.ColumnPattern // those of columns that are gone included
+	leftOut    map[string]bool
 	// keyAt says where the key's columns stand, keyOps holds their equality
 	// operators: that of a type in another schema is not found by its bare name.
 	keyAt  []int

@@ -338,8 +338,15 @@ func (h *rowHistory) conclude() (behind bool) {
 		r.later.remade = !gone && h.presence.others()
 		behind = behind || len(r.unknown) > 0
 		for at := range r.table.columns.list {
-			if levels := h.columns[at]; levels != nil && levels.others() {
+			levels := h.columns[at]
+			switch {
+			case levels == nil:
+			case levels.others():
 				r.later.touched = append(r.later.touched, at)
+			case levels.top().by == writtenByRevert:
+				if c := r.cell(at); c != nil && c.live != nil && levelText(*c.live) == levels.top().value {
+					r.later.ours = append(r.later.ours, at)
+				}
 			}
 		}
 	default:

@@ -45,6 +45,7 @@ func (g *group) updateSQL(s *stage) string {
 		}
 		set[i] = pgx.Identifier{c.name}.Sanitize() + " = " + value
 	}
+	set = append(set, g.table.countOn("t")...)
 	return fmt.Sprintf("UPDATE %s AS t SET %s FROM %s WHERE %s", g.table.from(), strings.Join(set, ", "), s.from, g.table.on())
 }
 

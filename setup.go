@@ -203,6 +203,12 @@ func (c *Client) makeSource(ctx context.Context, facts capture.Facts) error {
 			c.cfg.Logger.Info("audit: no event triggers: the role may not make them; moments around an ALTER TABLE are known only as exactly as Config.RefreshInterval")
 		}
 	}
+	if left, err := c.setup.Machinery(ctx); err != nil {
+		return err
+	} else if len(left) > 0 {
+		c.cfg.Logger.Info("audit: tables of migration tools and job queues are not tracked unless Config.Tables names them", "tables", left)
+	}
+	c.cfg.Logger.Info("audit: reverts leave these columns alone", "NeverRestored", c.cfg.NeverRestored, "VersionColumns", c.cfg.VersionColumns)
 	r := &run{facts: facts}
 	if err := c.leaveTables(ctx, r); err != nil {
 		return err

@@ -49,7 +49,7 @@ func (s *States) Rollback(t testing.TB, name string) {
 		t.Fatalf("roll back to %q: there is no such checkpoint", name)
 	}
 	result, err := s.a.Client.RevertTables(s.a.Client.AtPosition(position), s.tables...).
-		Reason("roll back to " + name).MaxRows(10_000_000).Apply(context.WithoutCancel(t.Context()))
+		AllColumns().Reason("roll back to " + name).MaxRows(10_000_000).Apply(context.WithoutCancel(t.Context()))
 	if err != nil {
 		t.Fatalf("roll back to %q: %v", name, err)
 	}
@@ -72,7 +72,7 @@ func (s *States) rollForward(ctx context.Context) error {
 		return fmt.Errorf("nothing was rolled back")
 	}
 	last := s.undone[len(s.undone)-1]
-	if _, err := s.a.Client.Redo(last).MaxRows(10_000_000).Apply(ctx); err != nil {
+	if _, err := s.a.Client.Redo(last).AllColumns().MaxRows(10_000_000).Apply(ctx); err != nil {
 		return err
 	}
 	s.undone = s.undone[:len(s.undone)-1]

@@ -3,6 +3,7 @@ package capture
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -21,7 +22,9 @@ import (
 type Pattern struct {
 	Schema, Table Name
 	Exclude       bool
-	text          string
+	// yields tells that the exclusion does not hold for what another pattern names.
+	yields bool
+	text   string
 }
 
 // Name is one part of a Pattern.
@@ -66,20 +69,9 @@ func ParsePattern(text string) (Pattern, error) {
 	if rest, p.Exclude = strings.CutPrefix(rest, "!"); p.Exclude {
 		rest = strings.TrimSpace(rest)
 	}
-	var names []Name
-	for {
-		name, after, err := cutName(rest)
-		if err != "" {
-			return p, &PatternError{Pattern: text, Reason: err}
-		}
-		names = append(names, name)
-		if after == "" {
-			break
-		}
-		if after[0] != '.' {
-			return p, &PatternError{Pattern: text, Reason: fmt.Sprintf("unexpected %q behind a quoted name", after)}
-		}
-		rest = after[1:]
+	names, err := cutNames(rest)
+	if err != "" {
+		return p, &PatternError{Pattern: text, Reason: err}
 	}
 	switch len(names) {
 	case 1:
@@ -90,6 +82,24 @@ func ParsePattern(text string) (Pattern, error) {
 		return p, &PatternError{Pattern: text, Reason: "it has more than two parts; quote a name that holds a dot"}
 	}
 	return p, nil
+}
+
+// cutNames reads names with dots between them.
+func cutNames(s string) (names []Name, problem string) {
+	for {
+		name, after, err := cutName(s)
+		if err != "" {
+			return nil, err
+		}
+		names = append(names, name)
+		if after == "" {
+			return names, ""
+		}
+		if after[0] != '.' {
+			return nil, fmt.Sprintf("unexpected %q behind a quoted name", after)
+		}
+		s = after[1:]
+	}
 }
 
 // cutName reads one name, quoted or not, and returns what follows it.
@@ -147,15 +157,22 @@ func ParsePatterns(texts []string) (Patterns, error) {
 // Match tells whether a table is to be tracked, and whether because a pattern
 // names it rather than matches it.
 func (ps Patterns) Match(schema, table string) (track, named bool) {
+	var matching, yielding []Pattern
 	for _, p := range ps {
-		if !p.matches(schema, table) {
-			continue
-		}
-		if p.Exclude {
+		switch {
+		case !p.matches(schema, table):
+		case p.yields:
+			yielding = append(yielding, p)
+		case p.Exclude:
 			return false, false
+		default:
+			matching = append(matching, p)
 		}
-		track = true
-		named = named || p.Literal()
+	}
+	for _, p := range matching {
+		if !slices.ContainsFunc(yielding, func(excluded Pattern) bool { return !p.names(excluded) }) {
+			track, named = true, named || p.Literal()
+		}
 	}
 	return track, named
 }
