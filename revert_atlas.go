@@ -213,7 +213,7 @@ func (a *atlas) target(ctx context.Context, name tableName, oid uint32) (*target
 	}
 	label := qualifiedName(name.schema, name.table)
 	var root uint32
-	err := a.db.QueryRow(ctx, `SELECT CASE WHEN relispartition THEN pg_catalog.pg_partition_root(oid)::oid ELSE oid END FROM pg_catalog.pg_class WHERE oid = $1`, oid).Scan(&root)
+	err := a.db.QueryRow(ctx, `SELECT coalesce(CASE WHEN relispartition THEN pg_catalog.pg_partition_root(oid)::oid END, oid) FROM pg_catalog.pg_class WHERE oid = $1`, oid).Scan(&root)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, &UnrevertableError{Table: label, Reason: "the table was dropped since, so its rows have no place to go back to"}
 	}

@@ -266,7 +266,7 @@ func (f Fork) finish(ctx context.Context, tx pgx.Tx, table *pastTable, result *F
 		SELECT c.relname, pg_catalog.pg_get_indexdef(i.indexrelid), i.indexrelid
 		FROM pg_catalog.pg_index i
 		JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-		WHERE i.indrelid = $1 AND NOT i.indisprimary AND i.indisvalid
+		WHERE i.indrelid = $1 AND NOT i.indisprimary AND i.indisvalid AND pg_catalog.pg_get_indexdef(i.indexrelid) IS NOT NULL
 		ORDER BY c.relname`, table.oid)
 	if err != nil {
 		return wrap("read indexes", err)

@@ -64,7 +64,7 @@ type publication struct {
 
 func (s *Setup) publicationState(ctx context.Context) (p publication, err error) {
 	err = s.DB.QueryRow(ctx, `
-		SELECT pg_catalog.pg_has_role(pubowner, 'USAGE'),
+		SELECT coalesce(pg_catalog.pg_has_role(pubowner, 'USAGE'), false),
 			pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot AND coalesce(to_jsonb(p) ->> 'pubgencols', 's') = 's'
 		FROM pg_catalog.pg_publication p
 		WHERE pubname = $1`, s.Publication).Scan(&p.owned, &p.complete)

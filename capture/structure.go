@@ -87,7 +87,7 @@ FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_class root ON c.relispartition AND root.oid = pg_catalog.pg_partition_root(c.oid)::oid
 LEFT JOIN pg_catalog.pg_namespace rn ON rn.oid = root.relnamespace
-WHERE c.oid = ` + oid
+WHERE c.oid = ` + oid + ` AND (root.oid IS NOT NULL OR NOT c.relispartition)` // or it is being dropped
 }
 
 // LookUpStructure describes a table as it is now; nil if it is gone.

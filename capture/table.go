@@ -260,13 +260,13 @@ func (s *Setup) tables(ctx context.Context, db Querier, of ...uint32) ([]Table, 
 	}
 	rows, err := db.Query(ctx, `
 		SELECT c.oid, n.nspname, c.relname, c.relkind = 'p', c.relpersistence = 'p',
-			pg_catalog.pg_has_role(c.relowner, 'USAGE'),
+			coalesce(pg_catalog.pg_has_role(c.relowner, 'USAGE'), false),
 			EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary),
 			coalesce(pg_catalog.pg_has_role(p.pubowner, 'USAGE'), true),
 			coalesce(pr.oid, 0), coalesce(coalesce(to_jsonb(pr) ->> 'prqual', to_jsonb(pr) ->> 'prattrs') IS NOT NULL, false),
 			EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'),
 			`+identityColumn+`,
-			CASE WHEN c.relispartition THEN pg_catalog.pg_partition_root(c.oid)::oid ELSE 0 END,
+			c.relispartition, coalesce(CASE WHEN c.relispartition THEN pg_catalog.pg_partition_root(c.oid)::oid END, 0),
 			EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped)
 		FROM pg_catalog.pg_class c
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -287,15 +287,16 @@ func (s *Setup) tables(ctx context.Context, db Querier, of ...uint32) ([]Table, 
 	roots := make(map[uint32]int)
 	for rows.Next() {
 		var t Table
-		var extension, virtual bool
+		var extension, virtual, part bool
 		var root uint32
-		if err := rows.Scan(&t.OID, &t.Schema, &t.Name, &t.Partitioned, &t.Persistent, &t.Owned, &t.HasKey, &t.MayPublish, &t.Row, &t.Partial, &extension, &t.Identity, &root, &virtual); err != nil {
+		if err := rows.Scan(&t.OID, &t.Schema, &t.Name, &t.Partitioned, &t.Persistent, &t.Owned, &t.HasKey, &t.MayPublish, &t.Row, &t.Partial, &extension, &t.Identity, &part, &root, &virtual); err != nil {
 			return nil, fmt.Errorf("list tables: %w", err)
 		}
 		t.Published = t.Row != 0 && !t.Partial
 		leaf := Leaf{OID: t.OID, Schema: t.Schema, Name: t.Name, Identity: t.Identity, Owned: t.Owned, HasKey: t.HasKey, Persistent: t.Persistent, Virtual: virtual, Membership: t.Membership}
-		if root != 0 {
-			// Partitions follow their root's pattern, under their root's name.
+		if part {
+			// Partitions follow their root's pattern, under their root's name. One that
+			// is dropped while it is listed has none.
 			if at, ok := roots[root]; ok && !t.Partitioned {
 				tables[at].Leaves = append(tables[at].Leaves, leaf)
 			}
