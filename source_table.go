@@ -112,7 +112,8 @@ func (c *Client) describeTable(ctx context.Context, db capture.Querier, oid uint
 			coalesce((SELECT array_agg(a.attname::text ORDER BY k.n)
 				FROM pg_catalog.pg_index i, unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) WITH ORDINALITY k(attnum, n)
 				JOIN pg_catalog.pg_attribute a ON a.attnum = k.attnum
-				WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid), '{}'),
+				WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid
+				HAVING `+capture.KeyIsSent+`), '{}'),
 			EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate)
 		FROM pg_catalog.pg_class c
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace

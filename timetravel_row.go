@@ -174,7 +174,7 @@ func (p *pastTable) keyParts(ctx context.Context, key []any) ([]string, error) {
 		return nil, err
 	}
 	if len(p.key) == 0 {
-		return nil, &FilterError{Filter: "Row", Reason: p.qualified() + " has no primary key: use Table(...).Where"}
+		return nil, &FilterError{Filter: "Row", Reason: p.qualified() + " has no primary key, or one of generated columns, which the server does not send before version 18: use Table(...).Where"}
 	}
 	if len(key) != len(p.key) {
 		return nil, &FilterError{Filter: "Row", Reason: fmt.Sprintf("the key of %s is (%s), and %d values were given", p.qualified(), strings.Join(p.key, ", "), len(key))}

@@ -63,6 +63,11 @@ const definitionSQL = `CASE WHEN a.atttypid < 16384 THEN '' ELSE coalesce((
 		JOIN pg_catalog.pg_type t ON t.oid = m.oid AND t.typtype = 'c'
 		JOIN pg_catalog.pg_attribute ta ON ta.attrelid = t.typrelid AND ta.attnum > 0 AND NOT ta.attisdropped) d (entry)), '') END`
 
+// KeyIsSent is a condition on all attributes a of a primary key: the stream has them
+// all. Before version 18 it does not have generated columns, and a row whose key it
+// lacks is told apart like that of a table without a key.
+const KeyIsSent = `coalesce(pg_catalog.bool_and(a.attgenerated = ''), true) OR pg_catalog.current_setting('server_version_num')::int >= 180000`
+
 // structureSQL describes the table that of_oid is, as a wal.Structure in JSON.
 func structureSQL(oid string) string {
 	return `SELECT pg_catalog.json_build_object(
@@ -73,7 +78,9 @@ func structureSQL(oid string) string {
 		UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid AND c.relkind = 'r') part (oid)),
 	'key', (SELECT coalesce(pg_catalog.json_agg(k.attnum ORDER BY k.n), '[]')
 		FROM pg_catalog.pg_index i, pg_catalog.unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) WITH ORDINALITY k (attnum, n)
-		WHERE i.indrelid = c.oid AND i.indisprimary),
+		JOIN pg_catalog.pg_attribute a ON a.attnum = k.attnum
+		WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid
+		HAVING ` + KeyIsSent + `),
 	'keyConstraint', coalesce((SELECT k.oid::bigint FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'p'), 0),
 	'columns', (SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
 			'name', a.attname, 'type', pg_catalog.format_type(a.atttypid, a.atttypmod), 'typeOid', a.atttypid::bigint, 'typeMod', a.atttypmod, 'attnum', a.attnum,
