@@ -331,6 +331,14 @@ var ddlStories = map[string]ddlStory{
 		},
 		refusals: true,
 	},
+	"partition dropped": {
+		setup: []string{
+			"CREATE TABLE t (id int, part int, v text, PRIMARY KEY (id, part)) PARTITION BY LIST (part)",
+			"CREATE TABLE t_1 PARTITION OF t FOR VALUES IN (1)", "CREATE TABLE t_2 PARTITION OF t FOR VALUES IN (2)", "INSERT INTO t VALUES (1, 1, 'a'), (4, 2, 'b')",
+		},
+		steps:    []string{"UPDATE t SET v = 'aa' WHERE id = 1", "DROP TABLE t_2", "UPDATE t SET v = 'aaa'", "ALTER TABLE t ALTER v SET DEFAULT 'd'", "INSERT INTO t VALUES (2, 1, 'c')"},
+		refusals: true,
+	},
 	"partition attached with rows": {
 		setup: []string{
 			"CREATE TABLE t (id int, at date NOT NULL, v text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at)",
@@ -405,9 +413,13 @@ func (s ddlStory) run(t *testing.T, traced, behind bool) {
 	a.Sync(t)
 	refresh(t, a)
 	a.Sync(t)
-	var told verdict
+	var told, differences verdict
 	for _, c := range copies {
 		c.compare(t, &told)
+	}
+	for i := range copies[1:] {
+		copies[i].compareDifference(t, copies[i+1], &differences)
+		copies[0].compareDifference(t, copies[i+1], &differences)
 	}
 	if traced && !s.refusals && !behind && told.refused > 0 {
 		t.Errorf("%d of %d answers were refused", told.refused, told.refused+told.equal)

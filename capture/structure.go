@@ -384,6 +384,9 @@ func (s *session) structure(content []byte) error {
 		}
 		found.After = after
 	}
+	if found.Dropped {
+		s.partGone(found.OID, found.After)
+	}
 	known := s.structures[found.OID]
 	name, table := found.Schema, found.Table
 	if found.Root != 0 {
@@ -405,6 +408,20 @@ func (s *session) structure(content []byte) error {
 	}
 	s.lastState = nil
 	return nil
+}
+
+// partGone tells of tables that a part of was dropped. The message about that does not,
+// since the catalog has forgotten whose part it was.
+func (s *session) partGone(oid uint32, after LSN) {
+	for _, known := range s.structures {
+		if known.Dropped || !slices.Contains(known.Parts, oid) {
+			continue
+		}
+		without := *known
+		without.After = after
+		without.Parts = slices.DeleteFunc(slices.Clone(known.Parts), func(part uint32) bool { return part == oid })
+		s.tell(&without)
+	}
 }
 
 func (s *session) trusts(token string) bool {
