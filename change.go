@@ -77,6 +77,10 @@ type Change struct {
 	// a table share them; they must not be written to.
 	Types map[string]ColumnType
 
+	// Withheld are the columns of which history does not store the values: Before and
+	// After have what their policy says in their place. See Config.Columns.
+	Withheld map[string]ColumnPolicy
+
 	// Context is what the application stamped. Stamped is false if it stamped
 	// nothing, as with a fix made in psql; Context is zero then.
 	Context Context
@@ -182,6 +186,9 @@ func (c Change) DecodeBefore(dst any) error {
 // which Types says nothing go by the rules of [Image.Decode], which also says which
 // column goes to which field.
 //
+// Fields for columns in Withheld are left as they are; into a map go the texts that stand
+// for them.
+//
 // What does not fit is reported as a [*DecodeError]; dst may be partly written then.
 func (c Change) DecodeAfter(dst any) error {
 	return c.decode(c.After, dst)
@@ -191,5 +198,5 @@ func (c Change) decode(image Image, dst any) error {
 	if image.IsEmpty() {
 		return fmt.Errorf("decode %s of %s: %w", c.Operation, c.TableName(), ErrNoImage)
 	}
-	return image.decode(dst, c.Types)
+	return image.decode(dst, c.Types, c.Withheld)
 }

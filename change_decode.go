@@ -43,20 +43,20 @@ import (
 //
 // What does not fit is reported as a [*DecodeError]; dst may be partly written
 // then.
-func (im Image) Decode(dst any) error { return im.decode(dst, nil) }
+func (im Image) Decode(dst any) error { return im.decode(dst, nil, nil) }
 
 // decode reads the columns whose types are given by pgx's rules, and the others by their
 // shape.
-func (im Image) decode(dst any, types map[string]ColumnType) error {
+func (im Image) decode(dst any, types map[string]ColumnType, withheld map[string]ColumnPolicy) error {
 	v, err := destination(dst)
 	if err != nil {
 		return err
 	}
 	switch v.Kind() {
 	case reflect.Struct:
-		return im.decodeStruct(v, types)
+		return im.decodeStruct(v, types, withheld)
 	case reflect.Map:
-		return im.decodeMap(v, types)
+		return im.decodeMap(v, types, withheld)
 	default:
 		return &DecodeError{Reason: fmt.Sprintf("the destination must point to a struct or a map, not to %s", v.Type())}
 	}
@@ -78,7 +78,7 @@ func destination(dst any) (reflect.Value, error) {
 	return v, nil
 }
 
-func (im Image) decodeMap(v reflect.Value, types map[string]ColumnType) error {
+func (im Image) decodeMap(v reflect.Value, types map[string]ColumnType, withheld map[string]ColumnPolicy) error {
 	t := v.Type()
 	if t.Key().Kind() != reflect.String {
 		return &DecodeError{Reason: fmt.Sprintf("the keys of %s are no strings", t)}
@@ -90,7 +90,11 @@ func (im Image) decodeMap(v reflect.Value, types map[string]ColumnType) error {
 	defer typeMaps.Put(m)
 	for _, member := range im.members() {
 		element := reflect.New(t.Elem()).Elem()
-		if err := member.read(m, types, element); err != nil {
+		if withheld[member.name] != "" {
+			if err := assign(member.value, element, member.name); err != nil {
+				continue // a map of numbers has no place for it
+			}
+		} else if err := member.read(m, types, element); err != nil {
 			return err
 		}
 		v.SetMapIndex(reflect.ValueOf(member.name).Convert(t.Key()), element)
@@ -98,13 +102,13 @@ func (im Image) decodeMap(v reflect.Value, types map[string]ColumnType) error {
 	return nil
 }
 
-func (im Image) decodeStruct(v reflect.Value, types map[string]ColumnType) error {
+func (im Image) decodeStruct(v reflect.Value, types map[string]ColumnType, withheld map[string]ColumnPolicy) error {
 	fields := fieldsOf(v.Type())
 	m := typeMaps.Get().(*pgtype.Map)
 	defer typeMaps.Put(m)
 	for _, member := range im.members() {
 		index, found := fields.find(member.name)
-		if !found {
+		if !found || withheld[member.name] != "" {
 			continue
 		}
 		field, err := fieldByIndex(v, index, member.name)

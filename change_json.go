@@ -7,24 +7,25 @@ import (
 
 // changeJSON is the stable JSON form of a change.
 type changeJSON struct {
-	Position      string          `json:"position"`
-	Sequence      int             `json:"sequence"`
-	CommittedAt   time.Time       `json:"committedAt"`
-	TransactionID uint64          `json:"transactionId"`
-	Database      string          `json:"database"`
-	Schema        string          `json:"schema"`
-	Table         string          `json:"table"`
-	PrimaryKey    *string         `json:"primaryKey"`
-	PreviousKey   *string         `json:"previousKey,omitempty"`
-	Operation     Operation       `json:"operation"`
-	Before        Image           `json:"before"`
-	After         Image           `json:"after"`
-	Context       json.RawMessage `json:"context"`
-	Stamped       bool            `json:"stamped,omitempty"`
-	Environment   string          `json:"environment,omitempty"`
-	Defect        string          `json:"defect,omitempty"`
-	QueuedAt      time.Time       `json:"queuedAt"`
-	CreatedAt     time.Time       `json:"createdAt"`
+	Position      string                  `json:"position"`
+	Sequence      int                     `json:"sequence"`
+	CommittedAt   time.Time               `json:"committedAt"`
+	TransactionID uint64                  `json:"transactionId"`
+	Database      string                  `json:"database"`
+	Schema        string                  `json:"schema"`
+	Table         string                  `json:"table"`
+	PrimaryKey    *string                 `json:"primaryKey"`
+	PreviousKey   *string                 `json:"previousKey,omitempty"`
+	Operation     Operation               `json:"operation"`
+	Before        Image                   `json:"before"`
+	After         Image                   `json:"after"`
+	Context       json.RawMessage         `json:"context"`
+	Stamped       bool                    `json:"stamped,omitempty"`
+	Withheld      map[string]ColumnPolicy `json:"withheld,omitempty"`
+	Environment   string                  `json:"environment,omitempty"`
+	Defect        string                  `json:"defect,omitempty"`
+	QueuedAt      time.Time               `json:"queuedAt"`
+	CreatedAt     time.Time               `json:"createdAt"`
 }
 
 // MarshalJSON returns the change as an object whose members and their order do
@@ -32,7 +33,7 @@ type changeJSON struct {
 // transactionId, database, schema, table, primaryKey (null where there is
 // none), previousKey (only where the key changed), operation, before, after,
 // context (null where nothing was stamped), stamped (true, only where it was a null that
-// was stamped), environment and defect (only where there is one), queuedAt, createdAt.
+// was stamped), withheld (columns and their policies), environment and defect (only where there is one), queuedAt, createdAt.
 func (c Change) MarshalJSON() ([]byte, error) { return json.Marshal(c.document()) }
 
 func (c Change) document() changeJSON {
@@ -47,6 +48,7 @@ func (c Change) document() changeJSON {
 		Operation:     c.Operation,
 		Before:        c.Before,
 		After:         c.After,
+		Withheld:      c.Withheld,
 		Environment:   c.Environment,
 		Defect:        c.Defect,
 		QueuedAt:      c.QueuedAt.UTC(),
@@ -85,6 +87,7 @@ func (c *Change) UnmarshalJSON(text []byte) error {
 		Operation:     in.Operation,
 		Before:        in.Before,
 		After:         in.After,
+		Withheld:      in.Withheld,
 		Environment:   in.Environment,
 		Defect:        in.Defect,
 		QueuedAt:      in.QueuedAt,

@@ -51,6 +51,8 @@ func (t ColumnType) text(raw json.RawMessage) ([]byte, bool) {
 type tableVersion struct {
 	from  LSN
 	types map[string]ColumnType
+	// withheld are the columns of which the values are not stored, nil if there are none.
+	withheld map[string]ColumnPolicy
 }
 
 // columnTypes remembers the types of the tables that changes were read of.
@@ -89,7 +91,7 @@ func (c *Client) describeColumns(ctx context.Context, changes []Change) error {
 		change := &changes[i]
 		for _, v := range known[tableKey{change.Database, change.Schema, change.Table}].versions {
 			if change.Types == nil || v.from <= change.Position.LSN {
-				change.Types = v.types
+				change.Types, change.Withheld = v.types, v.withheld
 			}
 		}
 	}
@@ -148,8 +150,14 @@ func (c *Client) readVersions(ctx context.Context, upTo map[tableKey]LSN) (map[t
 	var from lsnText
 	var columns []store.Column
 	_, err = pgx.ForEachRow(rows, []any{&key.database, &key.schema, &key.table, &from, &columns}, func() error {
-		v := tableVersion{LSN(from), make(map[string]ColumnType, len(columns))}
+		v := tableVersion{from: LSN(from), types: make(map[string]ColumnType, len(columns))}
 		for _, column := range columns {
+			if column.Policy != "" {
+				if v.withheld == nil {
+					v.withheld = make(map[string]ColumnPolicy)
+				}
+				v.withheld[column.Name] = columnPolicy(column.Policy)
+			}
 			v.types[column.Name] = ColumnType{column.Type, column.TypeOID, column.Base()}
 		}
 		known := read[key]

@@ -76,6 +76,17 @@ type Config struct {
 	// list that is not nil: none.
 	VersionColumns []string
 
+	// Columns says of which columns the history does not store the values, but nothing
+	// ([ExcludeColumn]), a digest ([DigestColumn]) or a mask ([MaskColumn]). The first
+	// rule that names a column counts. Default: columns whose names look like secrets
+	// (password, api_token, ...) are excluded, which Start logs; [KeepColumn] stores
+	// them. What a policy was is recorded with the history.
+	Columns []ColumnRule
+
+	// DigestKey is the secret key of digests, at least 16 bytes. Whoever has it can try
+	// values. With another key all values look changed. Default: none.
+	DigestKey []byte
+
 	// Environment is recorded with every change, for instance "production".
 	// Default: none.
 	Environment string
@@ -187,6 +198,7 @@ type resolved struct {
 	patterns      capture.Patterns
 	// neverRestored and versions are those of NeverRestored and VersionColumns.
 	neverRestored, versions []capture.ColumnPattern
+	columnRules             []columnRule
 }
 
 func (c Config) resolve() (resolved, error) {
@@ -283,6 +295,7 @@ func (c Config) resolve() (resolved, error) {
 	}
 	r.neverRestored = columns("NeverRestored", &r.NeverRestored, "*.updated_at", "*.updatedAt", "*.modified_at", "*.modifiedAt")
 	r.versions = columns("VersionColumns", &r.VersionColumns, "*.lock_version", "*.lockVersion", "*.row_version")
+	r.resolveColumns(bad)
 	if r.MaxContextBytes == 0 {
 		r.MaxContextBytes = 64 << 10
 	}

@@ -15,7 +15,11 @@ const nullsOfJSON = ""
 func (p *pastTable) frameImage(values [][]byte) Image {
 	image := store.ImageWriter{}
 	var nulls []string
+	unstored := p.unstored()
 	for i, c := range p.columns.list {
+		if unstored[c.name] {
+			continue
+		}
 		image.Add(c.name, c.kind, values[i])
 		if c.kind.Base == wal.JSONB && string(values[i]) == "null" { // a json is a string in an image
 			nulls = append(nulls, c.name)

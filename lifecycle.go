@@ -205,6 +205,7 @@ func (c *Client) newReader(r *run) *capture.Reader {
 		MaxContext:    c.cfg.MaxContextBytes,
 		MaxRow:        c.cfg.MaxRowBytes,
 		Wanted:        c.wanted,
+		Policy:        c.cfg.policyOf,
 		Prepare:       func(ctx context.Context) (capture.Resume, error) { return c.prepareSlot(ctx, r) },
 		Open: func(ctx context.Context, progress func()) (capture.Sink, capture.LSN, error) {
 			return c.openWriter(ctx, r, progress)
@@ -223,7 +224,8 @@ func (c *Client) newReader(r *run) *capture.Reader {
 func (c *Client) openWriter(ctx context.Context, r *run, progress func()) (capture.Sink, capture.LSN, error) {
 	w, from, err := c.history.NewWriter(ctx, store.WriterConfig{
 		Database: r.facts.Database, Environment: c.cfg.Environment, MaxContext: c.cfg.MaxContextBytes, MaxRow: c.cfg.MaxRowBytes,
-		Caution: r.caution, CautionUntil: r.until,
+		DigestKey: c.cfg.DigestKey,
+		Caution:   r.caution, CautionUntil: r.until,
 		Progress: progress,
 		Stored: func(b store.Batch) {
 			c.onStored(b)

@@ -29,7 +29,7 @@ var updateGolden = flag.Bool("update", false, "write the golden files of the JSO
 // questions, and Client. Errors go by their name.
 var notResults = map[string]bool{
 	"Client": true, "Config": true, "BaselineOptions": true, "Query": true, "Reversal": true, "Point": true,
-	"PastTable": true, "RowHistory": true, "Difference": true, "Fork": true,
+	"ColumnRule": true, "PastTable": true, "RowHistory": true, "Difference": true, "Fork": true,
 }
 
 var (
@@ -43,10 +43,11 @@ func jsonChange() audit.Change {
 	var c audit.Change
 	c.Position, c.CommittedAt, c.TransactionID = jsonAt, jsonTime, 771
 	c.Database, c.Schema, c.Table, c.PrimaryKey, c.HasKey = "shop", "public", "todo", "26", true
-	c.Operation, c.Before, c.After = audit.Update, audit.Image(`{"id": 26, "task_name": "Eat"}`), audit.Image(`{"id": 26, "task_name": "Sleep"}`)
+	c.Operation, c.Before, c.After = audit.Update, audit.Image(`{"id": 26, "task_name": "Eat", "password": "excluded"}`), audit.Image(`{"id": 26, "task_name": "Sleep", "password": "excluded"}`)
 	c.Stamped, c.RawContext = true, json.RawMessage(`{"userId": "42", "requestId": "r-9"}`)
 	c.Context = audit.Context{UserID: "42", RequestID: "r-9"}
 	c.QueuedAt, c.CreatedAt = jsonTime, jsonTime
+	c.Withheld = map[string]audit.ColumnPolicy{"password": audit.ExcludeColumn}
 	return c
 }
 
@@ -185,7 +186,7 @@ func wantOneMind(t *testing.T, path string, value any) {
 			if _, number := member.(float64); number && regexp.MustCompile(`(?i)position|^from$|^until$|^to$`).MatchString(name) {
 				t.Errorf("%s.%s is a number", path, name)
 			}
-			if name == "before" || name == "after" || name == "row" || path == "ForkResult" && name == "rows" {
+			if name == "before" || name == "after" || name == "row" || name == "withheld" || path == "ForkResult" && name == "rows" {
 				continue
 			}
 			wantOneMind(t, path+"."+name, member)

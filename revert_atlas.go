@@ -18,6 +18,8 @@ import (
 type imageMap struct {
 	target  *target
 	columns map[string]imageColumn
+	// withheld are columns for which images have something else than the values.
+	withheld map[string]bool
 	// at holds the same by the columns of the target; kinds of those that the
 	// version does not have are those of now. required are the columns that a whole
 	// image has.
@@ -160,8 +162,12 @@ func (a *atlas) byVersion(ctx context.Context, v versionAt) (*imageMap, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &imageMap{target: t, columns: make(map[string]imageColumn), versioned: true}
+	m := &imageMap{target: t, columns: make(map[string]imageColumn), versioned: true, withheld: make(map[string]bool)}
 	for _, c := range v.Columns {
+		if c.Policy != "" {
+			m.withheld[c.Name] = true
+			continue
+		}
 		then := column{name: c.Name, attnum: c.Attnum}
 		if v.RelationID != t.oid {
 			then.attnum = 0 // a partition counts its columns by itself
@@ -180,7 +186,7 @@ func (a *atlas) byVersion(ctx context.Context, v versionAt) (*imageMap, error) {
 	}
 	m.keyed = len(v.Key) == len(t.key)
 	for i, name := range v.Key {
-		m.keyed = m.keyed && m.columns[name].at == t.columns.index[t.key[i]]
+		m.keyed = m.keyed && !m.withheld[name] && m.columns[name].at == t.columns.index[t.key[i]]
 	}
 	m.settle()
 	a.maps[v] = m
@@ -230,7 +236,8 @@ func (a *atlas) target(ctx context.Context, name tableName, oid uint32) (*target
 	if described.kind != "r" && described.kind != "p" {
 		return nil, &UnrevertableError{Table: label, Reason: "it is not a table any more"}
 	}
-	t := &target{sourceTable: described, except: a.r.except, named: a.r.columns}
+	t := &target{sourceTable: described, named: a.r.columns, withheld: a.withheld(described)}
+	t.except = slices.Concat(a.r.except, t.withheld)
 	if len(described.key) == 0 {
 		t.byPlace()
 	}
@@ -242,6 +249,28 @@ func (a *atlas) target(ctx context.Context, name tableName, oid uint32) (*target
 	}
 	a.targets[root] = t
 	return t, nil
+}
+
+// withheld are the columns of a table of which some version of it does not store the
+// values, and those that the server computes from them.
+func (a *atlas) withheld(t *sourceTable) (names []string) {
+	for _, v := range a.facts.Versions {
+		if v.RelationID != t.oid && v.Root != t.oid {
+			continue
+		}
+		for _, o := range v.Columns {
+			then := column{name: o.Name, attnum: o.Attnum}
+			if v.RelationID != t.oid {
+				then.attnum = 0
+			}
+			for _, now := range t.columns.list {
+				if o.Policy != "" && sameColumn(then, now) && !slices.Contains(names, now.name) {
+					names = append(names, now.name)
+				}
+			}
+		}
+	}
+	return names
 }
 
 // describe describes a table that nobody can alter from there on, until the transaction

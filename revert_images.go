@@ -72,8 +72,9 @@ func (c *collapse) read(m *imageMap, ch *selectedChange) {
 	fill := func(im Image, into []json.RawMessage, side int) {
 		im.eachMember(func(name, value []byte) {
 			column, ok := m.columns[string(name)]
-			c.foreign = c.foreign || !ok && m.versioned
+			c.foreign = c.foreign || !ok && m.versioned && !m.withheld[string(name)]
 			switch {
+			case m.withheld[string(name)]:
 			case !ok || column.at < 0:
 				pair := c.lost[string(name)]
 				pair[side] = value

@@ -166,7 +166,7 @@ func (g *group) inspectUnknown(ctx context.Context, tx pgx.Tx, b *budget) error 
 	}
 	var unknown []int
 	for at, c := range g.table.columns.list {
-		if !c.derived && slices.ContainsFunc(g.rows, func(r *netRow) bool { return !r.missing && r.cell(at) == nil }) {
+		if !c.derived && !slices.Contains(g.table.withheld, c.name) && slices.ContainsFunc(g.rows, func(r *netRow) bool { return !r.missing && r.cell(at) == nil }) {
 			unknown = append(unknown, at)
 		}
 	}

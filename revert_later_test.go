@@ -129,10 +129,10 @@ func TestRevert_RemovalOfARowWithAColumnFilledByItsDefault(t *testing.T) {
 	u := newUndo(t, "CREATE TABLE note (id int PRIMARY KEY, body text)")
 	u.by(t, "ann", "r1", "INSERT INTO note VALUES (9, 'ann')")
 	u.by(t, "ann", "r2", "INSERT INTO note VALUES (10, 'ann')")
-	u.Exec(t, "ALTER TABLE note ADD COLUMN token uuid DEFAULT gen_random_uuid(), ADD COLUMN twice int GENERATED ALWAYS AS (id * 2) STORED")
-	u.by(t, "bob", "r3", "UPDATE note SET token = gen_random_uuid() WHERE id = 10")
+	u.Exec(t, "ALTER TABLE note ADD COLUMN ticket uuid DEFAULT gen_random_uuid(), ADD COLUMN twice int GENERATED ALWAYS AS (id * 2) STORED")
+	u.by(t, "bob", "r3", "UPDATE note SET ticket = gen_random_uuid() WHERE id = 10")
 	wantConflicts(t, u.Client.RevertRequest("r1"))
-	wantConflicts(t, u.Client.RevertRequest("r2"), "column changed public.note[10] token")
+	wantConflicts(t, u.Client.RevertRequest("r2"), "column changed public.note[10] ticket")
 	apply(t, u.Client.RevertRequest("r1"))
 	u.holds(t, "(SELECT array_agg(id) = '{10}' FROM note)")
 }

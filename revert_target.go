@@ -14,8 +14,9 @@ import (
 // target is a table that a revert writes to, as it is now.
 type target struct {
 	*sourceTable
-	// except are the names of columns that the revert leaves out.
-	except []string
+	// except are the names of columns that the revert leaves out; withheld are those of
+	// them of which history does not store the values.
+	except, withheld []string
 	// named are those that it restores whatever else is said.
 	named []string
 	// former are names that columns had once, and that no column has now.

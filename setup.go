@@ -32,6 +32,13 @@ func (c *Client) prepareSource(ctx context.Context) (capture.Facts, error) {
 	if err != nil {
 		return facts, fmt.Errorf("audit: start: %w", err)
 	}
+	if err := c.checkColumns(ctx); err != nil {
+		var secret *SecretKeyError
+		if errors.As(err, &secret) {
+			return facts, err
+		}
+		return facts, fmt.Errorf("audit: start: %w", err)
+	}
 	if err := c.history.Migrate(ctx); err != nil {
 		return facts, fmt.Errorf("audit: start: %w", err)
 	}

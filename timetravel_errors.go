@@ -91,8 +91,10 @@ type ColumnsError struct {
 	Missing []string
 	// Unused are columns that the table had, and the struct has no field for.
 	Unused []string
-	// Columns are those that the table had.
+	// Columns are those that the table had, and that history tells.
 	Columns []string
+	// Withheld are those of which history does not store the values: see Config.Columns.
+	Withheld []string
 }
 
 func (e *ColumnsError) Error() string {
@@ -102,6 +104,9 @@ func (e *ColumnsError) Error() string {
 	}
 	if len(e.Unused) > 0 {
 		problems = append(problems, "the struct has no field for "+strings.Join(e.Unused, ", "))
+	}
+	if len(e.Withheld) > 0 {
+		problems = append(problems, "history withholds "+strings.Join(e.Withheld, ", ")+" (Config.Columns)")
 	}
 	return fmt.Sprintf("audit: %s as of %s: %s (it had %s): ask for fewer with Point.Columns, or let them differ with Point.Lax",
 		e.Table, e.Asked, strings.Join(problems, ", and "), strings.Join(e.Columns, ", "))

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/wal"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -47,6 +48,9 @@ type pastTable struct {
 	// with a partition; joined are the leaves that it has now and had not then.
 	parted []turn
 	joined []uint32
+	// laterVersions are those from the moment on; hidden is what they withhold.
+	laterVersions []store.Version
+	hidden        map[string]wal.Policy
 	// computed tells that the live table does not have a generated column as it was.
 	computed bool
 
@@ -381,6 +385,7 @@ func (p *pastTable) describe(ctx context.Context) error {
 		// Coverage says a new name only from the next look at the catalog on.
 		p.schema, p.name = versions[at].Schema, versions[at].Table
 	}
+	p.laterVersions = versions[max(at, 0):]
 	if err := p.inherits(versions); err != nil {
 		return err
 	}
@@ -431,11 +436,13 @@ func (p *pastTable) columnsOf(ctx context.Context, v store.Version) (*columnSet,
 // same, so is what the catalog of now says beside.
 func (p *pastTable) matchLive() error {
 	if p.live == nil {
+		p.hide()
 		return p.project()
 	}
 	if p.live.columns.same(p.columns) {
 		p.columns = p.live.columns
 	}
+	p.hide()
 	if err := p.project(); err != nil {
 		return err
 	}
@@ -464,7 +471,7 @@ func (p *pastTable) project() error {
 	}
 	for _, name := range wanted {
 		if _, ok := p.columns.index[name]; !ok {
-			return &ColumnsError{Table: p.qualified(), Asked: p.point.String(), Missing: []string{name}, Columns: p.columns.names()}
+			return &ColumnsError{Table: p.qualified(), Asked: p.point.String(), Missing: []string{name}, Columns: p.columns.names(), Withheld: p.withheldNames()}
 		}
 	}
 	var list []column
@@ -495,6 +502,9 @@ func (p *pastTable) indexOf(v store.Version) map[string]int {
 		for _, o := range v.Columns {
 			if o.Generated != "" && c.derived {
 				continue // the server computes it anew
+			}
+			if o.Policy != "" {
+				continue // an image has something else in its place
 			}
 			other := column{name: o.Name, attnum: o.Attnum, typeOID: o.TypeOID, typeMod: o.TypeMod, definition: o.Definition}
 			if v.RelationID != p.oid {

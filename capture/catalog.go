@@ -3,6 +3,7 @@ package capture
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -43,6 +44,11 @@ func (s *session) describe(ctx context.Context, m relationMessage) (*wal.Relatio
 		rel.Schema, rel.Table = known.RootSchema, known.RootTable
 		rel.Root = known.Root
 	}
+	if s.cfg.Policy != nil { // also of columns of which nobody can tell which they are
+		for i := range rel.Columns {
+			rel.Columns[i].Policy, _ = s.cfg.Policy(rel.Schema, rel.Table, rel.Columns[i].Name)
+		}
+	}
 	var described bool
 	if rel.Key, described = known.Describe(rel.Columns); !described && m.ReplicaIdentity == 'd' {
 		// With the default identity the flags are the primary key.
@@ -66,6 +72,13 @@ func (s *session) describe(ctx context.Context, m relationMessage) (*wal.Relatio
 func (s *session) structureOf(ctx context.Context, m relationMessage) (*wal.Structure, error) {
 	known := s.structures[m.OID]
 	if known != nil && !known.Dropped && known.Sends(m.Columns) && (known.Root != 0 || known.Schema == m.Schema && known.Table == m.Table) {
+		if s.cfg.Policy != nil {
+			if with := known.WithPolicies(s.cfg.Policy, known); !slices.Equal(with.Columns, known.Columns) {
+				with.After = 0 // they hold from this very place on
+				s.tell(with)
+				return with, nil
+			}
+		}
 		return known, nil
 	}
 	found, err := LookUpStructure(ctx, s.cfg.Catalog, m.OID)

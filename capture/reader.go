@@ -82,6 +82,8 @@ type Config struct {
 	// Wanted, optional, reports whether a table's changes are to be captured, whatever
 	// the publication sends. Those of a schema that holds a history never are.
 	Wanted func(schema, table string) bool
+	// Policy, optional, tells how much of a column is stored.
+	Policy wal.PolicyFunc
 	// Prepare is called before every attempt to stream. It makes sure that there
 	// is a slot to stream from and returns the checkpoint, with the system
 	// identifier it belongs to.

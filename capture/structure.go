@@ -332,7 +332,10 @@ func (s *session) seen(known *wal.Structure) LSN {
 
 // tell makes a structure that of its table, here and in the sink.
 func (s *session) tell(v *wal.Structure) {
-	_, known := s.structures[v.OID]
+	before, known := s.structures[v.OID]
+	if s.cfg.Policy != nil {
+		*v = *v.WithPolicies(s.cfg.Policy, before)
+	}
 	v.At = s.position
 	s.structures[v.OID] = v
 	name, table := v.Schema, v.Table

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -66,6 +67,7 @@ type relationPlan struct {
 	prefix   []byte   // the schema and table fields
 	names    [][]byte // "name": for each column, quoted and escaped
 	kinds    []wal.Kind
+	policies []wal.Policy // nil if all values are stored
 	key      []int
 }
 
@@ -82,6 +84,14 @@ func newRelationPlan(rel *wal.Relation, key []int, caution Caution) *relationPla
 		}
 		p.kinds = append(p.kinds, kind)
 	}
+	if slices.ContainsFunc(rel.Columns, func(c wal.Column) bool { return c.Policy != "" }) {
+		for _, c := range rel.Columns {
+			p.policies = append(p.policies, c.Policy)
+		}
+		if slices.ContainsFunc(key, func(i int) bool { return rel.Columns[i].Policy != "" }) {
+			p.key = nil // it would be the value
+		}
+	}
 	return p
 }
 
@@ -89,6 +99,7 @@ func newRelationPlan(rel *wal.Relation, key []int, caution Caution) *relationPla
 type encoder struct {
 	caution Caution
 	limit   int      // bytes of text in an image
+	secret  []byte   // the key of digests
 	literal bool     // the store's jsonb knows no escapes beyond ASCII, only the characters
 	defects []string // scratch: the defects of the row at hand
 	keyA    []byte   // scratch
@@ -113,6 +124,9 @@ func (e *encoder) image(dst []byte, p *relationPlan, label string, tuple, fill w
 	separate := false
 	for i := range tuple {
 		datum := tuple[i]
+		if p.policies != nil && p.policies[i] == wal.Exclude && datum.State != wal.Absent && (!keyOnly || p.relation.Columns[i].Identity) {
+			datum = wal.Datum{State: wal.Text}
+		}
 		if datum.State == wal.Unchanged {
 			if fill == nil || fill[i].State == wal.Absent || fill[i].State == wal.Unchanged {
 				continue
@@ -133,6 +147,10 @@ func (e *encoder) image(dst []byte, p *relationPlan, label string, tuple, fill w
 		dst = append(dst, p.names[i]...)
 		if datum.State == wal.Null {
 			dst = append(dst, "null"...)
+			continue
+		}
+		if p.policies != nil && p.policies[i] != "" {
+			dst = e.withheld(dst, p.policies[i], datum.Text)
 			continue
 		}
 		if e.literal && p.kinds[i].Base == wal.JSON {
@@ -356,7 +374,7 @@ func missing(r *wal.Row) (columns []string, before bool) {
 		return nil, false
 	}
 	for i := range r.New {
-		if r.New[i].State == wal.Unchanged && (r.Old == nil || r.Old[i].State != wal.Text) {
+		if r.New[i].State == wal.Unchanged && r.Relation.Columns[i].Policy != wal.Exclude && (r.Old == nil || r.Old[i].State != wal.Text) {
 			columns = append(columns, r.Relation.Columns[i].Name)
 		}
 	}

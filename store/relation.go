@@ -26,6 +26,8 @@ type Column struct {
 	// Definition is what the type itself can be altered in: the labels of an enum,
 	// the attributes of a composite type.
 	Definition string `json:"definition,omitempty"`
+	// Policy is how much of the values is stored.
+	Policy wal.Policy `json:"policy,omitempty"`
 }
 
 // Base is the OID of the type under a domain, and 0 for other types.

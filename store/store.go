@@ -134,7 +134,7 @@ func (s *Store) NewWriter(ctx context.Context, cfg WriterConfig) (*Writer, wal.L
 		cfg.MaxRow = MaxImage
 	}
 	w := &Writer{
-		cfg: cfg, enc: encoder{limit: cfg.MaxRow}, store: s, schema: s.schema,
+		cfg: cfg, enc: encoder{limit: cfg.MaxRow, secret: cfg.DigestKey}, store: s, schema: s.schema,
 		plans: make(map[uint32]*relationPlan),
 		work:  make(chan step, 64), free: make(chan []byte, chunks),
 		done: make(chan struct{}),

@@ -63,6 +63,8 @@ type WriterConfig struct {
 	// MaxRow is how many bytes of text one image holds, and at most MaxImage, the
 	// default.
 	MaxRow int
+	// DigestKey is the key of the digests that are stored in the place of values.
+	DigestKey []byte
 	// Caution applies to transactions up to CautionUntil.
 	Caution      Caution
 	CautionUntil wal.LSN

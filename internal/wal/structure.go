@@ -18,6 +18,10 @@ type Attribute struct {
 	// Definition is what the type itself can be altered in: the labels of an enum,
 	// the attributes of a composite type. It is empty for all others.
 	Definition string `json:"definition,omitempty"`
+	// Policy is how much of the values is stored from there on. Formerly is the name
+	// that the column had when it got it: under another it keeps it.
+	Policy   Policy `json:"policy,omitempty"`
+	Formerly string `json:"formerly,omitempty"`
 }
 
 // Structure is a table as the catalog described it at a position of the stream.
@@ -93,7 +97,7 @@ func (s *Structure) Describe(columns []Column) (key []int, ok bool) {
 	}
 	for i, a := range attributes {
 		c := &columns[i]
-		c.Type, c.Attnum, c.Generated, c.AttIdentity = a.Type, a.Attnum, a.Generated, a.Identity
+		c.Type, c.Attnum, c.Generated, c.AttIdentity, c.Policy = a.Type, a.Attnum, a.Generated, a.Identity, a.Policy
 	}
 	for _, attnum := range s.Key {
 		at := slices.IndexFunc(columns, func(c Column) bool { return c.Attnum == attnum })
@@ -105,11 +109,15 @@ func (s *Structure) Describe(columns []Column) (key []int, ok bool) {
 	return key, true
 }
 
-// Same reports whether two structures are the same but for where they were seen.
+// Same reports whether two structures are the same but for where they were seen, and for
+// policies, which no catalog knows.
 func (s *Structure) Same(o *Structure) bool {
 	return s.OID == o.OID && s.Schema == o.Schema && s.Table == o.Table && s.Kind == o.Kind && s.Root == o.Root &&
 		s.RootSchema == o.RootSchema && s.RootTable == o.RootTable && s.KeyConstraint == o.KeyConstraint && s.Dropped == o.Dropped && s.Guessed == o.Guessed &&
-		slices.Equal(s.Parts, o.Parts) && slices.Equal(s.Key, o.Key) && slices.Equal(s.Columns, o.Columns)
+		slices.Equal(s.Parts, o.Parts) && slices.Equal(s.Key, o.Key) && slices.EqualFunc(s.Columns, o.Columns, func(a, b Attribute) bool {
+		a.Policy, a.Formerly, b.Policy, b.Formerly = "", "", "", ""
+		return a == b
+	})
 }
 
 // Matches reports whether a structure that the store knows is the one that was

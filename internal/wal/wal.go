@@ -79,6 +79,7 @@ type Column struct {
 	Attnum      int16
 	Generated   string
 	AttIdentity string
+	Policy      Policy
 }
 
 // Relation is a tracked table as its rows come.
