@@ -54,9 +54,10 @@ type Client struct {
 
 	directRows int // from how many rows on reverts are tried directly
 
-	stored *broadcast // told whenever something was stored
-	poke   chan struct{}
-	turn   chan struct{} // of one place: whose turn it is to set up
+	stored   *broadcast // told whenever something was stored
+	barriers barriers
+	poke     chan struct{}
+	turn     chan struct{} // of one place: whose turn it is to set up
 }
 
 // Open checks cfg and returns a Client. It does not connect: a server that is

@@ -24,7 +24,7 @@ func (countingSink) Structure(*capture.Structure) {}
 func (countingSink) Relation(*capture.Relation)   {}
 func (countingSink) Stamp([]byte, int)            {}
 func (countingSink) Row(*capture.Row)             {}
-func (countingSink) Barrier()                     {}
+func (countingSink) Barrier(string)               {}
 func (countingSink) Advance(capture.LSN)          {}
 func (countingSink) Flush()                       {}
 func (countingSink) Finish()                      {}

@@ -22,7 +22,7 @@ func policied(t *testing.T) (a *audittest.Audited, then audit.Point, reader *aud
 	a.Sync(t)
 	role := newRole(t, a.Database, "PASSWORD 'reader'")
 	a.Exec(t, `GRANT USAGE ON SCHEMA audit TO `+role+`;
-		GRANT SELECT ON audit.changes, audit.checkpoints, audit.commit_times, audit.relations, audit.coverage, audit.gaps, audit.clock_jumps, audit.retention, audit.marks, audit.keyframes, audit.keyframe_rows TO `+role+`;
+		GRANT SELECT ON audit.changes, audit.checkpoints, audit.commit_times, audit.relations, audit.coverage, audit.gaps, audit.barriers, audit.clock_jumps, audit.retention, audit.marks, audit.keyframes, audit.keyframe_rows TO `+role+`;
 		GRANT SELECT ON todo TO `+role+`;
 		ALTER TABLE audit.changes ENABLE ROW LEVEL SECURITY;
 		CREATE POLICY few ON audit.changes FOR SELECT TO `+role+` USING (context ->> 'userId' IS DISTINCT FROM 'secret')`)

@@ -164,6 +164,7 @@ func (c *Client) setDurable(lsn LSN) {
 }
 
 func (c *Client) onStored(b store.Batch) {
+	c.barriers.stored(b.Barriers)
 	c.mu.Lock()
 	c.last.durable = max(c.last.durable, b.To)
 	if b.Changes > 0 {

@@ -2,8 +2,11 @@ package audit
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -22,78 +25,174 @@ import (
 // anywhere it returns an [ErrNotRunning] at once. So it may on a client that was not
 // started, for the seconds in which one instance takes over from another.
 func (c *Client) Sync(ctx context.Context) error {
-	database, target, err := c.barrier(ctx)
+	b, err := c.barrier(ctx)
 	if err != nil {
 		return wrap("sync", err)
 	}
-	return wrap("sync", c.waitFor(ctx, database, target, c.capturedElsewhere))
+	_, err = c.waitFor(ctx, b, c.capturedElsewhere)
+	return wrap("sync", err)
 }
 
-// barrier writes a message into the source's WAL and returns where: whatever was
-// committed before the call is before it.
-func (c *Client) barrier(ctx context.Context) (database string, at LSN, err error) {
+// barrier is a message in the source's WAL: whatever was committed before the call that
+// wrote it is before it. It is known by a nonce, since not every server says the same of
+// where it stands as its stream does. Where it does not come, it is written again.
+type barrier struct {
+	database string
+	nonces   []string
+	written  LSN // as the server said
+}
+
+// barriers are those that calls on this client wait for.
+type barriers struct {
+	mu    sync.Mutex
+	known map[string]LSN // guarded by mu: by nonce, where they stand; 0 until they are stored
+}
+
+func (b *barriers) expect(nonce string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.known == nil {
+		b.known = make(map[string]LSN)
+	}
+	b.known[nonce] = 0
+}
+
+func (b *barriers) forget(nonces []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, nonce := range nonces {
+		delete(b.known, nonce)
+	}
+}
+
+// stored notes where barriers stand, if somebody waits for them.
+func (b *barriers) stored(all []store.Barrier) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, s := range all {
+		if _, ok := b.known[s.Nonce]; ok {
+			b.known[s.Nonce] = s.Position
+		}
+	}
+}
+
+// reached returns where the first of some barriers stands that is stored, or 0.
+func (b *barriers) reached(nonces []string) LSN {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, nonce := range nonces {
+		if at := b.known[nonce]; at != 0 {
+			return at
+		}
+	}
+	return 0
+}
+
+// barrier writes a barrier. Whoever asks for one waits for it with waitFor.
+func (c *Client) barrier(ctx context.Context) (*barrier, error) {
 	if err := c.open(); err != nil {
-		return "", 0, err
+		return nil, err
 	}
-	mark := func() error {
-		return c.source.QueryRow(ctx, "SELECT current_database(), pg_catalog.pg_logical_emit_message(true, $1, '')::text WHERE NOT pg_catalog.pg_is_in_recovery()", c.cfg.ContextPrefix+capture.SyncSuffix).Scan(&database, &at)
+	b := &barrier{}
+	if err := c.writeBarrier(ctx, b); err != nil {
+		c.barriers.forget(b.nonces)
+		return nil, fmt.Errorf("mark the source's WAL: %w", err)
 	}
-	err = mark()
+	return b, nil
+}
+
+func (c *Client) writeBarrier(ctx context.Context, b *barrier) error {
+	nonce := make([]byte, 16)
+	_, _ = rand.Read(nonce) // which never fails
+	text := hex.EncodeToString(nonce)
+	b.nonces = append(b.nonces, text)
+	c.barriers.expect(text)
+	write := func() error {
+		return c.source.QueryRow(ctx, "SELECT current_database(), pg_catalog.pg_logical_emit_message(true, $1, $2)::text WHERE NOT pg_catalog.pg_is_in_recovery()", c.cfg.ContextPrefix+capture.SyncSuffix, text).Scan(&b.database, &b.written)
+	}
+	err := write()
 	if pgconn.SafeToRetry(err) { // the pool's connection was from before a restart
-		err = mark()
+		err = write()
 	}
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = ErrStandby
 	}
-	if err != nil {
-		return "", 0, fmt.Errorf("mark the source's WAL: %w", err)
-	}
-	return database, at, nil
+	return err
 }
 
-// waitFor returns when the store holds everything that committed before target.
-// idle is asked whether to go on where this instance does not capture.
-func (c *Client) waitFor(ctx context.Context, database string, target LSN, idle func(ctx context.Context, slot string) error) error {
-	// Here the writer says when; elsewhere only the checkpoint does.
+const (
+	// barrierAgain is after how long a barrier that has not come is written again, the
+	// first time: it may have gone down in a gap.
+	barrierAgain = 2 * time.Second
+	// barrierAgainMost is the longest time between two of them.
+	barrierAgainMost = time.Minute
+	// barrierLook is how often the store is asked for a barrier while this instance
+	// captures, and knows by itself: another may have stored it just before.
+	barrierLook = time.Second
+)
+
+// waitFor returns where a barrier stands, once the store holds everything that committed
+// before it. idle is asked whether to go on where this instance does not capture.
+func (c *Client) waitFor(ctx context.Context, b *barrier, idle func(ctx context.Context, slot string) error) (LSN, error) {
+	defer func() { c.barriers.forget(b.nonces) }()
+	// Here the writer says when; elsewhere only the store does.
 	poll := time.NewTicker(10 * time.Millisecond)
 	defer poll.Stop()
+	looked := time.Now()
+	written, again := time.Now(), barrierAgain
 	for {
 		stored := c.stored.next()
 		c.mu.Lock()
 		v := c.last
 		c.mu.Unlock()
-		reached := v.durable
+		if at := c.barriers.reached(b.nonces); at != 0 {
+			return at, nil
+		}
 		switch {
-		case reached >= target:
-			return nil
 		case v.state == capture.Failed:
-			return fmt.Errorf("capture has failed: %w", v.err)
-		case v.state != capture.Streaming:
-			at, err := c.history.Checkpoint(ctx, database)
+			return 0, fmt.Errorf("capture has failed: %w", v.err)
+		case v.state != capture.Streaming || time.Since(looked) > barrierLook:
+			looked = time.Now()
+			at, err := c.history.Barrier(ctx, b.database, b.nonces)
 			// An error because ctx has ended is told below, in other words.
 			// That of a connection from before a restart of the server passes.
-			if err != nil && ctx.Err() == nil && (isClosed(err) || !errors.Is(err, store.ErrNoCheckpoint) && !isUndefined(err) && !isConnectionLost(err)) {
-				return err
+			if err != nil && ctx.Err() == nil && (isClosed(err) || !isUndefined(err) && !isConnectionLost(err)) {
+				return 0, err
 			}
-			if reached = max(reached, at.Position); reached >= target {
-				return nil
+			if at != 0 {
+				return at, nil
 			}
 			// An instance that was started captures, will, or has said why not.
 			if v.state == capture.Stopped {
-				if err := idle(ctx, at.Slot); err != nil {
-					return err
+				if err := c.idle(ctx, b.database, idle); err != nil {
+					return 0, err
 				}
+			}
+		}
+		if time.Since(written) > again {
+			written, again = time.Now(), min(2*again, barrierAgainMost)
+			if err := c.writeBarrier(ctx, b); err != nil && isClosed(err) {
+				return 0, err
 			}
 		}
 		select {
 		case <-stored:
 		case <-poll.C:
 		case <-c.closing:
-			return ErrClosed
+			return 0, ErrClosed
 		case <-ctx.Done():
-			return fmt.Errorf("the store holds everything up to %s, not yet up to %s (capture is %s): %w", reached, target, v.state, ctx.Err())
+			return 0, fmt.Errorf("the store holds everything up to %s, not yet up to %s (capture is %s): %w", v.durable, b.written, v.state, ctx.Err())
 		}
 	}
+}
+
+// idle asks whether to go on although this instance does not capture.
+func (c *Client) idle(ctx context.Context, database string, ask func(ctx context.Context, slot string) error) error {
+	at, err := c.history.Checkpoint(ctx, database)
+	if err != nil && ctx.Err() == nil && (isClosed(err) || !errors.Is(err, store.ErrNoCheckpoint) && !isUndefined(err) && !isConnectionLost(err)) {
+		return err
+	}
+	return ask(ctx, at.Slot)
 }
 
 // capturedElsewhere returns ErrNotRunning if nobody streams from the slot of the

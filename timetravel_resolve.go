@@ -173,10 +173,10 @@ func (c *Client) awaitCapture(ctx context.Context, fail func(reason error, detai
 			cancel(fail(ErrNotCaptured, "no instance of the program reads the replication slot: call Client.Start"))
 		})
 	}()
-	database, target, err := c.barrier(waiting)
+	b, err := c.barrier(waiting)
 	if err == nil {
 		// Somebody may be about to take over: it is watchSlot that gives up.
-		err = c.waitFor(waiting, database, target, func(context.Context, string) error { return nil })
+		_, err = c.waitFor(waiting, b, func(context.Context, string) error { return nil })
 	}
 	cause := context.Cause(waiting)
 	cancel(nil)
@@ -444,14 +444,15 @@ func (c *Client) Mark(ctx context.Context, name string) (Position, error) {
 	if name == "" {
 		return Position{}, &PointError{Reason: "Mark: the name is empty"}
 	}
-	database, target, err := c.barrier(ctx)
+	b, err := c.barrier(ctx)
 	if err != nil {
 		return Position{}, wrap("mark", err)
 	}
-	if err := c.waitFor(ctx, database, target, c.capturedElsewhere); err != nil {
+	target, err := c.waitFor(ctx, b, c.capturedElsewhere)
+	if err != nil {
 		return Position{}, wrap("mark", err)
 	}
-	set, err := c.history.SetMark(ctx, database, name, target, time.Now())
+	set, err := c.history.SetMark(ctx, b.database, name, target, time.Now())
 	if err != nil {
 		return Position{}, wrap("mark", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -68,6 +69,7 @@ type serverState struct {
 	publication      publication
 	wide             string // how the publication sends tables that nobody named
 	walLevel         string
+	decodes          bool // the server decodes, whatever the name of its wal_level
 	standby          bool
 	replication      bool // the role may use slots
 	superuser        bool
@@ -125,12 +127,38 @@ func (s *Setup) serverState(ctx context.Context) (v serverState, err error) {
 	if err != nil {
 		return v, fmt.Errorf("check source: %w", err)
 	}
+	if v.walLevel != "logical" && !v.standby {
+		v.decodes = v.slotExists || s.decodes(ctx)
+	}
 	if v.publication, err = s.publicationState(ctx); err != nil {
 		return v, err
 	}
 	v.wide, err = s.wide(ctx, v.Version)
 	return v, err
 }
+
+// decodes reports whether the server decodes its WAL, by trying: servers that differ, and
+// later ones, name the level otherwise. A server that does not says so at once; one that
+// does may have to wait for open transactions, and is not waited for.
+func (s *Setup) decodes(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, 2*decodeTrial)
+	defer cancel()
+	err := pgx.BeginFunc(ctx, s.DB, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL statement_timeout = %d", decodeTrial.Milliseconds())); err != nil {
+			return err
+		}
+		name := strings.ToLower(fmt.Sprintf("audit_trial_%d", tx.Conn().PgConn().PID()))
+		if _, err := tx.Exec(ctx, "SELECT pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput', true)", name); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, "SELECT pg_catalog.pg_drop_replication_slot($1)", name)
+		return err
+	})
+	return err == nil || isCode(err, "57014") // it was about to, and had to wait
+}
+
+// decodeTrial bounds the trial.
+const decodeTrial = 2 * time.Second
 
 // serverProblems lists what keeps the role from capturing, whatever the tables.
 func (s *Setup) serverProblems(v serverState) []Problem {
@@ -143,7 +171,7 @@ func (s *Setup) serverProblems(v serverState) []Problem {
 	if v.standby {
 		add(Problem{What: "the server is a standby, on which no publication can be made: connect to the primary"})
 	}
-	if v.walLevel != "logical" {
+	if v.walLevel != "logical" && !v.decodes {
 		add(Problem{What: "wal_level is " + v.walLevel + ", not logical", Config: "wal_level = logical", SQL: []string{"ALTER SYSTEM SET wal_level = 'logical'"}})
 	}
 	if !v.replication && !v.superuser {

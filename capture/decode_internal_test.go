@@ -89,8 +89,8 @@ func (r *recorder) Stamp(content []byte, size int) {
 	}
 	r.note("stamp %s", content)
 }
-func (r *recorder) Barrier() { r.note("barrier") }
-func (r *recorder) Finish()  { r.note("finish") }
+func (r *recorder) Barrier(string) { r.note("barrier") }
+func (r *recorder) Finish()        { r.note("finish") }
 func (r *recorder) Relation(rel *Relation) {
 	var names []string
 	for _, c := range rel.Columns {

@@ -530,7 +530,7 @@ func (s *session) logicalMessage(body []byte) error {
 		}
 		s.sink.Stamp(m.Content, m.Size)
 	case prefix == s.cfg.Prefix+SyncSuffix:
-		s.sink.Barrier()
+		s.sink.Barrier(string(m.Content))
 	case prefix == s.cfg.Prefix+StructureSuffix:
 		content := m.Content
 		if s.charset != nil {

@@ -39,7 +39,7 @@ type Sink interface {
 	Row(*Row)
 	// Barrier asks for the end of the open transaction to become durable even
 	// if the transaction has no rows.
-	Barrier()
+	Barrier(nonce string)
 	// Advance says that the source has nothing for us before lsn.
 	Advance(lsn LSN)
 	// Flush says that no more input is at hand.

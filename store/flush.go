@@ -81,7 +81,7 @@ func (w *Writer) commit(s *seal) error {
 	}
 	w.durable.Store(uint64(s.to))
 	if w.cfg.Stored != nil {
-		b := Batch{To: s.to, Changes: s.rows, Bytes: s.bytes, Duration: time.Since(begun)}
+		b := Batch{To: s.to, Changes: s.rows, Bytes: s.bytes, Duration: time.Since(begun), Barriers: s.barriers}
 		if s.committed != noTime {
 			b.Committed = wal.Time(s.committed)
 		}

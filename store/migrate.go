@@ -171,7 +171,7 @@ func (s *Store) checkOwners(ctx context.Context) (what string, sql []string, err
 
 // ownNames are the relations and functions of the store.
 var ownNames = []string{
-	"changes", "checkpoints", "commit_times", "relations", "coverage", "gaps", "retention", "replica_identities",
+	"changes", "checkpoints", "commit_times", "relations", "coverage", "gaps", "barriers", "retention", "replica_identities",
 	"schema_migrations", "marks", "keyframes", "keyframe_rows",
 	"advance", "complete", "ensure_partition", "drop_before", "protect",
 }
@@ -205,7 +205,7 @@ func UninstallSQL(schema string) []string {
 	sql := []string{
 		"DROP TABLE IF EXISTS " + strings.Join([]string{
 			quoted + ".changes", quoted + ".checkpoints", quoted + ".commit_times", quoted + ".relations", quoted + ".coverage",
-			quoted + ".gaps", quoted + ".retention", quoted + ".replica_identities", quoted + ".schema_migrations",
+			quoted + ".gaps", quoted + ".barriers", quoted + ".retention", quoted + ".replica_identities", quoted + ".schema_migrations",
 			quoted + ".clock_jumps", quoted + ".tokens", quoted + ".marks", quoted + ".keyframes", quoted + ".keyframe_rows", quoted + ".reverts",
 		}, ", ") + " CASCADE",
 	}

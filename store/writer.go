@@ -83,6 +83,8 @@ type Batch struct {
 	Duration time.Duration // from the first byte sent to the commit
 	// Committed is the latest commit time among the batch's transactions.
 	Committed time.Time
+	// Barriers are the messages of Sync in it.
+	Barriers []Barrier
 }
 
 // RefusedError is returned when the store refused the data of a batch, and not
@@ -137,6 +139,7 @@ type Writer struct {
 	timesAt    int64 // read time of the last commit_times row
 	timesN     int64
 	sealed     time.Time // when the last batch ended
+	swept      time.Time // when old barriers were removed
 	nudges     int       // batches without a change of their own since
 	back       int64     // how far the source's clock is known to have gone back
 
@@ -173,6 +176,7 @@ type openBatch struct {
 	committed int64   // running maximum of commit times
 	position  wal.LSN // commit LSN of the last transaction with rows, or of a barrier
 	forced    bool    // there was a barrier
+	barriers  []Barrier
 	sql       []string
 	sqlBytes  int
 	fixups    []string
@@ -194,6 +198,7 @@ type seal struct {
 	committed int64
 	caution   Caution
 	sql       []string
+	barriers  []Barrier
 }
 
 const noTime = -1 << 62
@@ -339,8 +344,20 @@ func (w *Writer) restamp(stamp stampField) {
 }
 
 // Barrier makes the open transaction move the stored checkpoint even if it has
-// no rows.
-func (w *Writer) Barrier() { w.tx.force = true }
+// no rows. Whoever waits knows it by its nonce, which a stranger's need not have.
+func (w *Writer) Barrier(nonce string) {
+	w.tx.force = true
+	if !IsNonce(nonce) {
+		return
+	}
+	w.batch.barriers = append(w.batch.barriers, Barrier{Nonce: nonce, Position: w.tx.head.CommitLSN})
+	w.later(fmt.Sprintf("INSERT INTO %s.barriers (database, nonce, position) VALUES (%s, '%s', '%s') ON CONFLICT DO NOTHING",
+		w.schema, quoteLiteral(w.cfg.Database), nonce, w.tx.head.CommitLSN))
+	if now := time.Now(); now.Sub(w.swept) > barrierAge/10 {
+		w.swept = now
+		w.later(fmt.Sprintf("DELETE FROM %s.barriers WHERE created_at < now() - interval '%d seconds'", w.schema, int(barrierAge.Seconds())))
+	}
+}
 
 // Row appends a change to the open transaction.
 func (w *Writer) Row(r *wal.Row) {
@@ -515,7 +532,7 @@ func (w *Writer) seal() {
 	}
 	w.push()
 	b := &w.batch
-	s := &seal{from: w.from, to: b.to, rows: b.rows, bytes: b.bytes, committed: b.committed, caution: w.enc.caution}
+	s := &seal{from: w.from, to: b.to, rows: b.rows, bytes: b.bytes, committed: b.committed, caution: w.enc.caution, barriers: b.barriers}
 	s.sql = append(b.fixups, b.sql...)
 	if b.rows > 0 || b.forced {
 		w.timesN += b.rows

@@ -185,6 +185,17 @@ CREATE TABLE {{schema}}.gaps (
     PRIMARY KEY (database, from_position)
 );
 
+-- Messages of Sync and of moments: who wrote one into the source's WAL knows by its nonce
+-- that the store holds everything before it, and where it stands. Kept for some minutes.
+CREATE TABLE {{schema}}.barriers (
+    database   text        COLLATE "C" NOT NULL,
+    nonce      text        COLLATE "C" NOT NULL,
+    position   pg_lsn      NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (database, nonce)
+);
+CREATE INDEX barriers_created_idx ON {{schema}}.barriers (created_at);
+
 -- Up to which time retention has dropped history.
 CREATE TABLE {{schema}}.retention (
     partition  text        PRIMARY KEY,
