@@ -227,6 +227,11 @@ func (p *planner) round(ctx context.Context) (again bool, err error) {
 	if err := p.inspectAll(ctx); err != nil {
 		return false, err
 	}
+	if p.lock { // others may have reverted something while this waited for the rows
+		if err := p.findReverts(ctx); err != nil {
+			return false, err
+		}
+	}
 	if err := p.traceLater(ctx); err != nil {
 		return false, err
 	}

@@ -59,3 +59,33 @@ func (u *undo) await(t *testing.T, sql string, args ...any) {
 		}
 	}
 }
+
+// A revert that another one has overtaken, while it waited for its rows, knows it as one
+// of ours: nothing is left to do, and nothing is in the way.
+func TestRevert_OvertakenByAnotherRevert(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, shop)
+	before := u.state(t)
+	u.request(t, "first", "UPDATE customer SET city = 'Bonn' WHERE id = 1")
+	u.Sync(t)
+	var transaction uint64
+	for c, err := range u.Client.Changes().InRequest("first").All(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		transaction = c.TransactionID
+	}
+	tx := u.holding(t, "SELECT FROM customer WHERE id = 1 FOR UPDATE")
+	done := inBackground(func() (*audit.Result, error) { return u.Client.RevertRequest("first").Apply(t.Context()) })
+	u.awaitLock(t)
+	if _, err := u.Client.RevertTransaction(transaction).ApplyTx(t.Context(), tx); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("the one that waited gives %v", err)
+	}
+	u.want(t, "after both", before)
+}
