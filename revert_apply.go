@@ -322,7 +322,7 @@ func (a *applier) recheck(ctx context.Context) error {
 	}
 	leaving := leavingKeys(rows)
 	for _, r := range rows {
-		if reason := r.staleness(leaving[r.table][joinKey(r.key)]); reason != "" {
+		if reason := r.staleness(leaving[r.table][r.liveText()]); reason != "" {
 			return &StaleError{Table: r.table.label(), Key: r.ref().Key, Reason: reason}
 		}
 		r.done = false

@@ -45,15 +45,19 @@ func (g *group) inspectSQL(s *stage, lock bool, retyped bool) string {
 		return texts
 	}
 	found := slices.Concat(values, flags(expected), flags(restored))
+	key := "NULL::text[]"
+	if g.table.printsOtherwise() {
+		key = keyArray("t", g.table.key)
+	}
 	suffix := ""
 	if lock {
 		suffix = " ORDER BY " + g.table.keyOrder() + " FOR UPDATE OF t"
 	}
 	return fmt.Sprintf(`
-		SELECT s.n, CASE WHEN %s THEN NULL ELSE ARRAY[%s]::text[] END
+		SELECT s.n, CASE WHEN %s THEN NULL ELSE ARRAY[%s]::text[] END, %s
 		FROM %s
 		JOIN %s AS t ON %s%s`,
-		strings.Join(same, " AND "), strings.Join(found, ", "), s.from, g.table.from(), g.table.on(), suffix)
+		strings.Join(same, " AND "), strings.Join(found, ", "), key, s.from, g.table.from(), g.table.on(), suffix)
 }
 
 // sameSQL compares a live value with a staged text. Some types have several texts
@@ -78,7 +82,7 @@ func (c *column) hasSeveralTexts(retyped bool) bool {
 func (g *group) inspect(ctx context.Context, tx pgx.Tx, s *stage, lock bool, b *budget) error {
 	retyped := slices.ContainsFunc(g.rows, func(r *netRow) bool { return r.retyped })
 	for _, r := range g.rows {
-		r.missing = true
+		r.missing, r.printed = true, nil
 	}
 	rows, err := tx.Query(ctx, g.inspectSQL(s, lock, retyped), s.args...)
 	if err != nil {
@@ -86,9 +90,17 @@ func (g *group) inspect(ctx context.Context, tx pgx.Tx, s *stage, lock bool, b *
 	}
 	var n int32
 	var found []*string
-	_, err = pgx.ForEachRow(rows, []any{&n, &found}, func() error {
+	var key []string
+	_, err = pgx.ForEachRow(rows, []any{&n, &found, &key}, func() error {
 		r := g.rows[n]
 		r.missing, r.done = false, false
+		if key != nil {
+			if !slices.Equal(key, r.key) {
+				r.printed = key
+				b.spend(keyBytes(key))
+			}
+			key = nil
+		}
 		if found != nil { // else it is just as the selection left it
 			g.note(r, found)
 			found = nil
@@ -150,6 +162,15 @@ func (g *group) note(r *netRow, found []*string) {
 		done = done && restored
 	}
 	r.done = done
+}
+
+// keyBytes is what a key takes in memory.
+func keyBytes(key []string) int {
+	size := headerBytes * len(key)
+	for _, part := range key {
+		size += len(part)
+	}
+	return size
 }
 
 // sameJSON compares documents of type json, of which images keep the meaning.

@@ -15,7 +15,10 @@ type link struct {
 // to be given another key, and does no longer when all is done.
 func (p *planner) leave(parent, child *netRow, f *foreignKey) {
 	if parent.action == Delete {
-		p.deletesLast = p.deletesLast || child.action == Update
+		if child.action == Update {
+			p.deletesLast = true
+			p.waiting = append(p.waiting, link{child, f, false})
+		}
 		return
 	}
 	switch {
@@ -32,6 +35,17 @@ func (p *planner) leave(parent, child *netRow, f *foreignKey) {
 	default:
 		p.leaving = append(p.leaving, link{child, f, false})
 	}
+}
+
+// deleteFirst empties the references to rows that are removed, instead of removing these
+// last, where another row is to have what they hold.
+func (p *planner) deleteFirst() {
+	needed := slices.ContainsFunc(p.parked, func(k parking) bool { return k.row.action == Delete })
+	if !p.deletesLast || !needed || slices.ContainsFunc(p.waiting, func(l link) bool { return l.loose() < 0 }) {
+		return
+	}
+	p.leaving = append(p.leaving, p.waiting...)
+	p.deletesLast = false
 }
 
 // goesAlong tells that a row is to reference another one by the key that this is to
@@ -161,38 +175,4 @@ func (l link) loose() int {
 		}
 	}
 	return -1
-}
-
-// leavingParents are the values by which rows are referenced now that the revert
-// removes, or gives other values.
-func (p *planner) leavingParents(f *foreignKey) map[string]bool {
-	leaving := make(map[string]bool)
-	for _, r := range p.live[p.atlas.targets[f.to]] {
-		if r.missing || r.action != Delete && !r.changes(f.refs) {
-			continue
-		}
-		if values, ok := r.liveValues(f.refs); ok {
-			leaving[joinKey(values)] = true
-		}
-	}
-	return leaving
-}
-
-// liveValues returns what some columns have now, as far as the selection changed
-// them or they are the key.
-func (r *netRow) liveValues(columns []string) ([]string, bool) {
-	values := make([]string, len(columns))
-	for i, name := range columns {
-		k := slices.Index(r.table.key, name)
-		c := r.cell(r.table.columns.index[name])
-		switch {
-		case k >= 0 && k < len(r.key):
-			values[i] = r.key[k]
-		case c != nil && c.seen().text != nil:
-			values[i] = string(c.seen().text)
-		default:
-			return nil, false
-		}
-	}
-	return values, true
 }

@@ -42,6 +42,7 @@ func (p *planner) order() ([]step, error) {
 	for _, r := range rows {
 		r.parkedKey, r.parkedWhole = nil, nil
 	}
+	p.deleteFirst()
 	broken, err := p.rank(rows)
 	if err != nil {
 		return nil, err

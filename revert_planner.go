@@ -54,6 +54,7 @@ type planner struct {
 	parked       []parking
 	leaving      []link // references to keys that change
 	coming       []link // references of rows to be updated, to rows that come back
+	waiting      []link // references of rows to be updated, to rows that are removed
 	deletesLast  bool
 	updatesFirst bool
 	insertsFirst bool

@@ -75,6 +75,8 @@ type netRow struct {
 	beneath *netRow
 	// lost are the changed columns that are not there any more.
 	lost []lostColumn
+	// printed is the key as the live row prints it, where equal keys may print otherwise.
+	printed []string
 	// retyped tells that one of the values is of a type that the column no longer
 	// has, and has not been converted.
 	retyped bool
@@ -150,6 +152,14 @@ func (r *netRow) restoredKey() []string {
 		}
 	}
 	return key
+}
+
+// liveText is the key as the live row prints it.
+func (r *netRow) liveText() string {
+	if r.printed != nil && !r.missing {
+		return joinKey(r.printed)
+	}
+	return joinKey(r.key)
 }
 
 // keyChanges tells that restoring the row changes its key.

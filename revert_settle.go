@@ -15,7 +15,7 @@ func (p *planner) rowConflicts() []Conflict {
 	leaving := leavingKeys(p.rows)
 	var found []Conflict
 	for _, r := range p.rows {
-		found = append(found, r.conflicts(leaving[r.table][joinKey(r.key)])...)
+		found = append(found, r.conflicts(leaving[r.table][r.liveText()])...)
 	}
 	return found
 }
@@ -28,7 +28,7 @@ func leavingKeys(rows []*netRow) map[*target]map[string]bool {
 			if leaving[r.table] == nil {
 				leaving[r.table] = make(map[string]bool)
 			}
-			leaving[r.table][joinKey(r.key)] = true
+			leaving[r.table][r.liveText()] = true
 		}
 	}
 	return leaving

@@ -168,10 +168,13 @@ type stage struct {
 }
 
 // stageArrays stages rows as parameters of the statement.
-func (g *group) stageArrays() *stage {
+func (g *group) stageArrays() *stage { return g.stageArraysBehind(0) }
+
+// stageArraysBehind is stageArrays for a statement that has some parameters already.
+func (g *group) stageArraysBehind(taken int) *stage {
 	columns := g.stagedColumns()
 	numbers := make([]int32, len(g.rows))
-	names, params := []string{"n"}, []string{"$1::int4[]"}
+	names, params := []string{"n"}, []string{fmt.Sprintf("$%d::int4[]", taken+1)}
 	s := &stage{args: []any{numbers}}
 	for i := range g.rows {
 		numbers[i] = int32(i)
@@ -181,7 +184,7 @@ func (g *group) stageArrays() *stage {
 		for j, r := range g.rows {
 			values[j] = c.value(r).pointer()
 		}
-		names, params = append(names, c.name), append(params, fmt.Sprintf("$%d::text[]", i+2))
+		names, params = append(names, c.name), append(params, fmt.Sprintf("$%d::text[]", taken+i+2))
 		s.args = append(s.args, values)
 	}
 	s.from = fmt.Sprintf("unnest(%s) AS s (%s)", strings.Join(params, ", "), strings.Join(names, ", "))

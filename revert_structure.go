@@ -15,7 +15,7 @@ import (
 // them.
 func (p *planner) structure(ctx context.Context) ([]Conflict, error) {
 	p.parked, p.deletesLast, p.updatesFirst, p.insertsFirst = nil, false, false, false
-	p.leaving, p.coming = nil, nil
+	p.leaving, p.coming, p.waiting = nil, nil, nil
 	p.live = make(map[*target]map[string]*netRow)
 	for _, r := range p.rows {
 		if r.active() && r.action != Create {
@@ -24,7 +24,7 @@ func (p *planner) structure(ctx context.Context) ([]Conflict, error) {
 				index = make(map[string]*netRow)
 				p.live[r.table] = index
 			}
-			index[joinKey(r.key)] = r
+			index[r.liveText()] = r
 		}
 	}
 	defer func(spent int64) { p.budget.spent = spent }(p.budget.spent) // settle counts those that are new
@@ -91,27 +91,32 @@ func (p *planner) referenced(ctx context.Context, g *group) ([]Conflict, error) 
 		s := g.stageArrays()
 		on := make([]string, len(f.columns))
 		for i := range f.columns {
-			on[i] = fmt.Sprintf("%s %s %s", columnIdent("t", f.refs[i]), f.ops[i], columnIdent("c", f.columns[i]))
+			on[i] = fmt.Sprintf("%s %s %s", columnIdent("t", f.refs[i]), f.op(i), columnIdent("c", f.columns[i]))
+		}
+		covered := "false"
+		if f.period {
+			covered = p.periods(f, s, true).coveredSQL("c")
 		}
 		rows, err := p.tx.Query(ctx, fmt.Sprintf(`
-			SELECT s.n, %s
+			SELECT s.n, %s, %s
 			FROM %s
 			JOIN %s AS t ON %s
 			JOIN %s AS c ON %s`,
-			keyArray("c", f.fromKey), s.from, g.table.from(), g.table.on(), f.fromIdent(), strings.Join(on, " AND ")), s.args...)
+			keyArray("c", f.fromKey), covered, s.from, g.table.from(), g.table.on(), f.fromIdent(), strings.Join(on, " AND ")), s.args...)
 		if err != nil {
 			return nil, wrap("look for references", err)
 		}
 		var n int32
 		var key []string
-		_, err = pgx.ForEachRow(rows, []any{&n, &key}, func() error {
+		var stays bool
+		_, err = pgx.ForEachRow(rows, []any{&n, &key, &stays}, func() error {
 			r := g.rows[n]
 			child := p.inPlan(f.from, key)
 			switch {
 			case g.action == Update && !r.changes(f.refs):
 			case child != nil && (child.action == Delete || child.changes(f.columns)):
 				p.leave(r, child, f)
-			case g.action == Update && f.onUpdate == "c": // goes along
+			case stays, g.action == Update && f.onUpdate == "c": // goes along
 			default:
 				other := p.otherKey(f.from, key)
 				found = append(found, Conflict{
@@ -155,6 +160,9 @@ func (g *group) prospective(name string) string {
 	case g.action == Update:
 		value = columnIdent("t", name)
 	}
+	if column.loose {
+		value = "(" + value + ") COLLATE " + column.collation
+	}
 	return value + " AS " + pgx.Identifier{name}.Sanitize()
 }
 
@@ -172,63 +180,6 @@ func (g *group) future(s *stage, columns []string) string {
 	return fmt.Sprintf(`(SELECT s.n AS "~n", %s FROM %s)`, strings.Join(values, ", "), from)
 }
 
-// parentMissing finds rows that would reference one that is not there.
-func (p *planner) parentMissing(ctx context.Context, g *group) ([]Conflict, error) {
-	var found []Conflict
-	for _, f := range g.table.parents {
-		if g.action == Delete || !g.touches(f.columns) || g.derivedAmong(f.columns) {
-			continue
-		}
-		s := g.stageArrays()
-		texts, match, given := make([]string, len(f.columns)), make([]string, len(f.columns)), make([]string, len(f.columns))
-		for i, name := range f.columns {
-			texts[i] = "pg_catalog.concat(" + columnIdent("x", name) + ")"
-			match[i] = fmt.Sprintf("%s %s %s", columnIdent("p", f.refs[i]), f.ops[i], columnIdent("x", name))
-			given[i] = columnIdent("x", name) + " IS NOT NULL"
-		}
-		leaving := p.leavingParents(f)
-		there := fmt.Sprintf("EXISTS (SELECT FROM %s AS p WHERE %s)", f.toIdent(), strings.Join(match, " AND "))
-		if len(leaving) == 0 {
-			given = append(given, "NOT "+there)
-		}
-		rows, err := p.tx.Query(ctx, fmt.Sprintf(`
-			SELECT x."~n", ARRAY[%s]::text[], %s
-			FROM %s AS x
-			WHERE %s`,
-			strings.Join(texts, ", "), there, g.future(s, f.columns), strings.Join(given, " AND ")), s.args...)
-		if err != nil {
-			return nil, g.inspectError(err, true)
-		}
-		var n int32
-		var values []string
-		var live bool
-		_, err = pgx.ForEachRow(rows, []any{&n, &values, &live}, func() error {
-			r := g.rows[n]
-			switch {
-			case g.action == Update && !r.changes(f.columns), live && !leaving[joinKey(values)]:
-			case p.restores(f, values) != "":
-				p.come(g.action, r, f, p.restores(f, values))
-			default:
-				c := Conflict{
-					Kind: ParentMissing, RowRef: r.ref(), Constraint: f.name, Other: &RowRef{Table: f.parent(), Key: slices.Clone(values)},
-					row: r, stays: true, origin: p.parentOrigin(g, r, f, values),
-				}
-				if live { // it is the revert that takes it away
-					c.origin = *c.origin.instead
-				}
-				found = append(found, c)
-				p.budget.spend(c.bytes())
-			}
-			values = nil
-			return p.budget.err()
-		})
-		if err != nil {
-			return nil, g.inspectError(err, true)
-		}
-	}
-	return found, nil
-}
-
 // lastKey is the key under which history has the last of the row.
 func (p *planner) lastKey(r *netRow) []string {
 	if key, ok := p.lastKeys[r]; ok {
@@ -237,70 +188,9 @@ func (p *planner) lastKey(r *netRow) []string {
 	return r.key
 }
 
-// parentOrigin says where to look for what took a parent away, or else for what had
-// the row reference it.
-func (p *planner) parentOrigin(g *group, r *netRow, f *foreignKey, values []string) conflictOrigin {
-	return conflictOrigin{
-		oid: f.to, schema: f.toSchema, table: f.toName, key: f.parentKey(values), gone: true,
-		instead: &conflictOrigin{oid: g.table.oid, schema: g.table.schema, table: g.table.name, key: p.lastKey(r), columns: f.columns},
-	}
-}
-
 // derivedAmong tells that the server computes one of the columns.
 func (g *group) derivedAmong(columns []string) bool {
 	return slices.ContainsFunc(columns, func(name string) bool { return g.table.columns.list[g.table.columns.index[name]].derived })
-}
-
-// parentKey returns the parent's primary key if that is what is referenced.
-func (f *foreignKey) parentKey(values []string) []string {
-	key := make([]string, len(f.toKey))
-	for i, name := range f.toKey {
-		at := slices.Index(f.refs, name)
-		if at < 0 {
-			return nil
-		}
-		key[i] = values[at]
-	}
-	return slices.Clone(key)
-}
-
-// restores tells how the revert itself brings the referenced row back, if it does.
-func (p *planner) restores(f *foreignKey, values []string) Operation {
-	if p.restored == nil {
-		p.restored = make(map[*foreignKey]map[string]Operation)
-	}
-	index, ok := p.restored[f]
-	if !ok {
-		index = make(map[string]Operation)
-		for _, r := range p.rows {
-			if r.table.oid == f.to && r.active() && (r.action == Create || r.action == Update && !r.missing) {
-				if key, ok := r.restoredValues(f.refs); ok {
-					index[joinKey(key)] = r.action
-				}
-			}
-		}
-		p.restored[f] = index
-	}
-	return index[joinKey(values)]
-}
-
-// restoredValues returns what some columns will have, if the revert sets them.
-func (r *netRow) restoredValues(columns []string) ([]string, bool) {
-	values := make([]string, len(columns))
-	for i, name := range columns {
-		at := r.table.columns.index[name]
-		c := r.cell(at)
-		k := slices.Index(r.table.key, name)
-		switch {
-		case c != nil && c.restore.known && c.restore.text != nil:
-			values[i] = string(c.restore.text)
-		case c == nil && k >= 0 && k < len(r.key):
-			values[i] = r.key[k]
-		default:
-			return nil, false
-		}
-	}
-	return values, true
 }
 
 // uniqueTaken finds rows whose restored values another row has now. Rows that the
@@ -407,7 +297,7 @@ func (g *group) holdersSQL(u *uniqueIndex) string {
 
 // taken judges a live row that has the value which r is to have.
 func (p *planner) taken(g *group, u *uniqueIndex, r *netRow, holder []string) *Conflict {
-	if g.action == Update && (slices.Equal(holder, r.key) || !r.changes(u.columns)) {
+	if g.action == Update && (joinKey(holder) == r.liveText() || !r.changes(u.columns)) {
 		return nil
 	}
 	other := p.live[g.table][joinKey(holder)]
@@ -423,7 +313,7 @@ func (p *planner) taken(g *group, u *uniqueIndex, r *netRow, holder []string) *C
 		}
 		p.park(other, u, g.action)
 		return nil
-	case g.action == Create && !r.missing && slices.Equal(holder, r.restoredKey()):
+	case g.action == Create && !r.missing && joinKey(holder) == r.liveText():
 		return nil // the row itself, created again: a conflict of its own
 	}
 	holder = p.otherKey(g.table.oid, holder)

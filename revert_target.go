@@ -48,6 +48,20 @@ type target struct {
 // label is the table's name for people and for filters.
 func (t *target) label() string { return qualifiedName(t.schema, t.name) }
 
+// printsOtherwise tells that keys may be equal and have different texts.
+func (t *target) printsOtherwise() bool {
+	return !t.keyless && slices.ContainsFunc(t.keyAt, func(at int) bool {
+		c := &t.columns.list[at]
+		switch c.typeOID {
+		case 16, 17, 20, 21, 23, 26, 1082, 1114, 1184, 2950: // bool, bytea, integers, oid, date, timestamps, uuid
+			return false
+		case 25, 1043: // text, varchar
+			return c.loose
+		}
+		return true
+	})
+}
+
 // noteFormer notes a name that a column had once.
 func (t *target) noteFormer(at int, name string) {
 	if _, taken := t.columns.index[name]; taken || slices.Contains(t.former[at], name) {
@@ -89,6 +103,9 @@ type foreignKey struct {
 	nullable             bool     // every referencing column can be NULL
 	fromKey, toKey       []string // the primary keys of the two tables
 	conSchema            string
+	// period tells that the last column is a PERIOD: the referenced rows have to cover
+	// that of the referencing one together.
+	period bool
 }
 
 func (f *foreignKey) fromIdent() string { return onlyIdent(f.fromSchema, f.fromName, f.fromKind) }
@@ -201,7 +218,7 @@ func readForeignKeys(ctx context.Context, db capture.Querier, oids []uint32, tar
 	rows, err := db.Query(ctx, `
 		SELECT k.conname, kn.nspname, k.conrelid, k.confrelid, fn.nspname, f.relname, tn.nspname, t.relname, f.relkind::text, t.relkind::text,
 			k.confdeltype::text, k.confupdtype::text, `+canDefer+`, k.condeferred, cols.names, cols.refs, cols.types, cols.ops, cols.nullable,
-			keys.from_key, keys.to_key
+			keys.from_key, keys.to_key, coalesce((to_jsonb(k) ->> 'conperiod')::bool, false)
 		FROM pg_catalog.pg_constraint k
 		JOIN pg_catalog.pg_namespace kn ON kn.oid = k.connamespace
 		JOIN pg_catalog.pg_class f ON f.oid = k.conrelid
@@ -235,7 +252,7 @@ func readForeignKeys(ctx context.Context, db capture.Querier, oids []uint32, tar
 	keys, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*foreignKey, error) {
 		f := &foreignKey{}
 		err := row.Scan(&f.name, &f.conSchema, &f.from, &f.to, &f.fromSchema, &f.fromName, &f.toSchema, &f.toName, &f.fromKind, &f.toKind,
-			&f.onDelete, &f.onUpdate, &f.deferrable, &f.deferred, &f.columns, &f.refs, &f.refTypes, &f.ops, &f.nullable, &f.fromKey, &f.toKey)
+			&f.onDelete, &f.onUpdate, &f.deferrable, &f.deferred, &f.columns, &f.refs, &f.refTypes, &f.ops, &f.nullable, &f.fromKey, &f.toKey, &f.period)
 		return f, err
 	})
 	for _, f := range keys {
@@ -246,6 +263,9 @@ func readForeignKeys(ctx context.Context, db capture.Querier, oids []uint32, tar
 			t.parents = append(t.parents, f)
 		}
 		if t := targets[f.to]; t != nil {
+			if t.keyless {
+				f.toKey = t.key
+			}
 			t.children = append(t.children, f)
 		}
 	}

@@ -218,14 +218,13 @@ func (a *applier) validate(ctx context.Context) error {
 				continue
 			}
 			checked[f] = true
-			match, given := make([]string, len(f.columns)), make([]string, len(f.columns))
-			for i := range f.columns {
-				match[i] = fmt.Sprintf("%s %s %s", columnIdent("p", f.refs[i]), f.ops[i], columnIdent("c", f.columns[i]))
-				given[i] = columnIdent("c", f.columns[i]) + " IS NOT NULL"
+			_, given := f.texts("c")
+			there := fmt.Sprintf("EXISTS (SELECT FROM %s AS p WHERE %s)", f.toIdent(), f.match("p", "c"))
+			if f.period {
+				there = (&periods{f: f, leaving: "false"}).coveredSQL("c")
 			}
 			var violated bool
-			err := a.tx.QueryRow(ctx, fmt.Sprintf("SELECT EXISTS (SELECT FROM %s AS c WHERE %s AND NOT EXISTS (SELECT FROM %s AS p WHERE %s))",
-				f.fromIdent(), strings.Join(given, " AND "), f.toIdent(), strings.Join(match, " AND "))).Scan(&violated)
+			err := a.tx.QueryRow(ctx, fmt.Sprintf("SELECT EXISTS (SELECT FROM %s AS c WHERE %s AND NOT %s)", f.fromIdent(), given, there)).Scan(&violated)
 			if err != nil {
 				return wrap("check foreign keys", err)
 			}

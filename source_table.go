@@ -26,8 +26,10 @@ type column struct {
 	derived             bool
 	generated, identity string
 	notNull             bool
-	// loose tells that different texts are equal by the column's collation.
-	loose bool
+	// loose tells that different texts are equal by the column's collation, which is
+	// named then.
+	loose     bool
+	collation string
 	// labels are those of an enum.
 	labels []string
 	// expression is that of a generated column; definition is what its type itself
@@ -127,6 +129,7 @@ func (c *Client) describeTable(ctx context.Context, db capture.Querier, oid uint
 	rows, err := db.Query(ctx, `
 		SELECT a.attname, a.attnum, a.atttypid, a.atttypmod, pg_catalog.format_type(a.atttypid, a.atttypmod),
 			a.attgenerated::text, a.attidentity::text, a.attnotnull, coalesce(NOT c.collisdeterministic, false),
+			coalesce(CASE WHEN NOT c.collisdeterministic THEN (SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_namespace n WHERE n.oid = c.collnamespace) || '.' || pg_catalog.quote_ident(c.collname) END, ''),
 			array(SELECT e.enumlabel::text FROM pg_catalog.pg_enum e WHERE e.enumtypid = a.atttypid)
 		FROM pg_catalog.pg_attribute a
 		LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation
@@ -136,7 +139,7 @@ func (c *Client) describeTable(ctx context.Context, db capture.Querier, oid uint
 		return nil, err
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (col column, err error) {
-		err = row.Scan(&col.name, &col.attnum, &col.typeOID, &col.typeMod, &col.typeName, &col.generated, &col.identity, &col.notNull, &col.loose, &col.labels)
+		err = row.Scan(&col.name, &col.attnum, &col.typeOID, &col.typeMod, &col.typeName, &col.generated, &col.identity, &col.notNull, &col.loose, &col.collation, &col.labels)
 		col.derived = col.generated != ""
 		return col, err
 	})

@@ -255,7 +255,11 @@ func (f Fork) report(table *pastTable, n int64, done bool) {
 func (f Fork) finish(ctx context.Context, tx pgx.Tx, table *pastTable, result *ForkResult) error {
 	ident := f.ident(table.name)
 	if len(table.key) > 0 {
-		if _, err := tx.Exec(ctx, "ALTER TABLE "+ident+" ADD PRIMARY KEY ("+quotedList(table.key)+")"); err != nil {
+		definition, err := periodKey(ctx, tx, table)
+		if err != nil {
+			return wrap("read key", err)
+		}
+		if _, err := tx.Exec(ctx, "ALTER TABLE "+ident+" ADD "+definition); err != nil {
 			return wrap("make key of "+table.qualified(), err)
 		}
 	}
@@ -263,7 +267,9 @@ func (f Fork) finish(ctx context.Context, tx pgx.Tx, table *pastTable, result *F
 		return nil
 	}
 	rows, err := tx.Query(ctx, `
-		SELECT c.relname, pg_catalog.pg_get_indexdef(i.indexrelid), i.indexrelid
+		SELECT c.relname, pg_catalog.pg_get_indexdef(i.indexrelid), i.indexrelid,
+			coalesce((SELECT pg_catalog.pg_get_constraintdef(k.oid) FROM pg_catalog.pg_constraint k
+				WHERE k.conindid = i.indexrelid AND k.contype = 'u' AND (to_jsonb(k) ->> 'conperiod')::bool), '')
 		FROM pg_catalog.pg_index i
 		JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
 		WHERE i.indrelid = $1 AND NOT i.indisprimary AND i.indisvalid AND pg_catalog.pg_get_indexdef(i.indexrelid) IS NOT NULL
@@ -274,6 +280,7 @@ func (f Fork) finish(ctx context.Context, tx pgx.Tx, table *pastTable, result *F
 	type index struct {
 		Name, Definition string
 		OID              uint32
+		Period           string // a UNIQUE constraint WITHOUT OVERLAPS is made as one
 	}
 	indexes, err := pgx.CollectRows(rows, pgx.RowToStructByPos[index])
 	if err != nil {
@@ -291,11 +298,27 @@ func (f Fork) finish(ctx context.Context, tx pgx.Tx, table *pastTable, result *F
 		for _, on := range []string{" ON ONLY " + table.live.ident() + " ", " ON " + table.live.ident() + " ", " ON ONLY " + table.live.printed() + " ", " ON " + table.live.printed() + " "} {
 			definition = strings.Replace(definition, on, " ON "+ident+" ", 1)
 		}
+		if x.Period != "" {
+			definition = "ALTER TABLE " + ident + " ADD CONSTRAINT " + pgx.Identifier{x.Name}.Sanitize() + " " + x.Period
+		}
 		if err := f.try(ctx, tx, definition); err != nil {
 			result.Skipped = append(result.Skipped, fmt.Sprintf("index %s: %v", x.Name, err))
 		}
 	}
 	return nil
+}
+
+// periodKey defines the primary key, WITHOUT OVERLAPS if the live table's is so.
+func periodKey(ctx context.Context, tx pgx.Tx, table *pastTable) (string, error) {
+	plain := "PRIMARY KEY (" + quotedList(table.key) + ")"
+	if !table.isLike() || !slices.Equal(table.key, table.live.key) {
+		return plain, nil
+	}
+	var definition string
+	err := tx.QueryRow(ctx, `
+		SELECT coalesce((SELECT pg_catalog.pg_get_constraintdef(k.oid) FROM pg_catalog.pg_constraint k
+			WHERE k.conrelid = $1 AND k.contype = 'p' AND (to_jsonb(k) ->> 'conperiod')::bool), $2)`, table.oid, plain).Scan(&definition)
+	return definition, err
 }
 
 // foreignCode returns the function of another role that an index calls, or nothing.
@@ -345,7 +368,8 @@ func (f Fork) reference(ctx context.Context, tx pgx.Tx, table *pastTable, tables
 			array(SELECT a.attname::text FROM pg_catalog.unnest(c.conkey) WITH ORDINALITY k(attnum, n)
 				JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.attnum ORDER BY k.n),
 			array(SELECT a.attname::text FROM pg_catalog.unnest(c.confkey) WITH ORDINALITY k(attnum, n)
-				JOIN pg_catalog.pg_attribute a ON a.attrelid = c.confrelid AND a.attnum = k.attnum ORDER BY k.n)
+				JOIN pg_catalog.pg_attribute a ON a.attrelid = c.confrelid AND a.attnum = k.attnum ORDER BY k.n),
+			coalesce((to_jsonb(c) ->> 'conperiod')::bool, false), coalesce((to_jsonb(c) ->> 'conenforced')::bool, true)
 		FROM pg_catalog.pg_constraint c
 		WHERE c.conrelid = $1 AND c.contype = 'f' AND c.conparentid = 0
 		ORDER BY c.conname`, table.oid)
@@ -356,6 +380,7 @@ func (f Fork) reference(ctx context.Context, tx pgx.Tx, table *pastTable, tables
 		Name             string
 		Referenced       uint32
 		Columns, Foreign []string
+		Period, Enforced bool
 	}
 	keys, err := pgx.CollectRows(rows, pgx.RowToStructByPos[key])
 	if err != nil {
@@ -366,13 +391,26 @@ func (f Fork) reference(ctx context.Context, tx pgx.Tx, table *pastTable, tables
 		if at < 0 {
 			continue
 		}
-		err := f.try(ctx, tx, "ALTER TABLE "+f.ident(table.name)+" ADD CONSTRAINT "+pgx.Identifier{k.Name}.Sanitize()+
-			" FOREIGN KEY ("+quotedList(k.Columns)+") REFERENCES "+f.ident(tables[at].name)+" ("+quotedList(k.Foreign)+")")
+		statement := "ALTER TABLE " + f.ident(table.name) + " ADD CONSTRAINT " + pgx.Identifier{k.Name}.Sanitize() +
+			" FOREIGN KEY (" + keyList(k.Columns, k.Period) + ") REFERENCES " + f.ident(tables[at].name) + " (" + keyList(k.Foreign, k.Period) + ")"
+		if !k.Enforced {
+			statement += " NOT ENFORCED"
+		}
+		err := f.try(ctx, tx, statement)
 		if err != nil {
 			result.Skipped = append(result.Skipped, fmt.Sprintf("foreign key %s: %v", k.Name, err))
 		}
 	}
 	return nil
+}
+
+// keyList is quotedList of a foreign key, the last column of which may be a PERIOD.
+func keyList(names []string, period bool) string {
+	if !period {
+		return quotedList(names)
+	}
+	last := len(names) - 1
+	return quotedList(names[:last]) + ", PERIOD " + quotedList(names[last:])
 }
 
 func quotedList(names []string) string {
