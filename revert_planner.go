@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pgx/v5"
@@ -95,6 +96,9 @@ func (c *Client) newPlanner(ctx context.Context, r Reversal) (*planner, error) {
 		p.sel.after = &t.through
 		if r.row != nil {
 			p.sel.truncated = r.tables[0]
+			if err := p.sameKeySince(ctx, t); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return p, nil
@@ -122,6 +126,16 @@ func (p *planner) selection(ctx context.Context) (selection, error) {
 	}
 	s.query = s.query.InTransaction(entry.TransactionID)
 	return s, nil
+}
+
+// sameKeySince refuses to take one row of a table back to a moment at which the table
+// had another primary key: its changes are not to be found by the key of now.
+func (p *planner) sameKeySince(ctx context.Context, t *travel) error {
+	past, err := t.table(ctx, p.r.tables[0])
+	if err != nil || !past.turned(t.through, maxLSN) {
+		return nil //nolint:nilerr // what is not known of the moment is not asked for
+	}
+	return &UnrevertableError{Table: past.qualified(), Reason: "the table had another primary key at the moment, by which the row's changes stand in history: take back the table with RevertTables"}
 }
 
 // coveredSince refuses to go back to a moment if history misses something since:
@@ -379,6 +393,12 @@ func (p *planner) checkColumns() error {
 func (p *planner) checkRow(r *netRow) error {
 	for _, c := range r.cells {
 		column := &r.table.columns.list[c.column]
+		if r.action == Update && c.restore.known && c.restore.text == nil && slices.Contains(r.table.keyAt, c.column) && !r.table.keyless {
+			return &UnrevertableError{
+				Table: r.table.label(), Position: r.first(),
+				Reason: fmt.Sprintf("column %q belongs to the primary key now, and had no value then; Except(%q) leaves it as it is", column.name, column.name),
+			}
+		}
 		if r.action == Update && column.identity == "a" && !c.restore.equal(c.expect) {
 			return &UnrevertableError{
 				Table: r.table.label(), Position: r.first(),

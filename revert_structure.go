@@ -116,13 +116,13 @@ func (p *planner) referenced(ctx context.Context, g *group) ([]Conflict, error) 
 			case g.action == Update && !r.changes(f.refs):
 			case child != nil && (child.action == Delete || child.changes(f.columns)):
 				p.leave(r, child, f)
-			case stays, g.action == Update && f.onUpdate == "c": // goes along
+			case stays, g.action == Update && f.onUpdate == "c" && !p.r.noTriggers: // goes along
 			default:
 				other := p.otherKey(f.from, key)
 				found = append(found, Conflict{
 					Kind: Referenced, RowRef: r.ref(), Constraint: f.name, Other: &RowRef{Table: f.child(), Key: other},
 					row: r, origin: conflictOrigin{oid: f.from, schema: f.fromSchema, table: f.fromName, key: other, columns: f.columns},
-					stays: g.action != Delete || f.onDelete == "a" || f.onDelete == "r",
+					stays: g.action != Delete || f.onDelete == "a" || f.onDelete == "r" || p.r.noTriggers, // nor does the foreign key act then
 				})
 				p.budget.spend(found[len(found)-1].bytes())
 			}
