@@ -158,9 +158,19 @@ func (a *atlas) byVersion(ctx context.Context, v versionAt) (*imageMap, error) {
 	if v.Guessed {
 		return nil, &UnrevertableError{Table: qualifiedName(v.Schema, v.Table), Reason: "the table was altered several times before capture saw it, and which of its columns was which cannot be told (event triggers tell, see Config.NoEventTrigger)"}
 	}
-	t, err := a.target(ctx, tableName{v.Schema, v.Table}, v.RelationID)
+	oid := v.RelationID
+	if v.Root != 0 { // the partition may be another by now, and other changes are of others
+		oid = v.Root
+	}
+	t, err := a.target(ctx, tableName{v.Schema, v.Table}, oid)
 	if err != nil {
 		return nil, err
+	}
+	var names map[int16]string
+	if v.RelationID != t.oid {
+		if names, err = a.columnNames(ctx, v.RelationID); err != nil {
+			return nil, err
+		}
 	}
 	m := &imageMap{target: t, columns: make(map[string]imageColumn), versioned: true, withheld: make(map[string]bool)}
 	for _, c := range v.Columns {
@@ -169,8 +179,13 @@ func (a *atlas) byVersion(ctx context.Context, v versionAt) (*imageMap, error) {
 			continue
 		}
 		then := column{name: c.Name, attnum: c.Attnum}
-		if v.RelationID != t.oid {
-			then.attnum = 0 // a partition counts its columns by itself
+		if v.RelationID != t.oid { // a partition counts its columns by itself
+			then.attnum = 0
+			if name, there := names[c.Attnum]; there {
+				then.name = name
+			} else if len(names) > 0 && c.Attnum != 0 {
+				then.name = "" // it was dropped
+			}
 		}
 		kind, err := a.client.kinds.Of(ctx, c.TypeOID)
 		if err != nil {
@@ -191,6 +206,20 @@ func (a *atlas) byVersion(ctx context.Context, v versionAt) (*imageMap, error) {
 	m.settle()
 	a.maps[v] = m
 	return m, nil
+}
+
+// columnNames returns the names of a partition's columns by their numbers, none if it is
+// gone.
+func (a *atlas) columnNames(ctx context.Context, oid uint32) (map[int16]string, error) {
+	rows, err := a.db.Query(ctx, "SELECT a.attnum, a.attname FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped", oid)
+	if err != nil {
+		return nil, wrap("describe partition", err)
+	}
+	names := make(map[int16]string)
+	var number int16
+	var name string
+	_, err = pgx.ForEachRow(rows, []any{&number, &name}, func() error { names[number] = name; return nil })
+	return names, wrap("describe partition", err)
 }
 
 // foreignReason is why a change cannot be read that has columns which no version has.

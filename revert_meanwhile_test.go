@@ -124,6 +124,19 @@ var meanwhile = map[string]struct {
 		[]string{"row gone public.a[11]"},
 		"", "(SELECT n = 'p' FROM a) AND (SELECT n = 'x' FROM a_2)",
 	},
+	"PartitionDropped": {
+		0,
+		"CREATE TABLE a (id int PRIMARY KEY, n text) PARTITION BY RANGE (id); CREATE TABLE a_1 PARTITION OF a FOR VALUES FROM (0) TO (10); CREATE TABLE a_2 PARTITION OF a FOR VALUES FROM (10) TO (20); INSERT INTO a VALUES (1, 'p'), (11, 'q')",
+		"UPDATE a SET n = 'x' WHERE id = 1; UPDATE a SET n = 'x' WHERE id = 11", "DROP TABLE a_2",
+		[]string{"row gone public.a[11]"},
+		"", "(SELECT n = 'p' FROM a)",
+	},
+	"ColumnsOfPartitionsSwapped": {
+		0,
+		"CREATE TABLE a (id int PRIMARY KEY, n text, m text) PARTITION BY RANGE (id); CREATE TABLE a_1 PARTITION OF a FOR VALUES FROM (0) TO (10); CREATE TABLE a_2 (m text, gone int, id int PRIMARY KEY, n text); ALTER TABLE a_2 DROP gone; ALTER TABLE a ATTACH PARTITION a_2 FOR VALUES FROM (10) TO (20); INSERT INTO a VALUES (1, 'n1', 'm1'), (11, 'n11', 'm11')",
+		"UPDATE a SET n = 'x'; DELETE FROM a WHERE id = 11", "ALTER TABLE a RENAME n TO t; ALTER TABLE a RENAME m TO n; ALTER TABLE a RENAME t TO m",
+		nil, "", "(SELECT array_agg(concat(id, n, m) ORDER BY id) = '{1m1n1,11m11n11}' FROM a)",
+	},
 	"PartitionAttached": {
 		0,
 		"CREATE TABLE a (id int PRIMARY KEY, n text) PARTITION BY RANGE (id); CREATE TABLE a_1 PARTITION OF a FOR VALUES FROM (0) TO (10); CREATE TABLE a_2 (n text, id int PRIMARY KEY); INSERT INTO a VALUES (1, 'p'); INSERT INTO a_2 VALUES ('q', 11), ('r', 12)",
