@@ -119,7 +119,6 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]captu
 	if err != nil {
 		return err
 	}
-	c.setPending(pending)
 	after, err := c.position(ctx)
 	if err != nil {
 		return err
@@ -145,31 +144,34 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]captu
 	if err := c.closeGone(ctx, r, open, tracked, pending, before); err != nil {
 		return err
 	}
+	wait := newStraddlers(c)
 	for _, t := range tracked {
 		if at, ok := joined[t.OID]; ok {
 			t.From = max(t.From, at.From)
-			t.Whole = append(t.Whole, at.Whole...)
+			t.Whole, t.Held = append(t.Whole, at.Whole...), t.Held || at.Held
 		}
 		stay := !repaired
 		for _, member := range strings.Split(t.Membership, ",") {
 			stay = stay && (whole[member] || slices.Contains(t.Whole, member))
 		}
 		if repaired {
-			t.From = max(t.From, before)
+			t.From, t.Held = max(t.From, before), false
 		}
-		if err := c.cover(ctx, r, t, stay, open, checkpoint, after); err != nil {
+		if err := c.cover(ctx, r, t, stay, open, checkpoint, after, wait); err != nil {
 			return err
 		}
 	}
+	c.setPending(append(pending, wait.pending...))
 	c.mu.Lock()
 	c.last.verified = before
+	c.last.straddled = wait.since
 	c.mu.Unlock()
 	return c.lookAtStructures(ctx, r, tracked, before)
 }
 
 // cover makes the coverage of one table true. stay tells that no part of it has been out
 // of the publication.
-func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool, open map[uint32]store.Coverage, checkpoint store.Checkpoint, here LSN) error {
+func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool, open map[uint32]store.Coverage, checkpoint store.Checkpoint, here LSN, wait *straddlers) error {
 	cov, ok := open[t.OID]
 	renamed := ok && (cov.Schema != t.Schema || cov.Table != t.Name)
 	left := ok && !stay
@@ -199,6 +201,15 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool
 			return err
 		}
 	}
+	if !t.Held && !renamed {
+		over, err := wait.over(ctx, t)
+		if err != nil || !over {
+			return err
+		}
+		if from, err = c.position(ctx); err != nil {
+			return err
+		}
+	}
 	err := c.history.OpenCoverage(ctx, r.facts.Database, store.Coverage{Schema: t.Schema, Table: t.Name, From: max(from, checkpoint.Position), RelationID: t.OID, Membership: t.Membership})
 	if err != nil {
 		return err
@@ -211,6 +222,57 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool
 		c.cfg.Logger.Warn("audit: could not look whether the table is empty", "schema", t.Schema, "table", t.Name, "error", err)
 	}
 	return nil
+}
+
+// straddlers are the transactions that were in progress when tables were first seen in
+// the publication, put there by somebody else or taken out for a while: the stream may
+// have a part of what they wrote only, so what follows them is covered.
+type straddlers struct {
+	client  *Client
+	known   map[uint32]int64 // by OID: the first transaction that began later
+	since   map[uint32]int64 // of those that are still waited for
+	until   time.Time        // how long to wait on the spot
+	pending []capture.Pending
+}
+
+func newStraddlers(c *Client) *straddlers {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return &straddlers{client: c, known: c.last.straddled, since: make(map[uint32]int64), until: time.Now().Add(straddlersPatience)}
+}
+
+// straddlersPatience is for how long transactions that end soon are waited for on the
+// spot; the next refresh looks for the others.
+const straddlersPatience = time.Second
+
+// over reports whether the transactions that may straddle a table's coming are over.
+func (s *straddlers) over(ctx context.Context, t capture.Tracked) (bool, error) {
+	since, known := s.known[t.OID]
+	for {
+		oldest, next, err := s.client.setup.Transactions(ctx)
+		if err != nil {
+			return false, err
+		}
+		if !known {
+			since, known = next, true
+		}
+		if oldest >= since {
+			return true, nil
+		}
+		if time.Now().After(s.until) {
+			s.since[t.OID] = since
+			s.pending = append(s.pending, capture.Pending{OID: t.OID, Schema: t.Schema, Name: t.Name, Published: true,
+				Reason: fmt.Errorf("%s was published by somebody else, and transactions that began before are in progress: it is tracked when they are over", qualifiedName(t.Schema, t.Name))})
+			return false, nil
+		}
+		timer := time.NewTimer(20 * time.Millisecond)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return false, ctx.Err()
+		}
+	}
 }
 
 // closeGone ends the coverage of tables that are gone, have left what

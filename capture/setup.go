@@ -132,6 +132,9 @@ type Tracked struct {
 	// From is set if this call published the table, or a part of it: a position
 	// before which something may have been missed, and after which nothing is.
 	From LSN
+	// Held tells that this call kept all writers out of all of the table when it read
+	// From. Else a transaction may be in progress of which the stream has a part only.
+	Held bool
 	// Membership lists the entries that the table, or each part of it, has in the
 	// publication. Taken out and put in again, be it for a moment, it has another.
 	Membership string
@@ -198,7 +201,7 @@ func (s *Setup) Join(ctx context.Context, remember func(ctx context.Context, ide
 			}
 		case t.tracked():
 			j := done[t.OID]
-			tracked = append(tracked, Tracked{OID: t.OID, Schema: t.Schema, Name: t.Name, From: j.from, Membership: t.membership(), Whole: t.entries(j.whole)})
+			tracked = append(tracked, Tracked{OID: t.OID, Schema: t.Schema, Name: t.Name, From: j.from, Held: j.from != 0 && j.held, Membership: t.membership(), Whole: t.entries(j.whole)})
 		}
 	}
 	return tracked, pending, nil
@@ -223,6 +226,7 @@ type joined struct {
 	// from is a position that no transaction straddles which wrote to a part that was
 	// published; 0 if there was no such part.
 	from LSN
+	held bool // every part was locked
 	// whole are the OIDs of those parts that have lost nothing by coming now.
 	whole []uint32
 }
@@ -231,9 +235,12 @@ type joined struct {
 // every writer.
 func (s *Setup) join(ctx context.Context, t Table) (j joined, err error) {
 	var added []uint32
+	j.held = true
 	for _, l := range t.Leaves {
 		if l.Persistent && !l.Published && !t.byRoot() && t.untrackable() == "" {
 			added = append(added, l.OID)
+		} else if l.Persistent && l.settled() {
+			j.held = false // see Table.lock
 		}
 	}
 	// The publication first: at an ALTER TABLE the event triggers publish what is not.
@@ -265,6 +272,18 @@ func (s *Setup) join(ctx context.Context, t Table) (j joined, err error) {
 // its first file still, without a page, and was never vacuumed, which could have taken
 // pages away.
 const untouched = `c.relfilenode = c.oid AND c.reltuples = -1 AND pg_catalog.pg_relation_size(c.oid) = 0`
+
+// Transactions returns the oldest transaction in progress on the server, and the next
+// one to begin.
+func (s *Setup) Transactions(ctx context.Context) (oldest, next int64, err error) {
+	err = s.DB.QueryRow(ctx, `
+		SELECT pg_catalog.pg_snapshot_xmin(now)::text::bigint, pg_catalog.pg_snapshot_xmax(now)::text::bigint
+		FROM pg_catalog.pg_current_snapshot() now`).Scan(&oldest, &next)
+	if err != nil {
+		return 0, 0, fmt.Errorf("look for transactions in progress: %w", err)
+	}
+	return oldest, next, nil
+}
 
 // alter runs statements in one transaction, in which done has the last word. Where a
 // lock is not to be had in a tenth of a second it gives way.
