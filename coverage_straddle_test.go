@@ -1,11 +1,16 @@
 package audit_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/hindsight-go/audit"
 	"github.com/hindsight-go/audit/audittest"
+	"github.com/hindsight-go/audit/store"
 )
 
 // A transaction that had begun to write before a table came into the publication is in
@@ -61,5 +66,39 @@ func TestCoverage_TransactionThatStraddles(t *testing.T) {
 				t.Errorf("%d rows now, %v", n, err)
 			}
 		})
+	}
+}
+
+// Times of coverage and of gaps are compared with commit times: they are the source's,
+// whatever the store's clock says.
+func TestCoverage_TimesOfTheSource(t *testing.T) {
+	t.Parallel()
+	db := audittest.NewDatabase(t)
+	pool, err := pgxpool.New(t.Context(), db.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	ctx, history := t.Context(), store.New(pool, "audit")
+	if err := history.Migrate(ctx); err != nil {
+		t.Fatal(err)
+	}
+	day := func(n int) time.Time { return time.Date(2001, 1, n, 0, 0, 0, 0, time.UTC) }
+	checkpoint := store.Checkpoint{Database: "shop", Slot: "s", SystemIdentifier: "1", Timeline: 1, Position: 100}
+	if err := errors.Join(
+		history.CreateCheckpoint(ctx, checkpoint, day(1)),
+		history.OpenCoverage(ctx, "shop", store.Coverage{Schema: "public", Table: "todo", From: 100, FromTime: day(2), RelationID: 7}),
+		history.CloseCoverage(ctx, "shop", 7, 200, day(3)),
+		history.RecordGap(ctx, "shop", checkpoint, 300, day(4), "test"),
+	); err != nil {
+		t.Fatal(err)
+	}
+	covered, err := history.Coverage(ctx, "shop")
+	if err != nil || len(covered) != 1 || !covered[0].FromTime.Equal(day(2)) || !covered[0].UntilTime.Equal(day(3)) {
+		t.Errorf("coverage is %v, %v", covered, err)
+	}
+	gaps, err := history.Gaps(ctx, "shop")
+	if err != nil || len(gaps) != 1 || !gaps[0].FromTime.Equal(day(1)) || !gaps[0].ToTime.Equal(day(4)) {
+		t.Errorf("gaps are %v, %v", gaps, err)
 	}
 }

@@ -283,11 +283,15 @@ func (c *Client) leaveOut(ctx context.Context, r *run, to capture.LSN, reason st
 	if checkpoint.Position >= to {
 		return cause // another instance has done it
 	}
-	gap := &GapError{Gap: Gap{From: checkpoint.Position, To: to, FromTime: checkpoint.UpdatedAt, Reason: reason}}
+	gap := &GapError{Gap: Gap{From: checkpoint.Position, To: to, FromTime: checkpoint.CommittedAt, Reason: reason}}
 	if c.cfg.OnGap == StopAtGap {
 		return capture.Permanent(gap)
 	}
-	if err := c.history.RecordGap(ctx, r.facts.Database, checkpoint, to, reason); err != nil {
+	now, err := c.sourceTime(ctx)
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	if err := c.history.RecordGap(ctx, r.facts.Database, checkpoint, to, now, reason); err != nil {
 		return errors.Join(cause, err)
 	}
 	r.caution, r.until, r.unsendable, r.failures = store.CautionNone, 0, 0, 0

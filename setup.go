@@ -349,9 +349,13 @@ func (c *Client) sameSource(ctx context.Context, checkpoint store.Checkpoint) (t
 }
 
 func (c *Client) firstCheckpoint(ctx context.Context, r *run, at capture.LSN) (store.Checkpoint, error) {
-	err := c.history.CreateCheckpoint(ctx, store.Checkpoint{
+	now, err := c.sourceTime(ctx)
+	if err != nil {
+		return store.Checkpoint{}, err
+	}
+	err = c.history.CreateCheckpoint(ctx, store.Checkpoint{
 		Database: r.facts.Database, Slot: c.cfg.Slot, SystemIdentifier: r.facts.SystemIdentifier, Timeline: r.facts.Timeline, Position: at,
-	})
+	}, now)
 	if err != nil {
 		return store.Checkpoint{}, err
 	}
@@ -374,7 +378,7 @@ func (c *Client) newSlot(ctx context.Context, r *run, was capture.Slot, drop boo
 // bridgeGap records the hole that a lost slot leaves, and goes on behind it: from
 // where the slot begins if it is usable, else with another one.
 func (c *Client) bridgeGap(ctx context.Context, r *run, checkpoint store.Checkpoint, slot capture.Slot, usable bool, reason string) (store.Checkpoint, error) {
-	gap := &GapError{Gap: Gap{From: checkpoint.Position, To: slot.Confirmed, FromTime: checkpoint.UpdatedAt, Reason: reason}}
+	gap := &GapError{Gap: Gap{From: checkpoint.Position, To: slot.Confirmed, FromTime: checkpoint.CommittedAt, Reason: reason}}
 	if c.cfg.OnGap == StopAtGap {
 		return checkpoint, capture.Permanent(gap)
 	}
@@ -396,7 +400,11 @@ func (c *Client) bridgeGap(ctx context.Context, r *run, checkpoint store.Checkpo
 		to = at
 	}
 	checkpoint.Slot = c.cfg.Slot
-	if err := c.history.RecordGap(ctx, r.facts.Database, checkpoint, to, reason); err != nil {
+	now, err := c.sourceTime(ctx)
+	if err != nil {
+		return checkpoint, err
+	}
+	if err := c.history.RecordGap(ctx, r.facts.Database, checkpoint, to, now, reason); err != nil {
 		return checkpoint, err
 	}
 	c.metrics.failed(gap)

@@ -244,7 +244,7 @@ func TestWriterOfAnEarlierEpochIsFenced(t *testing.T) {
 	if err := history.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := history.CreateCheckpoint(t.Context(), store.Checkpoint{Database: "shop", Slot: "s", SystemIdentifier: "1", Timeline: 1, Position: 100}); err != nil {
+	if err := history.CreateCheckpoint(t.Context(), store.Checkpoint{Database: "shop", Slot: "s", SystemIdentifier: "1", Timeline: 1, Position: 100}, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	open := func() (*store.Writer, <-chan struct{}) {

@@ -137,9 +137,9 @@ type view struct {
 	setup *store.SetupLockedError
 	// verified is a position at which all tables were seen to be published.
 	verified LSN
-	// straddled are, by OID of tables that are not covered yet, the first transactions
-	// that began after they were seen in the publication.
-	straddled map[uint32]int64
+	// straddled are, by OID of tables that are not covered yet, the transactions that
+	// were writing to them when they were first seen in the publication.
+	straddled map[uint32][]string
 }
 
 func (c *Client) state() State {

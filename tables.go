@@ -164,7 +164,7 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]captu
 	c.setPending(append(pending, wait.pending...))
 	c.mu.Lock()
 	c.last.verified = before
-	c.last.straddled = wait.since
+	c.last.straddled = wait.left
 	c.mu.Unlock()
 	return c.lookAtStructures(ctx, r, tracked, before)
 }
@@ -187,6 +187,10 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool
 		// only from a position behind the one at which it was seen.
 		from = here
 	}
+	now, err := c.sourceTime(ctx)
+	if err != nil {
+		return err
+	}
 	if ok {
 		until := from
 		if left {
@@ -197,7 +201,7 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool
 			c.mu.Unlock()
 			c.cfg.Logger.Warn("audit: table was not tracked for a while", "schema", t.Schema, "table", t.Name, "from", until, "until", from)
 		}
-		if err := c.history.CloseCoverage(ctx, r.facts.Database, t.OID, until); err != nil {
+		if err := c.history.CloseCoverage(ctx, r.facts.Database, t.OID, until, now); err != nil {
 			return err
 		}
 	}
@@ -209,8 +213,11 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool
 		if from, err = c.position(ctx); err != nil {
 			return err
 		}
+		if now, err = c.sourceTime(ctx); err != nil {
+			return err
+		}
 	}
-	err := c.history.OpenCoverage(ctx, r.facts.Database, store.Coverage{Schema: t.Schema, Table: t.Name, From: max(from, checkpoint.Position), RelationID: t.OID, Membership: t.Membership})
+	err = c.history.OpenCoverage(ctx, r.facts.Database, store.Coverage{Schema: t.Schema, Table: t.Name, From: max(from, checkpoint.Position), FromTime: now, RelationID: t.OID, Membership: t.Membership})
 	if err != nil {
 		return err
 	}
@@ -229,16 +236,16 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool
 // have a part of what they wrote only, so what follows them is covered.
 type straddlers struct {
 	client  *Client
-	known   map[uint32]int64 // by OID: the first transaction that began later
-	since   map[uint32]int64 // of those that are still waited for
-	until   time.Time        // how long to wait on the spot
+	known   map[uint32][]string // by OID, from earlier looks
+	left    map[uint32][]string // of those that are still in progress
+	until   time.Time           // how long to wait on the spot
 	pending []capture.Pending
 }
 
 func newStraddlers(c *Client) *straddlers {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return &straddlers{client: c, known: c.last.straddled, since: make(map[uint32]int64), until: time.Now().Add(straddlersPatience)}
+	return &straddlers{client: c, known: c.last.straddled, left: make(map[uint32][]string), until: time.Now().Add(straddlersPatience)}
 }
 
 // straddlersPatience is for how long transactions that end soon are waited for on the
@@ -247,22 +254,23 @@ const straddlersPatience = time.Second
 
 // over reports whether the transactions that may straddle a table's coming are over.
 func (s *straddlers) over(ctx context.Context, t capture.Tracked) (bool, error) {
-	since, known := s.known[t.OID]
+	first, known := s.known[t.OID]
 	for {
-		oldest, next, err := s.client.setup.Transactions(ctx)
+		now, err := s.client.setup.Writers(ctx, t.OID)
 		if err != nil {
 			return false, err
 		}
-		if !known {
-			since, known = next, true
+		if known {
+			now = slices.DeleteFunc(now, func(id string) bool { return !slices.Contains(first, id) })
 		}
-		if oldest >= since {
+		if len(now) == 0 {
 			return true, nil
 		}
+		first, known = now, true
 		if time.Now().After(s.until) {
-			s.since[t.OID] = since
+			s.left[t.OID] = now
 			s.pending = append(s.pending, capture.Pending{OID: t.OID, Schema: t.Schema, Name: t.Name, Published: true,
-				Reason: fmt.Errorf("%s was published by somebody else, and transactions that began before are in progress: it is tracked when they are over", qualifiedName(t.Schema, t.Name))})
+				Reason: fmt.Errorf("%s was published by somebody else while %d transactions were writing to it: it is tracked when they are over", qualifiedName(t.Schema, t.Name), len(now))})
 			return false, nil
 		}
 		timer := time.NewTimer(20 * time.Millisecond)
@@ -293,13 +301,17 @@ func (c *Client) closeGone(ctx context.Context, r *run, open map[uint32]store.Co
 		if seen[oid] {
 			continue
 		}
+		now, err := c.sourceTime(ctx)
+		if err != nil {
+			return err
+		}
 		until := here
 		if unpublished[oid] {
 			// Somebody took it out, and it could not be put back yet: what it
 			// misses has begun behind the last look.
 			until = max(verified, cov.From)
 		}
-		if err := c.history.CloseCoverage(ctx, r.facts.Database, oid, until); err != nil {
+		if err := c.history.CloseCoverage(ctx, r.facts.Database, oid, until, now); err != nil {
 			return err
 		}
 		delete(open, oid)
@@ -330,7 +342,11 @@ func (c *Client) leaveTables(ctx context.Context, r *run) error {
 			c.cfg.Logger.Warn("audit: table is not in Config.Tables, but could not be left yet", "schema", t.Schema, "table", t.Name, "error", err)
 			continue
 		}
-		if err := c.history.CloseCoverage(ctx, r.facts.Database, t.OID, here); err != nil {
+		now, err := c.sourceTime(ctx)
+		if err != nil {
+			return err
+		}
+		if err := c.history.CloseCoverage(ctx, r.facts.Database, t.OID, here, now); err != nil {
 			return err
 		}
 		if err := c.history.ForgetIdentities(ctx, r.facts.Database, restored); err != nil {
@@ -338,6 +354,15 @@ func (c *Client) leaveTables(ctx context.Context, r *run) error {
 		}
 	}
 	return nil
+}
+
+// sourceTime returns the time by the source's clock, which commit times are by.
+func (c *Client) sourceTime(ctx context.Context) (time.Time, error) {
+	var now time.Time
+	if err := c.source.QueryRow(ctx, "SELECT pg_catalog.clock_timestamp()").Scan(&now); err != nil {
+		return now, fmt.Errorf("read the source's clock: %w", err)
+	}
+	return now, nil
 }
 
 // position returns where the source is.

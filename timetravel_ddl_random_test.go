@@ -344,7 +344,7 @@ func (s *ddlSimulation) alter(t *testing.T) string {
 		},
 		func() string {
 			leaf := s.pick(t, simulatedTables+"= 'r' AND c.relispartition")
-			root := s.pick(t, "SELECT inhparent::regclass::text FROM pg_inherits WHERE inhrelid = to_regclass($1)", leaf)
+			root := s.pick(t, "SELECT inhparent::regclass::text FROM pg_inherits WHERE inhrelid = to_regclass(nullif($1, ''))", leaf)
 			return []string{"ALTER TABLE " + root + " DETACH PARTITION " + leaf, "DROP TABLE " + leaf, "TRUNCATE " + leaf}[s.IntN(3)]
 		},
 		func() string {

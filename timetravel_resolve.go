@@ -318,8 +318,8 @@ func (t *travel) resolveTime(ctx context.Context) error {
 		}
 		// Everything there is was committed until then, but more may come. What
 		// comes behind a barrier that is later than the time does not.
-		var now time.Time
-		if err := t.client.source.QueryRow(ctx, "SELECT pg_catalog.clock_timestamp()").Scan(&now); err != nil {
+		now, err := t.client.sourceTime(ctx)
+		if err != nil {
 			return wrap("ask the source for its time", err)
 		}
 		if t.at.After(now) {

@@ -273,16 +273,23 @@ func (s *Setup) join(ctx context.Context, t Table) (j joined, err error) {
 // pages away.
 const untouched = `c.relfilenode = c.oid AND c.reltuples = -1 AND pg_catalog.pg_relation_size(c.oid) = 0`
 
-// Transactions returns the oldest transaction in progress on the server, and the next
-// one to begin.
-func (s *Setup) Transactions(ctx context.Context) (oldest, next int64, err error) {
-	err = s.DB.QueryRow(ctx, `
-		SELECT pg_catalog.pg_snapshot_xmin(now)::text::bigint, pg_catalog.pg_snapshot_xmax(now)::text::bigint
-		FROM pg_catalog.pg_current_snapshot() now`).Scan(&oldest, &next)
+// Writers returns the transactions that have, or may have, written to a table or to a
+// part of it and are in progress: the virtual ids of those that hold a lock for that.
+func (s *Setup) Writers(ctx context.Context, oid uint32) ([]string, error) {
+	rows, err := s.DB.Query(ctx, `
+		SELECT DISTINCT l.virtualtransaction
+		FROM pg_catalog.pg_locks l
+		JOIN pg_catalog.pg_database d ON d.oid = l.database AND d.datname = pg_catalog.current_database()
+		WHERE l.locktype = 'relation' AND l.granted AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+		  AND (l.relation = $1 OR l.relation IN (SELECT relid FROM pg_catalog.pg_partition_tree($1)))`, oid)
 	if err != nil {
-		return 0, 0, fmt.Errorf("look for transactions in progress: %w", err)
+		return nil, fmt.Errorf("look for transactions in progress: %w", err)
 	}
-	return oldest, next, nil
+	writers, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("look for transactions in progress: %w", err)
+	}
+	return writers, nil
 }
 
 // alter runs statements in one transaction, in which done has the last word. Where a

@@ -61,12 +61,13 @@ func (g *Gap) UnmarshalJSON(text []byte) error {
 	return err
 }
 
-// OpenCoverage records that a table is tracked from a position on.
+// OpenCoverage records that a table is tracked from a position on, and a time, which is
+// compared with commit times: it is to be that of the source's clock.
 func (s *Store) OpenCoverage(ctx context.Context, database string, c Coverage) error {
 	_, err := s.pool.Exec(ctx, `
-		INSERT INTO `+s.schema+`.coverage (database, schema, "table", from_position, relation_id, membership)
-		VALUES ($1, $2, $3, $4, $5, $6)
-		ON CONFLICT DO NOTHING`, database, c.Schema, c.Table, c.From.String(), int64(c.RelationID), c.Membership)
+		INSERT INTO `+s.schema+`.coverage (database, schema, "table", from_position, from_time, relation_id, membership)
+		VALUES ($1, $2, $3, $4, $5, $6, $7)
+		ON CONFLICT DO NOTHING`, database, c.Schema, c.Table, c.From.String(), c.FromTime, int64(c.RelationID), c.Membership)
 	if err != nil {
 		return fmt.Errorf("record coverage of %s.%s: %w", c.Schema, c.Table, err)
 	}
@@ -74,12 +75,12 @@ func (s *Store) OpenCoverage(ctx context.Context, database string, c Coverage) e
 }
 
 // CloseCoverage records that a table is tracked no longer, by its OID: another
-// table of the same name may be.
-func (s *Store) CloseCoverage(ctx context.Context, database string, relation uint32, until wal.LSN) error {
+// table of the same name may be. at is the time, by the source's clock.
+func (s *Store) CloseCoverage(ctx context.Context, database string, relation uint32, until wal.LSN, at time.Time) error {
 	_, err := s.pool.Exec(ctx, `
 		UPDATE `+s.schema+`.coverage
-		SET until_position = greatest($3, from_position), until_time = now()
-		WHERE database = $1 AND relation_id = $2 AND until_position IS NULL`, database, int64(relation), until.String())
+		SET until_position = greatest($3, from_position), until_time = $4
+		WHERE database = $1 AND relation_id = $2 AND until_position IS NULL`, database, int64(relation), until.String(), at)
 	if err != nil {
 		return fmt.Errorf("close coverage of relation %d: %w", relation, err)
 	}
@@ -199,8 +200,9 @@ func (s *Store) Gaps(ctx context.Context, database string) ([]Gap, error) {
 var ErrCheckpointMoved = errors.New("store: the checkpoint was moved meanwhile")
 
 // RecordGap records a hole from the checkpoint to a later position and moves the
-// checkpoint behind it, both or neither. The writer of before is fenced.
-func (s *Store) RecordGap(ctx context.Context, database string, checkpoint Checkpoint, to wal.LSN, reason string) error {
+// checkpoint behind it, both or neither. The writer of before is fenced. at is the
+// time, by the source's clock.
+func (s *Store) RecordGap(ctx context.Context, database string, checkpoint Checkpoint, to wal.LSN, at time.Time, reason string) error {
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `
 			UPDATE `+s.schema+`.checkpoints
@@ -213,12 +215,12 @@ func (s *Store) RecordGap(ctx context.Context, database string, checkpoint Check
 			return ErrCheckpointMoved
 		}
 		_, err = tx.Exec(ctx, `
-			INSERT INTO `+s.schema+`.gaps (database, from_position, to_position, from_time, reason)
-			SELECT $1, $2, $3, greatest(c.committed_at, c.created_at), $4
+			INSERT INTO `+s.schema+`.gaps (database, from_position, to_position, from_time, to_time, reason)
+			SELECT $1, $2, $3, greatest(c.committed_at, c.created_at), $5, $4
 			FROM `+s.schema+`.checkpoints c
 			WHERE c.database = $1
-			ON CONFLICT (database, from_position) DO UPDATE SET to_position = excluded.to_position, to_time = now()`,
-			database, checkpoint.Position.String(), to.String(), reason)
+			ON CONFLICT (database, from_position) DO UPDATE SET to_position = excluded.to_position, to_time = excluded.to_time`,
+			database, checkpoint.Position.String(), to.String(), reason, at)
 		return err
 	})
 	if err != nil {

@@ -100,14 +100,14 @@ func (s *Store) Checkpoints(ctx context.Context) ([]Checkpoint, error) {
 	return all, nil
 }
 
-// CreateCheckpoint records where the history of a source begins. It does nothing
-// if there is a checkpoint already.
-func (s *Store) CreateCheckpoint(ctx context.Context, c Checkpoint) error {
+// CreateCheckpoint records where the history of a source begins, and when, by the
+// source's clock. It does nothing if there is a checkpoint already.
+func (s *Store) CreateCheckpoint(ctx context.Context, c Checkpoint, at time.Time) error {
 	_, err := s.pool.Exec(ctx, `
-		INSERT INTO `+s.schema+`.checkpoints (database, slot, system_identifier, timeline, position)
-		VALUES ($1, $2, $3, $4, $5)
+		INSERT INTO `+s.schema+`.checkpoints (database, slot, system_identifier, timeline, position, created_at)
+		VALUES ($1, $2, $3, $4, $5, $6)
 		ON CONFLICT (database) DO NOTHING`,
-		c.Database, c.Slot, c.SystemIdentifier, c.Timeline, c.Position.String())
+		c.Database, c.Slot, c.SystemIdentifier, c.Timeline, c.Position.String(), at)
 	if err != nil {
 		return fmt.Errorf("create checkpoint of %q: %w", c.Database, err)
 	}
