@@ -56,6 +56,7 @@ type Client struct {
 
 	stored   *broadcast // told whenever something was stored
 	barriers barriers
+	tail     tail
 	poke     chan struct{}
 	turn     chan struct{} // of one place: whose turn it is to set up
 }
@@ -71,6 +72,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	}
 	c := &Client{cfg: r, directRows: directRows, closing: make(chan struct{}), stored: newBroadcast(), poke: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
 	c.last.state = capture.Stopped
+	c.tail.client = c
 	if c.metrics, err = newInstruments(r.MeterProvider, c); err != nil {
 		return nil, err
 	}

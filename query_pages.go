@@ -164,6 +164,8 @@ type pages struct {
 	// end bounds a walk in order to where the changes are.
 	end  *pglogrepl.LSN
 	done bool
+	// shared reads a page for several who want the same, or is nil.
+	shared func(ctx context.Context, statement sq.Sqlizer, fetch func(context.Context) ([]Change, error)) ([]Change, error)
 }
 
 func (q Query) pages() (*pages, error) {
@@ -230,13 +232,24 @@ func (p *pages) read(ctx context.Context, size int) ([]Change, error) {
 	if p.query.whole {
 		read = collectAll[Change]
 	}
-	changes, err := read(ctx, p.client, "read changes", p.statement(size), scanChange)
+	statement := p.statement(size)
+	fetch := func(ctx context.Context) ([]Change, error) {
+		changes, err := read(ctx, p.client, "read changes", statement, scanChange)
+		if err == nil && len(changes) > 0 {
+			err = p.client.describeColumns(ctx, changes)
+		}
+		return changes, err
+	}
+	var changes []Change
+	var err error
+	if p.shared != nil && !p.query.whole {
+		changes, err = p.shared(ctx, statement, fetch)
+	} else {
+		changes, err = fetch(ctx)
+	}
 	if n := len(changes); n > 0 {
 		last := markOf(changes[n-1])
 		p.after = &last
-	}
-	if err == nil && len(changes) > 0 {
-		err = p.client.describeColumns(ctx, changes)
 	}
 	return changes, err
 }

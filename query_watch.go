@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// A watch asks again after the shorter time while something is being stored,
+	// The store is asked again after the shorter time while something is being stored,
 	// and after the longer one when nothing has been for a while.
 	watchBusy = 5 * time.Millisecond
 	watchIdle = 250 * time.Millisecond
@@ -39,7 +39,8 @@ type Event struct {
 // others, it is a few milliseconds later while the store is busy, and up to a
 // quarter of a second after it was idle. No connection is held
 // while the loop's body runs or while there is nothing new; a loop that is slow
-// falls behind, but loses nothing.
+// falls behind, but loses nothing. However many watches a client has, one asks the store
+// whether there is anything new, and watches of the same query that keep up read it once.
 //
 // Each pair is a value and nil, or a zero value and an error; after an error the
 // sequence ends. Each range runs the query again.
@@ -50,18 +51,17 @@ func (q Query) Watch(ctx context.Context) iter.Seq2[Event, error] {
 			yield(Event{}, err)
 			return
 		}
-		for wait := watchBusy; ; wait = min(wait*3/2, watchIdle) {
-			stored := w.client.stored.next()
-			moved, more, err := w.poll(ctx, yield)
+		w.client.tail.join()
+		defer w.client.tail.leave()
+		for {
+			now, moved := w.client.tail.state()
+			more, err := w.advance(ctx, now, yield)
 			if err != nil {
 				yield(Event{}, err)
 				return
 			}
 			if !more {
 				return
-			}
-			if moved {
-				wait = watchBusy
 			}
 			select {
 			case <-ctx.Done():
@@ -70,8 +70,7 @@ func (q Query) Watch(ctx context.Context) iter.Seq2[Event, error] {
 			case <-w.client.closing:
 				yield(Event{}, ErrClosed)
 				return
-			case <-stored: // this program captures, and has just stored something
-			case <-time.After(wait):
+			case <-moved:
 			}
 		}
 	}
@@ -150,34 +149,35 @@ func (q Query) watch(ctx context.Context) (*watcher, error) {
 // the next transaction may have this very position; its changes count from 1.
 func endOf(at checkpoint) Position { return Position{LSN: at.position} }
 
-// poll gives what came since the last time. It reports whether any checkpoint
-// moved and whether the caller wants more.
-func (w *watcher) poll(ctx context.Context, yield func(Event, error) bool) (moved, more bool, err error) {
-	// The checkpoints are read before the changes: what they cover is visible.
-	reached, err := w.client.checkpoints(ctx)
-	if err != nil {
-		return false, false, err
+// advance gives what came since the last time, up to where the store has come. It reports
+// whether the caller wants more.
+func (w *watcher) advance(ctx context.Context, now tailState, yield func(Event, error) bool) (more bool, err error) {
+	if now.err != nil {
+		return false, now.err
 	}
-	for _, at := range reached {
+	// The checkpoints were read before the changes: what they cover is visible.
+	for _, at := range now.reached {
 		if endOf(at).Compare(w.marks[at.database]) <= 0 {
 			continue
 		}
-		moved = true
-		if more, err = w.drain(ctx, at, yield); err != nil || !more {
-			return moved, more, err
+		if more, err = w.drain(ctx, now.n, at, yield); err != nil || !more {
+			return more, err
 		}
 	}
-	return moved, true, nil
+	return true, nil
 }
 
 // drain gives the changes of one database from its mark to the present.
-func (w *watcher) drain(ctx context.Context, at checkpoint, yield func(Event, error) bool) (more bool, err error) {
+func (w *watcher) drain(ctx context.Context, n int, at checkpoint, yield func(Event, error) bool) (more bool, err error) {
 	p := &pages{
 		client: w.client,
 		query:  w.query.InDatabase(at.database),
 		size:   largestPage / 4,
 		left:   w.left,
 		after:  &mark{w.marks[at.database], at.database},
+		shared: func(ctx context.Context, statement sq.Sqlizer, fetch func(context.Context) ([]Change, error)) ([]Change, error) {
+			return w.client.tail.read(ctx, n, statement, fetch)
+		},
 	}
 	for !p.done {
 		changes, err := p.next(ctx)

@@ -3,6 +3,8 @@ package audit_test
 import (
 	"context"
 	"errors"
+	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -10,6 +12,8 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/audittest"
+	"github.com/hindsight-go/audit/internal/faulttest"
 )
 
 // watch collects the events of a query until there are n of them.
@@ -178,5 +182,99 @@ func TestWatchPassesWhatItsFiltersLeaveOut(t *testing.T) {
 	got = watch(t, h.client.Changes().ForTable("users").After(got[0].Cursor), 1)
 	if diff := cmp.Diff([]string{"60#1"}, places(changesOf(got))); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// However many watch, one asks the store whether there is anything new, and equal watches
+// read it once.
+func TestWatch_ManyOfOneClient(t *testing.T) {
+	t.Parallel()
+	const watches, changes = 200, 40
+	a := audittest.New(t, audit.Config{}, "CREATE TABLE todo (id int PRIMARY KEY, task text)", "CREATE TABLE other (id int PRIMARY KEY)")
+	a.Sync(t)
+	since := time.Now().Add(-time.Hour)
+	got := make([][]string, watches)
+	var all sync.WaitGroup
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	for n := range watches {
+		q := a.Client.Changes().ForTable("todo").Since(since)
+		if n%2 == 1 {
+			q = q.Operations(audit.Create)
+		}
+		if n%10 == 2 {
+			q = a.Client.Changes().ForTable("todo").ForRow(n % changes).Since(since)
+		}
+		want := changes
+		if n%10 == 2 {
+			want = 1
+		}
+		all.Go(func() {
+			for event, err := range q.Limit(want).Watch(ctx) {
+				if err != nil {
+					t.Errorf("watch %d: %v", n, err)
+					return
+				}
+				got[n] = append(got[n], event.PrimaryKey)
+				clear(event.After) // it is the watch's own
+			}
+		})
+	}
+	for n := range changes {
+		a.Exec(t, "INSERT INTO todo VALUES ($1, 'x')", n)
+		a.Exec(t, "INSERT INTO other VALUES ($1)", n)
+	}
+	all.Wait()
+	for n, keys := range got {
+		want := changes
+		if n%10 == 2 {
+			want = 1
+		}
+		if len(keys) != want {
+			t.Errorf("watch %d has %d events, want %d", n, len(keys), want)
+		}
+		for i, key := range keys {
+			if want > 1 && key != strconv.Itoa(i) {
+				t.Fatalf("event %d of watch %d is of row %s", i, n, key)
+			}
+		}
+	}
+}
+
+// Idle watches cost the store no more than one does.
+func TestWatch_IdleCostsOnePoller(t *testing.T) {
+	t.Parallel()
+	db := audittest.NewServer(t, audittest.ServerOptions{}).NewDatabase(t)
+	db.Exec(t, "CREATE TABLE todo (id int PRIMARY KEY)")
+	a := audittest.Open(t, db, audit.Config{RefreshInterval: -1})
+	mustStart(t, a)
+	a.Sync(t)
+	reader := openClient(t, audit.Config{SourceURL: db.URL()})
+	scans := func() int64 {
+		return audittest.Value[int64](t, db, "SELECT coalesce(sum(seq_scan + idx_scan), 0)::bigint FROM pg_stat_user_tables WHERE relname = 'checkpoints'")
+	}
+	count := func(watches int) int64 {
+		ctx, cancel := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		for range watches {
+			all.Go(func() {
+				for _, err := range reader.Changes().ForTable("todo").Watch(ctx) {
+					if err != nil && !errors.Is(err, context.Canceled) {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		faulttest.Pause(t, time.Second)
+		before := scans()
+		faulttest.Pause(t, 4*time.Second)
+		n := scans() - before
+		cancel()
+		all.Wait()
+		return n
+	}
+	one, many := count(1), count(100)
+	if many > 5*max(one, 20) {
+		t.Errorf("in the same time one idle watch asked %d times, a hundred %d times", one, many)
 	}
 }
