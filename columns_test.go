@@ -148,6 +148,14 @@ func TestColumns_WithheldInThePast(t *testing.T) {
 	}
 }
 
+// What audittest checks of a history goes by what it tells.
+func TestColumns_CheckedByAudittest(t *testing.T) {
+	t.Parallel()
+	a := audittest.New(t, audit.Config{Columns: accountRules, DigestKey: digestKey}, accountSQL, "CREATE TABLE keyless (api_key text, n int, balance int)")
+	a.Exec(t, "INSERT INTO account VALUES (1, 'ann', 'hunter2', 'a', 'b', 100), (2, 'bob', 'x', NULL, NULL, 5); INSERT INTO keyless VALUES ('k', 1, 2), (NULL, 1, 2)")
+	a.Exec(t, "UPDATE account SET balance = 7, name = 'c' WHERE id = 1; DELETE FROM account WHERE id = 2; UPDATE keyless SET n = 2 WHERE api_key = 'k'")
+}
+
 // A revert leaves withheld columns alone, and puts nothing in them that stands for a value.
 func TestColumns_RevertLeavesThemAlone(t *testing.T) {
 	t.Parallel()

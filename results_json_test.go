@@ -73,8 +73,9 @@ func results() []any {
 	adjusted := audit.AdjustedRow{RowRef: row, Columns: []string{"updated_at"}}
 	column := audit.PlannedColumn{Column: "task", Live: &jsonText}
 	return []any{
-		change, audit.Event{Change: change, Cursor: jsonCursor}, context, past.Of, origins[0], left, row, conflict, past, plan, column,
-		audit.Page{Changes: []audit.Change{change}, Next: jsonCursor, More: true, Warnings: []error{&audit.UnknownNameError{Kind: "table", Name: "tood"}}},
+		change,
+		audit.Event{Change: change, Cursor: jsonCursor}, context, past.Of, origins[0], left, row, conflict, past, plan, column,
+		audit.Page{Changes: []audit.Change{change}, Next: jsonCursor, More: true, Warnings: []error{&audit.UnknownNameError{Kind: "table", Name: "notes"}}},
 		request, audit.RequestPage{Requests: []audit.Request{request}, Next: jsonCursor, More: true},
 		transaction, audit.TransactionPage{Transactions: []audit.Transaction{transaction}, Next: jsonCursor, More: true},
 		audit.Group{Value: "42", Known: true, Changes: 3, First: jsonTime, Last: jsonTime}, counts, audit.Step{Start: jsonTime, End: jsonTime, Counts: counts},

@@ -133,10 +133,13 @@ func (c *Client) noteCommitted(ctx context.Context, id string, here LSN) {
 	}
 }
 
-// closeConn ends a session, also when ctx is over.
-func closeConn(ctx context.Context, conn interface {
+// contextCloser is a session of pgx or pgconn.
+type contextCloser interface {
 	Close(ctx context.Context) error
-}) {
+}
+
+// closeConn ends a session, also when ctx is over.
+func closeConn(ctx context.Context, conn contextCloser) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	_ = conn.Close(ctx) // it is gone either way

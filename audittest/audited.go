@@ -143,19 +143,30 @@ type trackedTable struct {
 	deferrable bool
 	// inherited tells that other tables inherit from it.
 	inherited bool
+	// all are the names of its columns, withheld those of which history does not store
+	// the values, as an array in SQL: see [audit.Config.Columns].
+	all      []string
+	withheld string
 }
 
 func trackedTables(ctx context.Context, conn *pgx.Conn) ([]trackedTable, error) {
 	rows, err := conn.Query(ctx, `
+		WITH withheld AS (
+			SELECT DISTINCT coalesce(r.root_id, r.relation_id) AS relation, col ->> 'name' AS name
+			FROM audit.relations r, jsonb_array_elements(r.columns) col
+			WHERE r.database = current_database() AND col ? 'policy')
 		SELECT c.oid, v.schema, v."table", v.from_position::text,
 			array(SELECT CASE WHEN a.atttypid = 'json'::regtype THEN quote_ident(a.attname) || '::jsonb' ELSE quote_ident(a.attname) END
-				FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum),
+				FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND NOT EXISTS (SELECT FROM withheld w WHERE w.relation = c.oid AND w.name = a.attname) ORDER BY a.attnum),
 			array(SELECT quote_ident(a.attname)
 				FROM pg_index i, unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) WITH ORDINALITY k(attnum, n)
 				JOIN pg_attribute a ON a.attnum = k.attnum
 				WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid ORDER BY k.n),
 			EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate),
-			c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid)
+			c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid),
+			array(SELECT quote_ident(a.attname) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+				AND NOT EXISTS (SELECT FROM withheld w WHERE w.relation = c.oid AND w.name = a.attname) ORDER BY a.attnum),
+			(SELECT quote_literal(coalesce(array_agg(w.name), '{}')) || '::text[]' FROM withheld w WHERE w.relation = c.oid)
 		FROM audit.coverage v
 		JOIN pg_class c ON c.oid = v.relation_id
 		JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = v.schema
@@ -164,7 +175,7 @@ func trackedTables(ctx context.Context, conn *pgx.Conn) ([]trackedTable, error) 
 		return nil, err
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (t trackedTable, err error) {
-		err = row.Scan(&t.oid, &t.schema, &t.table, &t.from, &t.columns, &t.key, &t.deferrable, &t.inherited)
+		err = row.Scan(&t.oid, &t.schema, &t.table, &t.from, &t.columns, &t.key, &t.deferrable, &t.inherited, &t.all, &t.withheld)
 		t.name = pgx.Identifier{t.schema, t.table}.Sanitize()
 		return t, err
 	})
@@ -175,7 +186,8 @@ func (t trackedTable) compare(ctx context.Context, conn *pgx.Conn) ([]string, er
 	// Everything since the last TRUNCATE, which leaves no rows behind, and since
 	// coverage began: before, there may have been another table of the name.
 	changes := `
-		SELECT ch.*
+		SELECT ch.database, ch.schema, ch."table", ch.position, ch.sequence, ch.operation, ch.primary_key, ch.previous_key, ch.defect,
+			ch.before - ` + t.withheld + ` AS before, ch.after - ` + t.withheld + ` AS after
 		FROM audit.changes ch
 		WHERE ch.database = current_database() AND ch.schema = $1 AND ch."table" = $2 AND ch.operation <> 'TRUNCATE'
 		  AND ch.position >= $3::text::pg_lsn
@@ -261,7 +273,7 @@ func (t trackedTable) partial(ctx context.Context, conn *pgx.Conn, changes strin
 	err = conn.QueryRow(ctx, `
 		SELECT EXISTS (
 			SELECT FROM (`+changes+`) ch
-			JOIN pg_attribute a ON a.attrelid = $4 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+			JOIN pg_attribute a ON a.attrelid = $4 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND a.attname <> ALL (`+t.withheld+`)
 			WHERE NOT CASE ch.operation WHEN 'DELETE' THEN ch.before ELSE ch.after END ? a.attname)`, t.schema, t.table, t.from, t.oid).Scan(&partial)
 	return partial, err
 }
@@ -312,7 +324,7 @@ func (t trackedTable) rows(ctx context.Context, conn *pgx.Conn) (counts map[stri
 	if _, err := conn.Exec(ctx, "SET timezone = 'UTC'; SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; SET extra_float_digits = 3; SET bytea_output = 'hex'"); err != nil {
 		return nil, 0, err
 	}
-	rows, err := conn.Query(ctx, "SELECT * FROM "+t.name, pgx.QueryExecModeExec, pgx.QueryResultFormats{pgx.TextFormatCode})
+	rows, err := conn.Query(ctx, "SELECT "+strings.Join(t.all, ", ")+" FROM "+t.name, pgx.QueryExecModeExec, pgx.QueryResultFormats{pgx.TextFormatCode})
 	if err != nil {
 		return nil, 0, err
 	}
