@@ -105,7 +105,8 @@ type Config struct {
 	ContextPrefix string
 
 	// MaxContextBytes is the size from which a context is cut down to its short
-	// members, since it is stored with every change it covers. Default: 64 KiB;
+	// members, since it is stored with every change it covers; so is one of more than
+	// 1 KiB once a transaction's changes have taken 64 times as much. Default: 64 KiB;
 	// at most 1 MiB.
 	MaxContextBytes int
 

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -163,7 +164,9 @@ type openTransaction struct {
 	sequence int32
 	stamp    stampField
 	stamped  bool
-	force    bool // a barrier: store the checkpoint even without rows
+	repeated int    // bytes of contexts that its rows are stored with
+	content  []byte // the stamp's, if it is long
+	force    bool   // a barrier: store the checkpoint even without rows
 }
 
 // openBatch is the store transaction being built.
@@ -202,6 +205,15 @@ type seal struct {
 }
 
 const noTime = -1 << 62
+
+const (
+	// longContext is from which size on a context counts.
+	longContext = 1 << 10
+	// contextBudget is how many contexts of the largest size the rows of one transaction
+	// are stored with; then long ones are cut down to their short members. Whoever stamps
+	// a context once makes it be stored with every row.
+	contextBudget = 64
+)
 
 // Close stops the writer at once. What was not stored will be read again.
 func (w *Writer) Close() {
@@ -323,7 +335,10 @@ func (w *Writer) Stamp(content []byte, size int) {
 	if !w.tx.stamped && w.tx.sequence > 0 {
 		w.restamp(stamp)
 	}
-	w.tx.stamp, w.tx.stamped = stamp, true
+	w.tx.stamp, w.tx.stamped, w.tx.content = stamp, true, nil
+	if stamp.defect == "" && len(stamp.field) > longContext {
+		w.tx.content = bytes.Clone(content)
+	}
 }
 
 // restamp gives the rows before the transaction's first stamp that stamp. They
@@ -374,6 +389,11 @@ func (w *Writer) Row(r *wal.Row) {
 		w.batch.started = time.Now()
 	}
 	w.tx.sequence++
+	if w.tx.content != nil {
+		if w.tx.repeated += len(w.tx.content); w.tx.repeated > contextBudget*w.cfg.MaxContext {
+			w.tx.stamp, w.tx.content = trimContext(w.tx.content, len(w.tx.content)), nil
+		}
+	}
 	w.batch.rows++
 	w.batch.dirty = true
 	if len(w.buf) == 0 {
