@@ -342,6 +342,17 @@ var ddlStories = map[string]ddlStory{
 		},
 		refusals: true,
 	},
+	"partitions without a key truncated, then others come and go": {
+		setup: []string{
+			"CREATE TABLE w (id int, a text) PARTITION BY LIST (id)", "CREATE TABLE w_1 PARTITION OF w FOR VALUES IN (1)", "CREATE TABLE w_2 PARTITION OF w FOR VALUES IN (2)",
+			"CREATE TABLE w_3 PARTITION OF w FOR VALUES IN (3)", "INSERT INTO w VALUES (1, 'a'), (2, 'b'), (3, 'c')",
+		},
+		steps: []string{
+			"INSERT INTO w VALUES (3, 'cc'), (1, 'aa')", "TRUNCATE w_1, w_2", "INSERT INTO w VALUES (1, 'x')", "ALTER TABLE w DETACH PARTITION w_3",
+			"TRUNCATE w_1, w_2", "INSERT INTO w VALUES (2, 'y')", "CREATE TABLE w_4 PARTITION OF w FOR VALUES IN (4)", "INSERT INTO w VALUES (4, 'd')", "TRUNCATE w", "INSERT INTO w VALUES (4, 'e')",
+		},
+		refusals: true,
+	},
 	"partition dropped": {
 		setup: []string{
 			"CREATE TABLE t (id int, part int, v text, PRIMARY KEY (id, part)) PARTITION BY LIST (part)",
