@@ -94,7 +94,9 @@ func (l *levels) write(value string, w *writing) {
 	case w.revert.Of.repeatable() && l.putBack(value, w, func(*Change) bool { return true }):
 	case l.takeUndone(value, w):
 	case l.top().value != value:
-		l.stack = append(l.stack, level{value: value, by: writtenByRevert, wrote: w})
+		// It is older than the selection: all that was written since is taken away.
+		l.taken = append(l.taken, takenLevels{w, l.stack})
+		l.stack = []level{{value: value, by: writtenByRevert, wrote: w}}
 	}
 }
 

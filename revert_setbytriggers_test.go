@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/hindsight-go/audit"
 )
 
 // triggered is a page of which triggers set columns: stamp always, words from the two
@@ -115,4 +117,24 @@ func TestRevert_ColumnsSetByReverts(t *testing.T) {
 	apply(t, u.Client.RevertRequest("r3"))
 	apply(t, u.Client.RevertRequest("r1"))
 	u.holds(t, "NOT EXISTS (SELECT FROM page)")
+}
+
+// What a cascade has undone is undone, whatever others wrote afterwards.
+func TestRevert_UndoneByACascade(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, shop)
+	u.by(t, "ann", "r1", "UPDATE customer SET city = 'Bonn' WHERE id = 1")
+	u.by(t, "bob", "r2", "UPDATE customer SET city = 'Kyiv' WHERE id = 1")
+	cascade := apply(t, u.Client.RevertRequest("r1").OnConflict(audit.Cascade))
+	u.by(t, "cyd", "r3", "UPDATE customer SET city = 'Nice' WHERE id = 1")
+	for _, request := range []string{"r1", "r2"} {
+		wantConflicts(t, u.Client.RevertRequest(request))
+		apply(t, u.Client.RevertRequest(request).OnConflict(audit.Overwrite))
+		u.holds(t, "(SELECT city = 'Nice' FROM customer WHERE id = 1)")
+	}
+	apply(t, u.Client.RevertRequest("r3"))
+	apply(t, u.Client.Redo(cascade.ID))
+	u.holds(t, "(SELECT city = 'Kyiv' FROM customer WHERE id = 1)")
+	apply(t, u.Client.RevertRequest("r2"))
+	u.holds(t, "(SELECT city = 'Bonn' FROM customer WHERE id = 1)")
 }
