@@ -205,7 +205,7 @@ func (q Query) AtPosition(p Position) Query {
 	if p.Sequence == 0 {
 		return q.filter(sq.Expr(`c.position = ?::pg_lsn`, p.LSN.String()))
 	}
-	return q.filter(sq.Expr(`(c.position = ?::pg_lsn AND c.sequence = ?)`, p.LSN.String(), p.Sequence))
+	return q.filter(sq.Expr(`(c.position = ?::pg_lsn AND c.sequence = ?::bigint)`, p.LSN.String(), p.Sequence))
 }
 
 // InEnvironment keeps the changes captured by a program of this environment, or with an

@@ -39,11 +39,16 @@ func (b Bucket) String() string {
 // start returns the beginning of the bucket that holds t, in the zone of t.
 func (b Bucket) start(t time.Time) time.Time {
 	year, month, day := t.Date()
+	intoMinute := time.Duration(t.Second())*time.Second + time.Duration(t.Nanosecond())
 	switch b {
 	case EveryMinute:
-		return t.Truncate(time.Minute)
+		return t.Add(-intoMinute)
 	case EveryHour: // not by time.Date: an hour may come twice
-		return t.Truncate(time.Minute).Add(-time.Duration(t.Minute()) * time.Minute)
+		start := t.Add(-intoMinute - time.Duration(t.Minute())*time.Minute)
+		if shift, _ := t.ZoneBounds(); start.Before(shift) { // by half an hour, in some places
+			return shift
+		}
+		return start
 	case EveryWeek:
 		return startOfDay(year, month, day-(int(t.Weekday())+6)%7, t.Location())
 	case EveryMonth:
@@ -60,7 +65,7 @@ func (b Bucket) next(t time.Time) time.Time {
 	case EveryMinute:
 		return t.Add(time.Minute)
 	case EveryHour:
-		return t.Add(time.Hour)
+		return t.Add(time.Hour - time.Duration(t.Minute())*time.Minute)
 	case EveryWeek: // a week whose Monday was left out begins later
 		return b.start(t.AddDate(0, 0, 7).Add(12 * time.Hour))
 	case EveryMonth:
@@ -71,13 +76,19 @@ func (b Bucket) next(t time.Time) time.Time {
 }
 
 // slot is the width by which changes are counted for buckets of a zone. The zones of
-// today are off from UTC by quarters of an hour.
+// today are off from UTC by quarters of an hour, those of a program by any seconds.
 func (b Bucket) slot(zone *time.Location) time.Duration {
+	_, offset := time.Now().In(zone).Zone()
+	width := 15 * time.Minute
+	if b == EveryMinute {
+		width = time.Minute
+	}
+	for rest := time.Duration(offset) * time.Second % width; rest != 0; {
+		width, rest = rest.Abs(), width%rest
+	}
 	switch {
-	case b == EveryMinute:
-		return time.Minute
-	case zone != time.UTC:
-		return 15 * time.Minute
+	case b == EveryMinute, zone != time.UTC:
+		return width
 	case b == EveryHour:
 		return time.Hour
 	}

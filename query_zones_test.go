@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -52,6 +53,8 @@ func TestCountBy_DaysOfAZone(t *testing.T) {
 			"2024-01-10T23:00+01:00 1", "2024-01-11T00:00+01:00 1", "2024-03-31T01:00+01:00 1", "2024-03-31T03:00+02:00 1", "2024-03-31T23:00+02:00 1", "2024-04-01T00:00+02:00 1",
 		}},
 		"hours of Kathmandu": {q.InZone(zone(t, "Asia/Kathmandu")).Limit(2), audit.PerHour, []string{"2024-04-01T03:00+05:45 2"}},
+		"an odd offset":      {q.InZone(time.FixedZone("", 60*60+1)), audit.PerDay, []string{"2024-01-11 2", "2024-03-31 4"}},
+		"an odd offset west": {q.InZone(time.FixedZone("", -60)), audit.PerHour, []string{"2024-01-10T22:00-00:01 2", "2024-03-31T00:00-00:01 2", "2024-03-31T21:00-00:01 2"}},
 		"an offset":          {q.InZone(time.FixedZone("", -90*60)), audit.PerDay, []string{"2024-01-10 2", "2024-03-30 2", "2024-03-31 2"}},
 		"users are none":     {q.InZone(zone(t, "Europe/Berlin")), audit.PerOperation, []string{"UPDATE 6"}},
 	} {
@@ -70,6 +73,33 @@ func TestCountBy_DaysOfAZone(t *testing.T) {
 	var refused *audit.FilterError
 	if _, err := q.InZone(nil).CountBy(t.Context(), audit.PerDay); !errors.As(err, &refused) || refused.Filter != "InZone" {
 		t.Error(err)
+	}
+}
+
+// The zone of a program may be off from UTC by any seconds.
+func TestTrend_OddOffsets(t *testing.T) {
+	t.Parallel()
+	h := newHistory(t)
+	h.store(t, change(1, 1), change(2, 1), change(61, 1)) // minutes behind midnight
+	for name, test := range map[string]struct {
+		zone  *time.Location
+		every audit.Bucket
+		want  string
+	}{
+		"hours":   {time.FixedZone("", -90), audit.EveryHour, "23:00:00 1, 00:00:00 2"},
+		"days":    {time.FixedZone("", -90), audit.EveryDay, "00:00:00 1, 00:00:00 2"},
+		"minutes": {time.FixedZone("", 20), audit.EveryMinute, "00:01:00 1, 00:02:00 1"},
+	} {
+		steps, err := h.client.Changes().InZone(test.zone).Until(epoch.Add(62*time.Minute)).Trend(t.Context(), test.every)
+		var got string
+		for i, s := range steps {
+			if i < strings.Count(test.want, ",")+1 {
+				got += fmt.Sprintf(", %s %d", s.Start.Format(time.TimeOnly), s.Total())
+			}
+		}
+		if want := ", " + test.want; err != nil || got != want || total(steps) != 3 {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
 	}
 }
 
@@ -118,6 +148,9 @@ func TestTrend_Zones(t *testing.T) {
 					}
 					if s.Start.Location() != loc {
 						t.Errorf("%s: %v", bucket, s.Start)
+					}
+					if shift, _ := s.Start.ZoneBounds(); bucket == audit.EveryHour && s.Start.Minute() != 0 && !s.Start.Equal(shift) {
+						t.Errorf("an hour begins at %v", s.Start)
 					}
 					if bucket == audit.EveryDay && i > 0 && (dayNumber(s.Start) <= dayNumber(steps[i-1].Start) || s.Start.Hour() > 1) {
 						t.Errorf("days begin at %v and %v", steps[i-1].Start, s.Start)
