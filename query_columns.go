@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgtype"
 )
@@ -44,16 +45,17 @@ func plainValue(value any) (any, error) {
 			return nil, nil
 		}
 		switch known := value.(type) {
+		case *pgtype.Time, *pgtype.Interval, *pgtype.Timestamp, *pgtype.Date:
+			value = v.Elem().Interface()
+			continue
 		case pgtype.Time: // their Value methods write another text than the server
-			if !known.Valid {
-				return nil, nil
-			}
-			return known, nil
+			return knownIf(known.Valid, known), nil
 		case pgtype.Interval:
-			if !known.Valid {
-				return nil, nil
-			}
-			return known, nil
+			return knownIf(known.Valid, known), nil
+		case pgtype.Timestamp:
+			return knownIf(known.Valid, known), nil
+		case pgtype.Date:
+			return knownIf(known.Valid, known), nil
 		case *big.Int, *big.Rat, *big.Float:
 			return known, nil
 		case driver.Valuer:
@@ -72,6 +74,13 @@ func plainValue(value any) (any, error) {
 	return nil, fmt.Errorf("the Value method of %T gives no plain value", value)
 }
 
+func knownIf(valid bool, value any) any {
+	if !valid {
+		return nil
+	}
+	return value
+}
+
 // columnTexts returns the texts under which PostgreSQL may print a value of Go: one, or
 // several where that depends on the type of the column.
 func columnTexts(value any) ([]string, error) {
@@ -83,6 +92,11 @@ func columnTexts(value any) ([]string, error) {
 		return nil, errNilValue
 	}
 	texts, err := textsOf(plain)
+	if text, ok := plain.([]byte); ok && utf8.Valid(text) && bytes.IndexByte(text, 0) < 0 {
+		if _, isValuer := value.(driver.Valuer); isValuer { // of any column, then
+			texts = append(texts, string(text))
+		}
+	}
 	for _, text := range texts {
 		if err == nil && strings.IndexByte(text, 0) >= 0 {
 			err = errNUL
@@ -102,6 +116,19 @@ func textsOf(plain any) ([]string, error) {
 		return []string{intervalText(value.Months, value.Days, value.Microseconds)}, nil
 	case pgtype.Time:
 		return []string{clockText(value.Microseconds)}, nil
+	case pgtype.Timestamp:
+		if value.InfinityModifier != pgtype.Finite {
+			return []string{value.InfinityModifier.String()}, nil
+		}
+		return []string{wallText(value.Time, "")}, nil
+	case pgtype.Date:
+		if value.InfinityModifier != pgtype.Finite {
+			return []string{value.InfinityModifier.String()}, nil
+		}
+		return []string{dateText(value.Time)}, nil
+	case pgtype.RangeValuer:
+		text, err := rangeText(value)
+		return []string{text}, err
 	case []byte:
 		return []string{`\x` + hex.EncodeToString(value)}, nil
 	case *big.Rat, *big.Float:
@@ -120,12 +147,15 @@ func textsOf(plain any) ([]string, error) {
 	case reflect.Bool:
 		return []string{map[bool]string{true: "t", false: "f"}[v.Bool()]}, nil
 	case reflect.Float32, reflect.Float64:
-		return []string{floatText(v.Float(), v.Type().Bits())}, nil
+		return floatTexts(v.Float(), v.Type().Bits()), nil
 	}
 	text, err := idText(plain)
 	if err != nil {
 		if text, ok := pgtypeText(plain); ok {
 			return []string{text}, nil
+		}
+		if v := reflect.ValueOf(plain); isBytes(v.Type()) && !v.Type().Implements(reflect.TypeFor[json.Marshaler]()) {
+			return []string{`\x` + hex.EncodeToString(v.Bytes())}, nil
 		}
 	}
 	return []string{text}, err
@@ -160,21 +190,33 @@ func decimalText(number any) (string, error) {
 	return "", errNoDecimal
 }
 
-// timeTexts gives the text of a timestamptz, a timestamp and, at midnight, a
-// date, in UTC as capture reads them.
+// timeTexts gives the text of a timestamptz, in UTC as capture reads them, and of a
+// timestamp and, at midnight, a date, for which drivers leave out the zone.
 func timeTexts(t time.Time) []string {
-	t = t.UTC().Truncate(time.Microsecond)
+	texts := []string{wallText(t.UTC(), "+00"), wallText(t, "")}
+	if t.Hour() == 0 && t.Minute() == 0 && t.Second() == 0 && t.Nanosecond() < 1000 {
+		texts = append(texts, dateText(t))
+	}
+	return texts
+}
+
+// wallText is the text of a date and a time of day, as they are in the zone of t.
+func wallText(t time.Time, offset string) string {
+	date, isBC := strings.CutSuffix(dateText(t), " BC")
+	text := date + t.Truncate(time.Microsecond).Format(" 15:04:05.999999") + offset
+	if isBC {
+		text += " BC"
+	}
+	return text
+}
+
+// dateText is the text of the date that it is in the zone of t.
+func dateText(t time.Time) string {
 	era, year := "", t.Year()
 	if year <= 0 {
 		era, year = " BC", 1-year
 	}
-	date := fmt.Sprintf("%04d-%02d-%02d", year, int(t.Month()), t.Day())
-	clock := t.Format(" 15:04:05.999999")
-	texts := []string{date + clock + "+00" + era, date + clock + era}
-	if t.Equal(t.Truncate(24 * time.Hour)) {
-		texts = append(texts, date+era)
-	}
-	return texts
+	return fmt.Sprintf("%04d-%02d-%02d%s", year, int(t.Month()), t.Day(), era)
 }
 
 // clockText is the text of a time of day.
@@ -228,6 +270,18 @@ func intervalText(months, days int32, microseconds int64) string {
 	return b.String() + clockText(microseconds)
 }
 
+// floatTexts are the texts of a float in a column of double precision and, of what a
+// float32 gives (Value methods make a float64 of it), in one of real.
+func floatTexts(f float64, bits int) []string {
+	texts := []string{floatText(f, bits)}
+	if bits == 64 && float64(float32(f)) == f {
+		if short := floatText(f, 32); short != texts[0] {
+			texts = append(texts, short)
+		}
+	}
+	return texts
+}
+
 // floatText is the shortest text that reads back as the same float, with an
 // exponent where PostgreSQL writes one.
 func floatText(f float64, bits int) string {
@@ -251,7 +305,7 @@ func floatText(f float64, bits int) string {
 func imageForms(value any) (forms, error) {
 	if raw, ok := value.(json.RawMessage); ok && raw != nil {
 		document, err := filterJSON(raw)
-		return forms{documents: []string{document}}, err
+		return forms{documents: []string{document}, texts: exactTexts(raw)}, err
 	}
 	plain, err := plainValue(value)
 	if err != nil {
@@ -270,18 +324,29 @@ func imageForms(value any) (forms, error) {
 	case reflect.Bool:
 		return forms{documents: []string{strconv.FormatBool(v.Bool())}}, nil
 	case reflect.Slice, reflect.Array:
+		if text, ok := multirangeText(plain); ok {
+			return forms{texts: []string{text}}, nil
+		}
 		if lists, ok := listForms(v); ok {
 			return lists, nil
 		}
+	case reflect.Struct:
+		if array, ok := plain.(pgtype.ArrayGetter); ok {
+			return imageForms(nestedList(array))
+		}
 	}
-	texts, err := columnTexts(plain)
+	texts, err := columnTexts(value)
 	switch {
 	case err == nil:
 	case errors.Is(err, errNUL), errors.Is(err, errNoDecimal):
 		return forms{}, err
 	default:
 		document, err := filterJSON(value)
-		return forms{documents: []string{document}}, err
+		f := forms{documents: []string{document}}
+		if printed, ok := value.(fmt.Stringer); ok && err == nil && strings.IndexByte(printed.String(), 0) < 0 {
+			f.texts = []string{printed.String()} // which drivers write into a text
+		}
+		return f, err
 	}
 	f := forms{texts: texts}
 	for _, text := range texts {
@@ -296,7 +361,7 @@ func imageForms(value any) (forms, error) {
 }
 
 // addDriverForms adds what else a column may hold that was given this by a Value
-// method: the document of a json column, a text as bytes.
+// method: the document of a json column, the list of an array's.
 func (f *forms) addDriverForms(plain any) {
 	var text []byte
 	switch plain := plain.(type) {
@@ -305,8 +370,18 @@ func (f *forms) addDriverForms(plain any) {
 	case []byte:
 		text = plain
 	}
-	if trimmed := bytes.TrimSpace(text); len(trimmed) > 0 && (trimmed[0] == '{' || trimmed[0] == '[') && json.Valid(text) && !hasBadEscape(text) {
+	trimmed := bytes.TrimSpace(text)
+	if len(trimmed) == 0 {
+		return
+	}
+	// A string in quotes that is given as a string is a text.
+	_, isBytes := plain.([]byte)
+	isDocument := trimmed[0] == '{' || trimmed[0] == '[' || isBytes && !isPlainNumber(string(trimmed))
+	if isDocument && json.Valid(text) && !hasBadEscape(text) {
 		f.documents = append(f.documents, string(text))
+	}
+	if trimmed[0] == '{' {
+		f.documents = append(f.documents, arrayForms(string(trimmed))...)
 	}
 }
 

@@ -248,9 +248,11 @@ func (q Query) Changed(columns ...string) Query {
 // ChangedTo keeps the changes that gave the column this value: an UPDATE from
 // another value, or the CREATE of a row with it. Nil is NULL. A value that has a
 // Value method (sql.Null, the types of pgtype, decimals) is what that method gives.
-// Strings, numbers, booleans, times, intervals and lists of them are compared with what
-// stands in the column, numbers and times by value, so that the text "5" finds the
-// number 5 as well; any other value by its JSON, for a json or jsonb column.
+// Strings, numbers, booleans, times, intervals, ranges and lists of them are compared with
+// what stands in the column, numbers and times by value, so that the text "5" finds the
+// number 5 as well. A time.Time is a moment for a timestamptz, and for a timestamp or date
+// what the clock of its zone says, which is what drivers write there. Any other value is
+// compared by its JSON, for a json or jsonb column.
 func (q Query) ChangedTo(column string, value any) Query {
 	if err := checkColumn(column); err != nil {
 		return q.refuseFor("ChangedTo", err)

@@ -61,10 +61,10 @@ func memberForms(value any) ([]string, error) {
 	}
 	switch v := reflect.ValueOf(plain); v.Kind() {
 	case reflect.Float32, reflect.Float64:
-		if math.IsNaN(v.Float()) || math.IsInf(v.Float(), 0) {
+		if math.IsNaN(v.Float()) || math.IsInf(v.Float(), 0) || v.Float() == 0 && math.Signbit(v.Float()) {
 			break // they are texts
 		}
-		return jsonForm(plain)
+		return floatTexts(v.Float(), v.Type().Bits()), nil
 	case reflect.String:
 		if _, isValuer := value.(driver.Valuer); isValuer {
 			break // a decimal, perhaps
