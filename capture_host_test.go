@@ -51,6 +51,7 @@ func spans(t *testing.T, a *audittest.Audited, table string) int {
 func TestHost_PartitionedTableLosesItsKey(t *testing.T) {
 	t.Parallel()
 	traced(t, func(t *testing.T, cfg audit.Config, traced bool) {
+		t.Helper()
 		a := audittest.New(t, cfg, partedTable)
 		acts(t, a.Database, "INSERT INTO parted VALUES (1, 'a')",
 			"BEGIN", "ALTER TABLE parted DROP CONSTRAINT parted_pkey", "CREATE TABLE parted_2 PARTITION OF parted FOR VALUES FROM (10) TO (20)",
@@ -74,6 +75,7 @@ func TestHost_PartitionedTableLosesItsKey(t *testing.T) {
 func TestHost_PartitionMadeAhead(t *testing.T) {
 	t.Parallel()
 	traced(t, func(t *testing.T, cfg audit.Config, traced bool) {
+		t.Helper()
 		a := audittest.New(t, cfg, partedTable+"; CREATE TABLE bare (id int) PARTITION BY RANGE (id)")
 		acts(t, a.Database, "CREATE TABLE parted_2 PARTITION OF parted FOR VALUES FROM (10) TO (20)", "CREATE TABLE bare_1 PARTITION OF bare DEFAULT")
 		refresh(t, a)
@@ -105,6 +107,7 @@ func TestHost_PartitionMadeAhead(t *testing.T) {
 func TestHost_PartitionsComeAndGo(t *testing.T) {
 	t.Parallel()
 	traced(t, func(t *testing.T, cfg audit.Config, _ bool) {
+		t.Helper()
 		a := audittest.New(t, cfg, partedTable+"; CREATE TABLE own (id int PRIMARY KEY, v text)")
 		acts(t, a.Database, "INSERT INTO own VALUES (11, 'a')", "ALTER TABLE parted ATTACH PARTITION own FOR VALUES FROM (10) TO (20)",
 			"UPDATE parted SET v = 'b'", "INSERT INTO parted VALUES (1, 'x')")
@@ -198,6 +201,7 @@ func TestHost_TableMadeAnewWhileItJoins(t *testing.T) {
 func TestHost_SetUnlogged(t *testing.T) {
 	t.Parallel()
 	traced(t, func(t *testing.T, cfg audit.Config, _ bool) {
+		t.Helper()
 		a := audittest.New(t, cfg, partedTable+"; CREATE TABLE todo (id int PRIMARY KEY)")
 		conn := a.Connect(t)
 		if _, err := conn.Exec(t.Context(), "ALTER TABLE todo SET UNLOGGED"); err == nil || !strings.Contains(err.Error(), "publication") {

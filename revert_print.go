@@ -110,7 +110,7 @@ func (p *Plan) SQL() string {
 // WriteSQL writes what [Plan.SQL] returns.
 func (p *Plan) WriteSQL(w io.Writer) error {
 	if p.p == nil || len(p.p.steps) == 0 || p.p.refused != nil {
-		return nil
+		return nil //nolint:nilerr // A plan that is refused has no script.
 	}
 	if _, err := io.WriteString(w, "BEGIN;\nSET CONSTRAINTS ALL DEFERRED;\n"); err != nil {
 		return err

@@ -83,8 +83,10 @@ func TestRevert_StaleClientOfLockVersion(t *testing.T) {
 		"updated":                   {statements: []string{touch("title = 'new'")}},
 		"updated and deleted":       {statements: []string{touch("title = 'new'"), "DELETE FROM page"}},
 		"updated, deleted by other": {statements: []string{touch("title = 'new'")}, policy: audit.Overwrite, later: []string{"DELETE FROM page"}},
-		"deleted, made anew": {statements: []string{touch("title = 'new'"), "DELETE FROM page"}, policy: audit.Overwrite,
-			later: []string{"INSERT INTO page VALUES (1, 'theirs', 'theirs', now(), 9)"}},
+		"deleted, made anew": {
+			statements: []string{touch("title = 'new'"), "DELETE FROM page"}, policy: audit.Overwrite,
+			later: []string{"INSERT INTO page VALUES (1, 'theirs', 'theirs', now(), 9)"},
+		},
 		"updated by others, too": {statements: []string{touch("title = 'new'")}, policy: audit.Overwrite, later: []string{touch("title = 'theirs'")}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -109,7 +109,7 @@ func TestRevert_UnitsOfTwoUsers(t *testing.T) {
 		c.Revert(c.Changes().WithContext(audit.Context{RequestID: "r"})), c.Revert(c.Changes().WithContext(map[string]any{"traceId": "t"})),
 		c.Revert(c.Changes().WithContext(map[string]any{"clientRequestId": "theirs"})),
 	} {
-		u.refusedFor(t, r, "ann", "bob")
+		_ = u.refusedFor(t, r, "ann", "bob")
 	}
 	for _, r := range []audit.Reversal{
 		c.Revert(c.Changes().InRequest("r").ByUser("ann")), c.Revert(c.Changes().ByEndpoint("POST /a")), c.Revert(c.Changes().ByWorker("w")),
@@ -148,7 +148,7 @@ func TestRevert_RequestOfNobody(t *testing.T) {
 		t.Errorf("%+v", result)
 	}
 	u.as(t, audit.Context{RequestID: "login", Endpoint: "POST /forged"}, "UPDATE customer SET city = 'Oslo' WHERE id = 3")
-	u.refusedFor(t, u.Client.RevertRequest("login"), "", "ann")
+	_ = u.refusedFor(t, u.Client.RevertRequest("login"), "", "ann")
 }
 
 // A cascade takes no request along that two users share.

@@ -269,8 +269,10 @@ func (s *straddlers) over(ctx context.Context, t capture.Tracked) (bool, error) 
 		first, known = now, true
 		if time.Now().After(s.until) {
 			s.left[t.OID] = now
-			s.pending = append(s.pending, capture.Pending{OID: t.OID, Schema: t.Schema, Name: t.Name, Published: true,
-				Reason: fmt.Errorf("%s was published by somebody else while %d transactions were writing to it: it is tracked when they are over", qualifiedName(t.Schema, t.Name), len(now))})
+			s.pending = append(s.pending, capture.Pending{
+				OID: t.OID, Schema: t.Schema, Name: t.Name, Published: true,
+				Reason: fmt.Errorf("%s was published by somebody else while %d transactions were writing to it: it is tracked when they are over", qualifiedName(t.Schema, t.Name), len(now)),
+			})
 			return false, nil
 		}
 		timer := time.NewTimer(20 * time.Millisecond)

@@ -68,6 +68,7 @@ func TestPartitionMadeLaterIsCapturedFromItsFirstRow(t *testing.T) {
 func TestPartitionedTableWithoutKeyNeverFailsAnUpdate(t *testing.T) {
 	t.Parallel()
 	traced(t, func(t *testing.T, cfg audit.Config, traced bool) {
+		t.Helper()
 		a := audittest.New(t, cfg, `
 			CREATE TABLE log (id int, what text) PARTITION BY RANGE (id);
 			CREATE TABLE log_1 PARTITION OF log FOR VALUES FROM (0) TO (10)`)
