@@ -21,10 +21,11 @@ import (
 //
 // A column goes to the struct's field whose db tag names it, else to the field whose json
 // tag, else whose name is the same without regard to case and underscores (UserID takes
-// user_id, and so does one tagged json:"userId"). A field that has a tag goes by that
-// alone, and db counts before json. Embedded structs count as if their fields stood in the
-// outer one, and the outer field wins. Fields of no column and columns of no field are
-// left alone: an image need not know every column.
+// user_id, and so does one tagged json:"userId"). Of several such columns a field takes the
+// one of the very name. A field that has a tag goes by that alone, and db counts before
+// json. Embedded structs count as if their fields stood in the outer one, and the outer
+// field wins. Fields of no column and columns of no field are left alone: an image need not
+// know every column.
 //
 // An image does not know the types of its columns, so what a value is shows in its form
 // and in where it goes; [Change.DecodeAfter] knows them, and should be used where there
@@ -106,12 +107,17 @@ func (im Image) decodeStruct(v reflect.Value, types map[string]ColumnType, withh
 	fields := fieldsOf(v.Type())
 	m := typeMaps.Get().(*pgtype.Map)
 	defer typeMaps.Put(m)
-	for _, member := range im.members() {
-		index, found := fields.find(member.name)
-		if !found || withheld[member.name] != "" {
+	members := im.members()
+	names := make([]string, len(members))
+	for i, member := range members {
+		names[i] = member.name
+	}
+	indexes := fields.match(names)
+	for i, member := range members {
+		if indexes[i] == nil || withheld[member.name] != "" {
 			continue
 		}
-		field, err := fieldByIndex(v, index, member.name)
+		field, err := fieldByIndex(v, indexes[i], member.name)
 		if err != nil {
 			return err
 		}

@@ -36,19 +36,37 @@ func (f structField) rank(column, folded string) int {
 	return 0
 }
 
-// find returns the field for a column: of the outermost that go with it, the best.
-func (f structFields) find(column string) ([]int, bool) {
-	var best structField
-	rank, folded := 0, foldName(column)
-	for _, field := range f {
-		if rank > 0 && len(field.index) > len(best.index) {
+// match returns the index of the field for each column, nil where there is none. Of
+// several columns for one field, the one that goes best with it has it.
+func (f structFields) match(columns []string) [][]int {
+	indexes := make([][]int, len(columns))
+	claims := make([]struct{ column, rank int }, len(f))
+	for i, column := range columns {
+		n, rank := f.find(column)
+		if rank == 0 || claims[n].rank >= rank {
+			continue
+		}
+		if claims[n].rank > 0 {
+			indexes[claims[n].column] = nil
+		}
+		indexes[i], claims[n].column, claims[n].rank = f[n].index, i, rank
+	}
+	return indexes
+}
+
+// find returns which field a column goes to, of the outermost that go with it the best,
+// and how well the two go together: 0 not at all.
+func (f structFields) find(column string) (best, rank int) {
+	folded := foldName(column)
+	for i, field := range f {
+		if rank > 0 && len(field.index) > len(f[best].index) {
 			break
 		}
 		if r := field.rank(column, folded); r > rank {
-			best, rank = field, r
+			best, rank = i, r
 		}
 	}
-	return best.index, rank > 0
+	return best, rank
 }
 
 // foldName makes UserID, userId and user_id the same.

@@ -104,6 +104,26 @@ func TestDecode_FieldsAndTags(t *testing.T) {
 	}
 }
 
+// A table may have user_id and userid. Neither takes the place of the other.
+func TestDecode_ColumnsOfSimilarNames(t *testing.T) {
+	t.Parallel()
+	for _, columns := range []string{`{"user_id": 1, "userid": 2, "userId": 3}`, `{"userId": 3, "userid": 2, "user_id": 1}`} {
+		var one struct {
+			UserID int `json:"user_id"`
+		}
+		var two struct {
+			UserID int `db:"userid"`
+			Other  int `json:"userId"`
+		}
+		if err := image(columns).Decode(&one); err != nil || one.UserID != 1 {
+			t.Errorf("%+v, %v", one, err)
+		}
+		if err := image(columns).Decode(&two); err != nil || two.UserID != 2 || two.Other != 3 {
+			t.Errorf("%+v, %v", two, err)
+		}
+	}
+}
+
 func TestDecodeIntoMap(t *testing.T) {
 	t.Parallel()
 	var got map[string]any

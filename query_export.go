@@ -42,7 +42,8 @@ const exportChunk = 64 << 10
 
 // ExportError is returned by [Query.Export] when it ends before its end. What it says is
 // what the writer took, and so where to go on: cut the file off behind Bytes, and export
-// the same query After(Next), and where Bytes is not 0, [ExportFormat.WithoutHeader].
+// the same query After(Next), and where Bytes is not 0, [ExportFormat.WithoutHeader]. Of a
+// query with a Limit, [ExportError.Rest] makes what is left.
 type ExportError struct {
 	// Changes is how many changes were written as a whole.
 	Changes int64
@@ -58,6 +59,20 @@ type ExportError struct {
 
 func (e *ExportError) Error() string {
 	return fmt.Sprintf("audit: export changes: after %d whole changes in %d bytes: %v", e.Changes, e.Bytes, e.cause)
+}
+
+// Rest returns the query that gives what is left of q, the one that was exported: behind
+// Next, and its Limit less Changes. It reports false if nothing is left.
+func (e *ExportError) Rest(q Query) (Query, bool) {
+	q = q.After(e.Next)
+	if q.limit == 0 {
+		return q, true
+	}
+	left := int64(q.limit) - e.Changes
+	if left <= 0 {
+		return q, false
+	}
+	return q.Limit(int(left)), true
 }
 
 // Unwrap returns what the writer, the store or ctx said.

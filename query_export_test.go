@@ -102,6 +102,46 @@ func TestExport_ResumedAfterEveryWrite(t *testing.T) {
 	}
 }
 
+// What is left of a query with a Limit is less than that.
+func TestExport_ResumedWithLimit(t *testing.T) {
+	t.Parallel()
+	h, _ := exportHistory(t)
+	q := h.client.Changes().OldestFirst().Limit(200)
+	var whole bytes.Buffer
+	if _, err := q.Export(t.Context(), &whole, audit.CSV); err != nil {
+		t.Fatal(err)
+	}
+	ended := false
+	for writes, more := 0, true; more; writes++ {
+		more = false
+		for part := range 4 {
+			file := &mortal{writes: writes, part: part}
+			_, err := q.Export(t.Context(), file, audit.CSV)
+			var cut *audit.ExportError
+			if !errors.As(err, &cut) {
+				continue
+			}
+			more = true
+			file.Truncate(int(cut.Bytes))
+			format := audit.CSV
+			if cut.Bytes > 0 {
+				format = format.WithoutHeader()
+			}
+			if rest, left := cut.Rest(q); left {
+				_, err = rest.Export(t.Context(), &file.Buffer, format)
+			} else {
+				ended, err = true, nil
+			}
+			if err != nil || !bytes.Equal(file.Bytes(), whole.Bytes()) {
+				t.Errorf("write %d, part %d: %d lines, %v", writes, part, bytes.Count(file.Bytes(), []byte("\n")), err)
+			}
+		}
+	}
+	if !ended {
+		t.Error("no export died behind its last change")
+	}
+}
+
 // A program that died knows nothing but the file.
 func TestExport_ResumedFromTheFile(t *testing.T) {
 	t.Parallel()

@@ -111,6 +111,18 @@ func TestFiltersRefuseWhatTheyCannotWorkWith(t *testing.T) {
 	}
 }
 
+// A position that no change can have has none.
+func TestAtPosition_OutOfRange(t *testing.T) {
+	t.Parallel()
+	h := newHistory(t)
+	h.store(t, change(1, 1))
+	for _, sequence := range []int{-1, 2, 1 << 40} {
+		if n, err := h.client.Changes().AtPosition(at(1, sequence)).Count(t.Context()); err != nil || n != 0 {
+			t.Errorf("sequence %d: %d, %v", sequence, n, err)
+		}
+	}
+}
+
 func TestQueryIsImmutable(t *testing.T) {
 	t.Parallel()
 	h := newHistory(t)

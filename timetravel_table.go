@@ -336,12 +336,12 @@ func (r PastRow) decodeStruct(v reflect.Value) error {
 	if err := r.checkFields(fields, columns); err != nil {
 		return err
 	}
+	indexes := fields.match(columnNamesOf(columns))
 	for i, c := range columns {
-		index, found := fields.find(c.name)
-		if !found {
+		if indexes[i] == nil {
 			continue
 		}
-		field, err := fieldByIndex(v, index, c.name)
+		field, err := fieldByIndex(v, indexes[i], c.name)
 		if err != nil {
 			return err
 		}
@@ -352,6 +352,14 @@ func (r PastRow) decodeStruct(v reflect.Value) error {
 	return nil
 }
 
+func columnNamesOf(columns []column) []string {
+	names := make([]string, len(columns))
+	for i, c := range columns {
+		names[i] = c.name
+	}
+	return names
+}
+
 // checkFields says where fields and columns do not go together.
 func (r PastRow) checkFields(fields structFields, columns []column) error {
 	if r.table == nil || r.table.point.lax {
@@ -359,11 +367,10 @@ func (r PastRow) checkFields(fields structFields, columns []column) error {
 	}
 	e := &ColumnsError{Table: r.table.qualified(), Asked: r.table.point.String()}
 	taken := make(map[string]bool)
-	for _, c := range columns {
-		e.Columns = append(e.Columns, c.name)
-		index, found := fields.find(c.name)
-		if !found {
-			e.Unused = append(e.Unused, c.name)
+	e.Columns = columnNamesOf(columns)
+	for i, index := range fields.match(e.Columns) {
+		if index == nil {
+			e.Unused = append(e.Unused, e.Columns[i])
 			continue
 		}
 		taken[fmt.Sprint(index)] = true
