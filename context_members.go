@@ -66,6 +66,9 @@ func (m contextMember) is(text string) sq.Sqlizer {
 
 // contains is is for a member that only the index on the whole context serves.
 func (m contextMember) contains(text string) sq.Sqlizer {
+	if len(text) > maxNumberDigits && numberText.MatchString(text) {
+		return m.is(text) // which may be a number that is no document by itself
+	}
 	var anyOf sq.Or
 	for _, form := range m.forms(text) {
 		anyOf = append(anyOf, sq.Expr(`c.context @> ?::jsonb`, form))
@@ -82,7 +85,7 @@ var numberText = regexp.MustCompile(`^-?(0|[1-9][0-9]*)(\.[0-9]+)?$`)
 // one.
 func (m contextMember) forms(text string) []string {
 	values := []string{string(appendSafeJSON(nil, jsonString(text)))}
-	if len(text) <= maxNumberDigits && numberText.MatchString(text) {
+	if numberText.MatchString(text) {
 		values = append(values, text)
 	}
 	var forms []string
