@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/hindsight-go/audit/capture"
@@ -32,6 +34,7 @@ type Client struct {
 	// listings is of the store, for what a role lists of it: row-level security
 	// applies there, and is an error in the others.
 	listings *pgxpool.Pool
+	links    connections // of all pools
 	// sourceLink and storeLink tell whether there is a pooler in between.
 	sourceLink, storeLink *sessionLink
 
@@ -92,6 +95,12 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	c.sourceLink, c.storeLink = linkSession(r.source), linkSession(r.store)
 	if r.read != nil {
 		linkSession(r.read)
+	}
+	c.links.open = make(map[*pgx.Conn]struct{})
+	for _, config := range []*pgxpool.Config{r.source, r.store, r.read} {
+		if config != nil {
+			c.links.follow(config)
+		}
 	}
 	r.source.MaxConns = 4
 	// Questions to the source are few. Asking first whether the connection is
@@ -188,8 +197,12 @@ var sessionSettings = map[string]string{
 
 // Close stops capture at once if it runs, and closes all connections. Stop first
 // for an orderly end. What waits for capture returns [ErrClosed], and so does everything
-// that is asked from then on; Close waits for what is being answered.
+// that is asked from then on; Close waits for what is being answered, for five seconds
+// at most, and what then still waits for a server returns [ErrClosed], too. A revert that
+// this happens to is rolled back, unless it was already committing.
 func (c *Client) Close() {
+	late := time.AfterFunc(closePatience, c.links.cut)
+	defer late.Stop()
 	c.mu.Lock()
 	if c.open() == nil {
 		close(c.closing)

@@ -1,8 +1,14 @@
 package audit
 
 import (
+	"context"
 	"errors"
+	"net"
+	"sync"
+	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/puddle/v2"
 )
 
@@ -18,5 +24,46 @@ func (c *Client) open() error {
 
 // isClosed reports whether a question failed because the client was closed meanwhile.
 func isClosed(err error) bool {
-	return errors.Is(err, ErrClosed) || errors.Is(err, puddle.ErrClosedPool)
+	return errors.Is(err, ErrClosed) || errors.Is(err, puddle.ErrClosedPool) || errors.Is(err, net.ErrClosed)
+}
+
+// closePatience is for how long Close lets a server answer what it was asked before.
+const closePatience = 5 * time.Second
+
+// connections are those of the client's pools, to be closed under whatever waits for
+// them: a pool would wait itself.
+type connections struct {
+	mu   sync.Mutex
+	open map[*pgx.Conn]struct{} // guarded by mu
+}
+
+// follow has the pools that are made with config tell of their connections.
+func (c *connections) follow(config *pgxpool.Config) {
+	after, before := config.AfterConnect, config.BeforeClose
+	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		c.mu.Lock()
+		c.open[conn] = struct{}{}
+		c.mu.Unlock()
+		if after != nil {
+			return after(ctx, conn)
+		}
+		return nil
+	}
+	config.BeforeClose = func(conn *pgx.Conn) {
+		c.mu.Lock()
+		delete(c.open, conn)
+		c.mu.Unlock()
+		if before != nil {
+			before(conn)
+		}
+	}
+}
+
+// cut closes them as they are.
+func (c *connections) cut() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for conn := range c.open {
+		_ = conn.PgConn().Conn().Close()
+	}
 }

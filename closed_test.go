@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -176,6 +177,73 @@ func TestClose_EndsWhatWaits(t *testing.T) {
 		}
 	}
 	if err := tx.Rollback(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// A question that waits for somebody's lock, for as long as that is held, keeps Close
+// no longer than a few seconds.
+func TestClose_WhatWaitsForALock(t *testing.T) {
+	t.Parallel()
+	a := closable(t)
+	a.Exec(t, "INSERT INTO todo VALUES (1, 'x')")
+	a.Sync(t)
+	c, err := audit.Open(t.Context(), audit.Config{SourceURL: a.URL()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	held, err := a.Connect(t).Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := held.Exec(t.Context(), "LOCK TABLE audit.changes, todo IN ACCESS EXCLUSIVE MODE"); err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	waiting := map[string]chan error{}
+	for name, ask := range map[string]func() error{
+		"List": func() error { _, err := c.Changes().List(ctx); return err },
+		"Export": func() error {
+			_, err := c.Changes().Export(ctx, &bytes.Buffer{}, audit.JSONL)
+			return err
+		},
+		"View": func() error {
+			return c.Now().View(ctx, func(tx pgx.Tx) error {
+				_, err := tx.Exec(ctx, "SELECT FROM todo")
+				return err
+			})
+		},
+		"Row":    func() error { _, err := c.Now().Row(ctx, "todo", 1); return err },
+		"Revert": func() error { _, err := c.RevertRequest("r").Apply(ctx); return err },
+	} {
+		waiting[name] = make(chan error, 1)
+		go func() { waiting[name] <- ask() }()
+	}
+	faulttest.Poll(t, faulttest.Patience, "they wait for the lock", func() error {
+		if n := audittest.Value[int](t, a.Database, "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database WHERE NOT l.granted AND d.datname = current_database()"); n < 4 {
+			return fmt.Errorf("%d do", n)
+		}
+		return nil
+	})
+	closed := make(chan struct{})
+	go func() { c.Close(); close(closed) }()
+	late := time.After(faulttest.Patience)
+	for name, done := range waiting {
+		select {
+		case err := <-done:
+			if !errors.Is(err, audit.ErrClosed) {
+				t.Errorf("%s: %v", name, err)
+			}
+		case <-late:
+			t.Errorf("%s does not return", name)
+		}
+	}
+	select {
+	case <-closed:
+	case <-late:
+		t.Error("Close does not return")
+	}
+	if err := held.Rollback(ctx); err != nil {
 		t.Error(err)
 	}
 }

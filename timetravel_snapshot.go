@@ -57,6 +57,9 @@ func (t *travel) snapshot(ctx context.Context, tables []*sourceTable, mode pgx.T
 	s := &snapshot{conn: conn, tx: tx}
 	if err := s.take(ctx, tables); err != nil {
 		s.close()
+		if t.client.open() != nil { // of several statements at once pgx says less
+			return nil, wrap("look at the live tables", ErrClosed)
+		}
 		return nil, err
 	}
 	if err := t.catchUp(ctx); err != nil {
