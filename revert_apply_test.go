@@ -426,7 +426,7 @@ func TestApplyTxWritesAllOrNothing(t *testing.T) {
 			before := u.state(t)
 			err := pgx.BeginFunc(t.Context(), u.conn, func(tx pgx.Tx) error {
 				var stale *audit.StaleError
-				var refused *audit.ApplyError
+				var refused *audit.ConflictError
 				if _, err := h.revert(u.Client.RevertRequest("first")).ApplyTx(t.Context(), tx); errors.As(err, &stale) != h.stale || errors.As(err, &refused) == h.stale {
 					t.Errorf("the revert gives %v", err)
 				}

@@ -28,7 +28,7 @@ func TestSync_AnswerOfTheServerIsNotBelieved(t *testing.T) {
 			mustStart(t, capturing)
 			var lies atomic.Int32
 			proxy := faulttest.NewProxy(t, db.URL())
-			answered := regexp.MustCompile(regexp.QuoteMeta(db.Name()) + `\x00\x00\x00.[0-9A-F]+/`)
+			answered := regexp.MustCompile(`(?s)` + regexp.QuoteMeta(db.Name()) + `\x00\x00\x00.[0-9A-F]+/`)
 			proxy.Rewrite(func(answer []byte) {
 				for _, at := range answered.FindAllIndex(answer, -1) {
 					lies.Add(1)

@@ -98,11 +98,6 @@ const (
 // order.
 const probeCost = 5
 
-// narrowRow is the size in bytes that a row is taken to have where the server has no
-// statistics: few have less. Rows taken for too many cost at most what reading all
-// changes in order does.
-const narrowRow = 64
-
 // choose counts the changes of a table in (from, to], but no further than where
 // the answer is clear.
 func (p *pastTable) choose(ctx context.Context, span nameSpan, from, to LSN) (strategy, error) {
@@ -111,11 +106,12 @@ func (p *pastTable) choose(ctx context.Context, span nameSpan, from, to LSN) (st
 	}
 	rows := int64(2000)
 	if p.live != nil {
+		// Nothing that takes a lock: a TRUNCATE that waits for this snapshot would have it.
 		var estimate float64
 		err := p.client.source.QueryRow(ctx, `
-			SELECT coalesce(sum(greatest(c.reltuples, pg_catalog.pg_relation_size(c.oid) / $2)), 0)::float8
+			SELECT coalesce(sum(greatest(c.reltuples, c.relpages, pg_catalog.pg_stat_get_live_tuples(c.oid))), 0)::float8
 			FROM pg_catalog.pg_class c
-			WHERE c.oid = $1 OR c.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree($1) WHERE isleaf)`, p.oid, narrowRow).Scan(&estimate)
+			WHERE c.oid = $1 OR c.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree($1) WHERE isleaf)`, p.oid).Scan(&estimate)
 		if err != nil {
 			return 0, wrap("estimate rows", err)
 		}

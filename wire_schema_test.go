@@ -40,7 +40,7 @@ func TestUnchangedToastedValueIsInTheImage(t *testing.T) {
 // from the last stored image.
 func TestReplicaIdentityDefaultIsFilledFromHistory(t *testing.T) {
 	t.Parallel()
-	a := audittest.New(t, byHand, "CREATE TABLE todo (id int PRIMARY KEY, body text, done bool)", "INSERT INTO todo VALUES (9, "+toasted+", true)")
+	a := audittest.New(t, audit.Config{RefreshInterval: -1, NoEventTrigger: true}, "CREATE TABLE todo (id int PRIMARY KEY, body text, done bool)", "INSERT INTO todo VALUES (9, "+toasted+", true)")
 	a.Exec(t, `
 		INSERT INTO todo VALUES (1, `+toasted+`, false), (2, 'two', false);
 		ALTER TABLE todo REPLICA IDENTITY DEFAULT`)
@@ -96,7 +96,7 @@ func TestReplicaIdentityDefaultInALargeTransaction(t *testing.T) {
 // is deleted: what is not known has to be said.
 func TestReplicaIdentityUsingIndex(t *testing.T) {
 	t.Parallel()
-	a := unchecked(t, byHand, "CREATE TABLE todo (id int PRIMARY KEY, code text NOT NULL, title text)", "CREATE UNIQUE INDEX by_code ON todo (code)")
+	a := unchecked(t, audit.Config{RefreshInterval: -1, NoEventTrigger: true}, "CREATE TABLE todo (id int PRIMARY KEY, code text NOT NULL, title text)", "CREATE UNIQUE INDEX by_code ON todo (code)")
 	a.Exec(t, `
 		INSERT INTO todo VALUES (1, 'a', 'x'), (2, 'b', 'y');
 		ALTER TABLE todo REPLICA IDENTITY USING INDEX by_code`)
