@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/puddle/v2"
 )
@@ -24,7 +25,12 @@ func (c *Client) open() error {
 
 // isClosed reports whether a question failed because the client was closed meanwhile.
 func isClosed(err error) bool {
-	return errors.Is(err, ErrClosed) || errors.Is(err, puddle.ErrClosedPool) || errors.Is(err, net.ErrClosed)
+	if errors.Is(err, ErrClosed) || errors.Is(err, puddle.ErrClosedPool) || errors.Is(err, net.ErrClosed) {
+		return true
+	}
+	// A pool goes on connecting when its caller has gone, and stops when it is closed.
+	var connecting *pgconn.ConnectError
+	return errors.As(err, &connecting) && errors.Is(err, context.Canceled)
 }
 
 // closePatience is for how long Close lets a server answer what it was asked before.
@@ -41,12 +47,14 @@ type connections struct {
 func (c *connections) follow(config *pgxpool.Config) {
 	after, before := config.AfterConnect, config.BeforeClose
 	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		c.mu.Lock()
-		c.open[conn] = struct{}{}
-		c.mu.Unlock()
 		if after != nil {
-			return after(ctx, conn)
+			if err := after(ctx, conn); err != nil {
+				return err // the pool closes it, and does not say so
+			}
 		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.open[conn] = struct{}{}
 		return nil
 	}
 	config.BeforeClose = func(conn *pgx.Conn) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"testing"
 	"time"
 
@@ -245,5 +246,40 @@ func TestClose_WhatWaitsForALock(t *testing.T) {
 	}
 	if err := held.Rollback(ctx); err != nil {
 		t.Error(err)
+	}
+}
+
+// So does a question that is still connecting, to a server that does not answer.
+func TestClose_WhatConnects(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // It answers nobody.
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = silent.Close() }()
+	c, err := audit.Open(t.Context(), audit.Config{SourceURL: "postgres://audit@" + silent.Addr().String() + "/shop?sslmode=disable"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan error, 2)
+	go func() { _, err := c.Changes().List(context.Background()); asked <- err }()
+	go func() { _, err := c.Now().Row(context.Background(), "todo", 1); asked <- err }()
+	for range 2 {
+		conn, err := silent.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+	}
+	c.Close()
+	for range 2 {
+		select {
+		case err := <-asked:
+			if !errors.Is(err, audit.ErrClosed) {
+				t.Error(err)
+			}
+		case <-time.After(faulttest.Patience):
+			t.Fatal("a question does not return")
+		}
 	}
 }

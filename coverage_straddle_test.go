@@ -30,6 +30,12 @@ func TestCoverage_TransactionThatStraddles(t *testing.T) {
 		"table out of the publication for a while": {
 			"CREATE TABLE late (id int PRIMARY KEY, v int)", "ALTER PUBLICATION audit DROP TABLE late; ALTER PUBLICATION audit ADD TABLE late",
 		},
+		"table out of the publication for a while, and renamed meanwhile": {
+			"CREATE TABLE early (id int PRIMARY KEY, v int)", "ALTER PUBLICATION audit DROP TABLE late; ALTER PUBLICATION audit ADD TABLE late",
+		},
+		"one partition published by somebody else": {
+			"CREATE TABLE late (id int PRIMARY KEY, v int) PARTITION BY LIST (id); CREATE TABLE late_1 PARTITION OF late FOR VALUES IN (1, 2, 3, 4, 5, 6); ALTER TABLE late_1 REPLICA IDENTITY FULL", "ALTER PUBLICATION audit ADD TABLE late_1",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -40,6 +46,9 @@ func TestCoverage_TransactionThatStraddles(t *testing.T) {
 			a.Exec(t, publish.setup)
 			if strings.Contains(publish.publish, "DROP") {
 				refresh(t, a)
+			}
+			if strings.Contains(publish.setup, "early") {
+				a.Exec(t, "ALTER TABLE early RENAME TO late")
 			}
 			writer := a.Connect(t)
 			if _, err := writer.Exec(t.Context(), "BEGIN; INSERT INTO late SELECT i, i FROM generate_series(1, 5) i"); err != nil {

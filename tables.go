@@ -205,7 +205,7 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool
 			return err
 		}
 	}
-	if !t.Held && !renamed {
+	if !t.Held && (!ok || left) {
 		over, err := wait.over(ctx, t)
 		if err != nil || !over {
 			return err
