@@ -252,7 +252,12 @@ func sqlCalls(tokens []sqlToken) []sqlCall {
 }
 
 // sqlRelation is what may be the name of a table.
-type sqlRelation struct{ schema, name string }
+type sqlRelation struct {
+	schema, name string
+	// certain tells that hardly anything else can stand there, listed that it stands
+	// behind a comma, as columns do, too.
+	certain, listed bool
+}
 
 // sqlRelations returns what may be names of tables: names behind the words and
 // marks that one can stand behind.
@@ -269,9 +274,23 @@ func sqlRelations(tokens []sqlToken) []sqlRelation {
 		if before >= 0 && !mayPrecedeTable(tokens[before]) {
 			continue
 		}
+		r.listed = before >= 0 && tokens[before].is(",") && !namesQuery(tokens, t.text)
+		r.certain = before >= 0 && (tokens[before].is("join") || tokens[before].is("table") || tokens[before].is("only") ||
+			tokens[before].is("from") && !(before > 0 && tokens[before-1].is("distinct"))) && !namesQuery(tokens, t.text)
 		relations = append(relations, r)
 	}
 	return relations
+}
+
+// namesQuery reports whether a WITH query has the name.
+func namesQuery(tokens []sqlToken, name string) bool {
+	for i, t := range tokens {
+		if t.isName() && t.text == name && i+2 < len(tokens) && tokens[i+1].is("as") &&
+			(tokens[i+2].is("(") || tokens[i+2].is("materialized") || tokens[i+2].is("not")) {
+			return true
+		}
+	}
+	return false
 }
 
 func mayPrecedeTable(t sqlToken) bool {

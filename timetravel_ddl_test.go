@@ -174,6 +174,9 @@ func (c copied) compareTable(t *testing.T, name string, told *verdict) {
 	judge("View", rows, want.rows, err)
 	for key, text := range want.byKey {
 		got, err := rowAt(ctx, table, want.keys[key])
+		if unread := new(audit.FilterError); want.made && errors.As(err, &unread) {
+			continue // a key of a type that was altered is no value of the type of now
+		}
 		judge("Row "+key, got, text, err)
 	}
 	if len(want.key) > 0 {

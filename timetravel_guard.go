@@ -124,6 +124,11 @@ func (g *guard) checkPlan(ctx context.Context, sql string, tokens []sqlToken) (s
 		}
 		again = again || made
 	}
+	if !again {
+		if err := g.checkUnread(tokens, plan, make(map[*relation]bool)); err != nil {
+			return "", false, err
+		}
+	}
 	if plan.writes {
 		return "", false, g.refuse("", "it would write: only queries can be run in the past")
 	}
@@ -133,6 +138,34 @@ func (g *guard) checkPlan(ctx context.Context, sql string, tokens []sqlToken) (s
 		}
 	}
 	return sent, again, nil
+}
+
+// checkUnread refuses a query that names a table without a past which the plan does not
+// read: that of now is known to have no rows for it, by its constraints or because it has
+// no partition any more, and that of then is not.
+func (g *guard) checkUnread(tokens []sqlToken, plan *queryPlan, looked map[*relation]bool) error {
+	for _, named := range sqlRelations(tokens) {
+		if err, ok := g.view.missing[named.name]; ok && !slices.ContainsFunc(plan.scans, func(s scan) bool { return s.name == named.name }) {
+			for _, r := range g.view.relations[named.name] {
+				if named.schema != "" && named.schema != r.schema || g.allowed[named.name] || g.allowed[qualifiedName(r.schema, named.name)] {
+					continue
+				}
+				if named.certain || named.listed && r.kind == "p" {
+					return err
+				}
+			}
+		}
+		for _, r := range g.view.relations[named.name] {
+			if r.kind != "v" || looked[r] || named.schema != "" && named.schema != r.schema {
+				continue
+			}
+			looked[r] = true
+			if err := g.checkUnread(scanSQL(r.definition), plan, looked); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // checkSystemColumns refuses what the server says of where and when it stored a
