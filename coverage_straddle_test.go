@@ -6,8 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-
 	"github.com/hindsight-go/audit"
 	"github.com/hindsight-go/audit/audittest"
 	"github.com/hindsight-go/audit/store"
@@ -82,16 +80,7 @@ func TestCoverage_TransactionThatStraddles(t *testing.T) {
 // whatever the store's clock says.
 func TestCoverage_TimesOfTheSource(t *testing.T) {
 	t.Parallel()
-	db := audittest.NewDatabase(t)
-	pool, err := pgxpool.New(t.Context(), db.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
-	ctx, history := t.Context(), store.New(pool, "audit")
-	if err := history.Migrate(ctx); err != nil {
-		t.Fatal(err)
-	}
+	ctx, history := t.Context(), bareStore(t, audittest.NewDatabase(t))
 	day := func(n int) time.Time { return time.Date(2001, 1, n, 0, 0, 0, 0, time.UTC) }
 	checkpoint := store.Checkpoint{Database: "shop", Slot: "s", SystemIdentifier: "1", Timeline: 1, Position: 100}
 	if err := errors.Join(

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/multitracer"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
@@ -58,7 +59,11 @@ func linkSession(pool *pgxpool.Config) *sessionLink {
 
 // withoutSession makes a connection that leaves nothing in the server's session.
 func withoutSession(config *pgx.ConnConfig) {
-	config.Tracer = localTracer{local: localSettings(config.RuntimeParams), inner: config.Tracer}
+	tracers := []pgx.QueryTracer{localTracer{local: localSettings(config.RuntimeParams)}}
+	if config.Tracer != nil {
+		tracers = append([]pgx.QueryTracer{config.Tracer}, tracers...) // which may refuse a statement
+	}
+	config.Tracer = multitracer.New(tracers...)
 	withoutSettings(&config.Config)
 	// Named statements stay in a session that others have next.
 	config.DefaultQueryExecMode = pgx.QueryExecModeDescribeExec
@@ -156,17 +161,8 @@ func (c *Client) pooledField(ctx context.Context) (string, error) {
 // localTracer gives each transaction its settings: one that is begun, behind its BEGIN,
 // and a query alone one of its own. Other statements alone name everything in full, and
 // run as they are: what ends a transaction of ours has nobody to report to.
-type localTracer struct {
-	local string
-	inner pgx.QueryTracer // of the pool, or nil
-}
-
-var (
-	_ pgx.QueryTracer    = localTracer{}
-	_ pgx.BatchTracer    = localTracer{}
-	_ pgx.CopyFromTracer = localTracer{}
-	_ pgx.PrepareTracer  = localTracer{}
-)
+// Batches and copies run in transactions only.
+type localTracer struct{ local string }
 
 type localKey struct{}
 
@@ -177,9 +173,6 @@ const (
 )
 
 func (t localTracer) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
-	if t.inner != nil {
-		ctx = t.inner.TraceQueryStart(ctx, conn, data)
-	}
 	if conn.PgConn().TxStatus() != 'I' {
 		return ctx
 	}
@@ -195,10 +188,7 @@ func (t localTracer) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data p
 	return ctx
 }
 
-func (t localTracer) TraceQueryEnd(ctx context.Context, conn *pgx.Conn, data pgx.TraceQueryEndData) {
-	if t.inner != nil {
-		t.inner.TraceQueryEnd(ctx, conn, data)
-	}
+func (t localTracer) TraceQueryEnd(ctx context.Context, conn *pgx.Conn, _ pgx.TraceQueryEndData) {
 	status := conn.PgConn().TxStatus()
 	var err error
 	switch behind := ctx.Value(localKey{}); {
@@ -217,53 +207,6 @@ func (localTracer) script(ctx context.Context, conn *pgx.Conn, sql string) error
 	defer cancel()
 	_, err := conn.PgConn().Exec(ctx, sql).ReadAll()
 	return err
-}
-
-// Batches and copies run in transactions only.
-
-func (t localTracer) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
-	if inner, ok := t.inner.(pgx.BatchTracer); ok {
-		return inner.TraceBatchStart(ctx, conn, data)
-	}
-	return ctx
-}
-
-func (t localTracer) TraceBatchQuery(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchQueryData) {
-	if inner, ok := t.inner.(pgx.BatchTracer); ok {
-		inner.TraceBatchQuery(ctx, conn, data)
-	}
-}
-
-func (t localTracer) TraceBatchEnd(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchEndData) {
-	if inner, ok := t.inner.(pgx.BatchTracer); ok {
-		inner.TraceBatchEnd(ctx, conn, data)
-	}
-}
-
-func (t localTracer) TraceCopyFromStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceCopyFromStartData) context.Context {
-	if inner, ok := t.inner.(pgx.CopyFromTracer); ok {
-		return inner.TraceCopyFromStart(ctx, conn, data)
-	}
-	return ctx
-}
-
-func (t localTracer) TraceCopyFromEnd(ctx context.Context, conn *pgx.Conn, data pgx.TraceCopyFromEndData) {
-	if inner, ok := t.inner.(pgx.CopyFromTracer); ok {
-		inner.TraceCopyFromEnd(ctx, conn, data)
-	}
-}
-
-func (t localTracer) TracePrepareStart(ctx context.Context, conn *pgx.Conn, data pgx.TracePrepareStartData) context.Context {
-	if inner, ok := t.inner.(pgx.PrepareTracer); ok {
-		return inner.TracePrepareStart(ctx, conn, data)
-	}
-	return ctx
-}
-
-func (t localTracer) TracePrepareEnd(ctx context.Context, conn *pgx.Conn, data pgx.TracePrepareEndData) {
-	if inner, ok := t.inner.(pgx.PrepareTracer); ok {
-		inner.TracePrepareEnd(ctx, conn, data)
-	}
 }
 
 func firstWord(sql string) string {

@@ -235,15 +235,7 @@ func TestHolderThatSleepsInALargeTransactionHoldsNobodyUp(t *testing.T) {
 func TestWriterOfAnEarlierEpochIsFenced(t *testing.T) {
 	t.Parallel()
 	db := audittest.NewDatabase(t)
-	pool, err := pgxpool.New(t.Context(), db.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
-	history := store.New(pool, "audit")
-	if err := history.Migrate(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	history := bareStore(t, db)
 	if err := history.CreateCheckpoint(t.Context(), store.Checkpoint{Database: "shop", Slot: "s", SystemIdentifier: "1", Timeline: 1, Position: 100}, time.Now()); err != nil {
 		t.Fatal(err)
 	}
@@ -291,4 +283,19 @@ func TestWriterOfAnEarlierEpochIsFenced(t *testing.T) {
 	if n := audittest.Value[int](t, db, "SELECT count(*) FROM audit.changes"); n != 1 {
 		t.Errorf("history has %d changes, want 1", n)
 	}
+}
+
+// bareStore makes the store's schema in a database, for a test of the store alone.
+func bareStore(t *testing.T, db *audittest.Database) *store.Store {
+	t.Helper()
+	pool, err := pgxpool.New(t.Context(), db.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	history := store.New(pool, "audit")
+	if err := history.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return history
 }
