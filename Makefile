@@ -43,7 +43,7 @@ integration: ## test with GORM, ent, bun, sqlx, lib/pq, chi, gin, echo and gRPC
 	cd internal/integration && go vet ./... && go test $(TEST_FLAGS) ./...
 	cd examples/gorm && go vet ./... && go test $(TEST_FLAGS) ./...
 
-peers: ## run the tests of pgx, pgxpool, stdlib and lib/pq themselves, bare and through the wrappers
+peers: ## run the tests of pgx, pgxpool, stdlib, lib/pq and sqlx themselves, bare and through the wrappers
 	cd internal/integration && go run ./peers
 
 ci: ## what the build machine runs

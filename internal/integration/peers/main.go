@@ -2,7 +2,7 @@
 // bare and then through the wrappers, and reports the tests whose outcome differs:
 // go run ./peers, in internal/integration.
 //
-// The suites are those of pgx, its pgxpool and stdlib, and lib/pq. Their modules
+// The suites are those of pgx, its pgxpool and stdlib, lib/pq, and sqlx. Their modules
 // are copied to a temporary directory, where a hook is put into the few methods that
 // the wrappers stand before, so that every call of every test goes through auditpgx
 // or auditsql. Each suite runs three times, each time in a database of its own: bare,
@@ -47,10 +47,15 @@ const atOnce = 2
 
 func run(ctx context.Context, out io.Writer, args []string) error {
 	flags := flag.NewFlagSet("peers", flag.ContinueOnError)
-	only := flags.String("suite", "", "run one suite only: "+strings.Join(suiteNames(), ", "))
+	only := flags.String("suite", "", "run these suites only, with commas between: "+strings.Join(suiteNames(), ", "))
 	pattern := flags.String("run", "", "run the tests that match only, and show what they print")
+	short := flags.Bool("short", false, "leave out tests that take a minute")
 	keep := flags.Bool("keep", false, "keep the directory of the copies")
 	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	chosen, err := chooseSuites(*only)
+	if err != nil {
 		return err
 	}
 	begun := time.Now()
@@ -78,16 +83,7 @@ func run(ctx context.Context, out io.Writer, args []string) error {
 	if err := copyModules(ctx, root, dir); err != nil {
 		return err
 	}
-	b := bench{dir: dir, server: server, pattern: *pattern, out: out}
-	var chosen []suite
-	for _, s := range suites {
-		if *only == "" || *only == s.name {
-			chosen = append(chosen, s)
-		}
-	}
-	if len(chosen) == 0 {
-		return fmt.Errorf("no suite %q: there are %s", *only, strings.Join(suiteNames(), ", "))
-	}
+	b := bench{dir: dir, server: server, pattern: *pattern, short: *short, out: out}
 	err = b.runAll(ctx, chosen)
 	fmt.Fprintf(out, "peers: %d suites, %d ways each, %.0f s\n", len(chosen), len(modes), time.Since(begun).Seconds())
 	return err
@@ -98,6 +94,7 @@ type bench struct {
 	dir     string
 	server  *pgserver.Server
 	pattern string
+	short   bool
 
 	out io.Writer
 
@@ -193,6 +190,22 @@ func (b *bench) again(ctx context.Context, s suite, mode, name string) (string, 
 		return "", true
 	}
 	return wrapped.printed[name], false
+}
+
+// chooseSuites returns the suites of the names, or all without any.
+func chooseSuites(names string) ([]suite, error) {
+	if names == "" {
+		return suites, nil
+	}
+	var chosen []suite
+	for name := range strings.SplitSeq(names, ",") {
+		i := slices.IndexFunc(suites, func(s suite) bool { return s.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("no suite %q: there are %s", name, strings.Join(suiteNames(), ", "))
+		}
+		chosen = append(chosen, suites[i])
+	}
+	return chosen, nil
 }
 
 func suiteNames() []string {

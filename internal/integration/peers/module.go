@@ -40,6 +40,15 @@ var modules = []module{
 		renames: map[string][]string{"connector.go": {`func (c *Connector) Connect(`}, "conn.go": {`func (d Driver) Open(`}},
 		files:   map[string]string{"pq_hook": "hook.go", "mode": "peers/mode.go", "sql_peers": "peers/sql.go", "pq_peers": "peers/pq.go"},
 	},
+	{
+		path: "github.com/jmoiron/sqlx",
+		replaces: map[string]replacement{
+			// It opens "postgres" when its tests are initialized, which the copy of lib/pq has
+			// to be ready for.
+			"sqlx_test.go": {`_ "github.com/lib/pq"`, `_ "github.com/lib/pq/peers"`},
+		},
+		uses: []string{"github.com/lib/pq"},
+	},
 }
 
 // module is the module of a peer, and what is done to its copy.
@@ -48,6 +57,7 @@ type module struct {
 	renames  map[string][]string    // methods by file: each gets the name of one that goes first
 	replaces map[string]replacement // in tests
 	files    map[string]string      // templates and where they go
+	uses     []string               // modules whose copies it uses
 }
 
 type replacement struct{ from, to string }
@@ -165,6 +175,9 @@ func (m module) writeGoMod(root, dir, to string) error {
 	version := regexp.MustCompile(`(?m)^go .*$`)
 	content := version.ReplaceAllString(string(text), string(version.Find(ours)))
 	content += "\nrequire github.com/hindsight-go/audit v0.0.0\n\nreplace github.com/hindsight-go/audit => " + root + "\n"
+	for _, used := range m.uses {
+		content += "\nreplace " + used + " => " + copyOf(dir, used) + "\n"
+	}
 	for _, block := range requireBlock.FindAllString(string(ours), -1) {
 		content += "\n" + block + "\n"
 	}

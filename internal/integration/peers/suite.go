@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,10 +19,11 @@ import (
 
 // suites are the tests of a package each.
 var suites = []suite{
-	{name: "pgx", module: "github.com/jackc/pgx/v5", wrap: "Wrap", stamped: "Stamped", setup: pgxSetup, env: pgxEnv},
+	{name: "pgx", module: "github.com/jackc/pgx/v5", wrap: "Wrap", stamped: "Stamped", setup: pgxSetup, env: pgxEnv, slow: "TestRawValuesUnderlyingMemoryReused"},
 	{name: "pgxpool", module: "github.com/jackc/pgx/v5", dir: "pgxpool", wrap: "Wrap", stamped: "Stamped", setup: pgxSetup, env: pgxEnv},
 	{name: "stdlib", module: "github.com/jackc/pgx/v5", dir: "stdlib", wrap: "WrapStdlib", stamped: "SQLStamped", setup: pgxSetup, env: pgxEnv},
 	{name: "pq", module: "github.com/lib/pq", wrap: "Wrap", stamped: "SQLStamped", env: pqEnv, skip: "TestConnectorWith(Notice|Notification)Handler|TestNoticeHandler|TestUnexpectedEOF"},
+	{name: "sqlx", module: "github.com/jmoiron/sqlx", driver: "github.com/lib/pq", wrap: "Wrap", stamped: "SQLStamped", env: sqlxEnv},
 }
 
 // suite is the tests of one package.
@@ -29,12 +31,14 @@ type suite struct {
 	name    string
 	module  string
 	dir     string // of the package in the module
+	driver  string // the module whose copy has the hooks, if it is another
 	wrap    string // what is called to go through the wrappers
 	stamped string // what says how much was stamped
 	setup   string // SQL that prepares the database
 	// skip are tests that take a connection for one of the driver's own type, or talk to a
 	// server that they made up, which knows their texts only.
 	skip string
+	slow string // tests of a minute that -short leaves out
 	env  func(dsn pgserverDSN) []string
 }
 
@@ -72,6 +76,11 @@ func pqEnv(dsn pgserverDSN) []string {
 	return []string{"PGHOST=" + dsn.host, "PGUSER=" + dsn.user, "PGDATABASE=" + dsn.database, "PGSSLMODE=disable"}
 }
 
+// sqlxEnv leaves out the other databases that sqlx is tested with.
+func sqlxEnv(dsn pgserverDSN) []string {
+	return []string{"SQLX_POSTGRES_DSN=" + dsn.text, "SQLX_MYSQL_DSN=skip", "SQLX_SQLITE_DSN=skip", "PGSSLMODE=disable"}
+}
+
 func (s suite) path(dir string) string { return filepath.Join(copyOf(dir, s.module), s.dir) }
 
 func (s suite) binary(dir string) string { return filepath.Join(dir, s.name+".test") }
@@ -82,7 +91,8 @@ func (s suite) writeLastTest(dir string) error {
 	if err != nil {
 		return err
 	}
-	content := strings.NewReplacer("PACKAGE", s.name, "MODULE", s.module, "WRAP", s.wrap, "STAMPED", s.stamped).Replace(string(text))
+	hooks := cmp.Or(s.driver, s.module)
+	content := strings.NewReplacer("PACKAGE", s.name, "MODULE", hooks, "WRAP", s.wrap, "STAMPED", s.stamped).Replace(string(text))
 	return write(filepath.Join(s.path(dir), "zz_peers_test.go"), content)
 }
 
@@ -105,8 +115,12 @@ func (b *bench) runOnce(ctx context.Context, s suite, mode, pattern string) (out
 	if pattern != "" {
 		args = append(args, "-test.run="+pattern)
 	}
-	if s.skip != "" {
-		args = append(args, "-test.skip="+s.skip)
+	skip := s.skip
+	if b.short && s.slow != "" {
+		skip = strings.TrimPrefix(skip+"|"+s.slow, "|")
+	}
+	if skip != "" {
+		args = append(args, "-test.skip="+skip)
 	}
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = s.path(b.dir)
