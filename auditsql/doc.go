@@ -76,8 +76,10 @@
 // arguments itself, describes columns, gives several results, resets and validates
 // its connections, and driver.ErrBadConn and driver.ErrSkip mean what they mean. Only if
 // the answer to our COMMIT is lost, that is no driver.ErrBadConn, whatever the driver
-// says: database/sql would run the statement again. driver.RowsColumnScanner of Go 1.27
-// is there for rows that are not stamped.
+// says: database/sql would run the statement again. Rows of pgx have
+// driver.RowsColumnScanner of Go 1.27 as those of stdlib do: slices, maps and ranges are
+// scanned by pgx. Over other drivers the rows of a stamped statement outside a transaction
+// are read ahead, so that they hold no locks, and database/sql assigns their values.
 //
 // # The driver's own connection
 //

@@ -65,33 +65,46 @@ func (r *pgxRows) Close() error {
 
 // Next is of driver.Rows.
 func (r *pgxRows) Next(dest []driver.Value) error {
+	if err := r.next(); err != nil {
+		return err
+	}
+	for i := range r.rows.RawValues() {
+		var err error
+		if dest[i], err = r.value(i); err != nil {
+			return fmt.Errorf("convert field %d failed: %w", i, err)
+		}
+	}
+	return nil
+}
+
+// next goes to the next row.
+func (r *pgxRows) next() error {
 	if !r.ahead {
 		r.more = r.rows.Next()
 	}
 	r.ahead = false
-	if !r.more {
-		if err := r.rows.Err(); err != nil {
-			return err
-		}
-		return io.EOF
+	if r.more {
+		return nil
 	}
+	if err := r.rows.Err(); err != nil {
+		return err
+	}
+	return io.EOF
+}
+
+// value returns the value of a column as database/sql is to have it.
+func (r *pgxRows) value(index int) (driver.Value, error) {
 	if r.decode == nil {
 		r.decode = make([]decoder, len(r.columns))
 		for i, column := range r.columns {
 			r.decode[i] = newDecoder(r.types, column)
 		}
 	}
-	for i, raw := range r.rows.RawValues() {
-		dest[i] = nil
-		if raw == nil {
-			continue
-		}
-		var err error
-		if dest[i], err = r.decode[i](raw); err != nil {
-			return fmt.Errorf("convert field %d failed: %w", i, err)
-		}
+	raw := r.rows.RawValues()[index]
+	if raw == nil {
+		return nil, nil
 	}
-	return nil
+	return r.decode[index](raw)
 }
 
 // decoder makes the value of a column that is not NULL.
