@@ -285,12 +285,16 @@ func (c *collapse) alter(m *imageMap, r *netRow) {
 
 // change notes that a column went from one value to another.
 func (c *collapse) change(m *imageMap, r *netRow, at int, before, after json.RawMessage) {
-	if r.existed && !c.wanted(m.target, at) {
-		m.target.noteLeft(at)
-		return
-	}
 	if m.target.columns.list[at].derived {
 		return
+	}
+	if r.existed && !c.wanted(m.target, at) {
+		// If the row is removed afterwards, it comes back with what there was at first:
+		// a counter would be that of a row whose counted rows were removed before it.
+		m.target.noteLeft(at)
+		if m.target.isVersion(at) {
+			return
+		}
 	}
 	column := m.at[at]
 	r.retyped = r.retyped || column.as != 0

@@ -277,3 +277,39 @@ func TestRevert_LaterWorkOnWhatWasUndone(t *testing.T) {
 		})
 	}
 }
+
+// What a transaction of others has left as it was is nobody's work, nor is what a request
+// of others has, once that is undone.
+func TestRevert_LaterWorkThatCameToNothing(t *testing.T) {
+	t.Parallel()
+	for name, h := range map[string]struct {
+		later     [][]string // transactions
+		undone    bool
+		conflicts []string
+	}{
+		"OneTransaction":        {later: [][]string{{"UPDATE account SET balance = 7 WHERE id = 5", "UPDATE account SET balance = 5 WHERE id = 5"}}},
+		"OverThree":             {later: [][]string{{"UPDATE account SET balance = 7 WHERE id = 5", "UPDATE account SET balance = 8 WHERE id = 5", "UPDATE account SET balance = 5 WHERE id = 5"}}},
+		"TwoTransactions":       {later: [][]string{{"UPDATE account SET balance = 7 WHERE id = 5"}, {"UPDATE account SET balance = 5 WHERE id = 5"}}, conflicts: []string{"column changed public.account[5] balance"}},
+		"TwoTransactionsUndone": {later: [][]string{{"UPDATE account SET balance = 7 WHERE id = 5"}, {"UPDATE account SET balance = 5, note = 'bob' WHERE id = 5"}}, undone: true},
+		"MoreThanThat":          {later: [][]string{{"UPDATE account SET balance = 7 WHERE id = 5", "UPDATE account SET balance = 5, note = 'bob' WHERE id = 5"}}, conflicts: []string{"column changed public.account[5] note"}},
+		"RowAway":               {later: [][]string{{"DELETE FROM account WHERE id = 5", "INSERT INTO account VALUES (5, 5)"}}, conflicts: []string{"row created again public.account[5]"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			u := newUndo(t, balances)
+			before := u.state(t)
+			u.by(t, "ann", "r", "INSERT INTO account VALUES (5, 5)")
+			for _, statements := range h.later {
+				u.by(t, "bob", "b", statements...)
+			}
+			if h.undone {
+				apply(t, u.Client.RevertRequest("b"))
+			}
+			wantConflicts(t, u.Client.RevertRequest("r"), h.conflicts...)
+			if len(h.conflicts) == 0 {
+				apply(t, u.Client.RevertRequest("r"))
+				u.want(t, "after the revert", before)
+			}
+		})
+	}
+}

@@ -100,6 +100,20 @@ func (l *levels) write(value string, w *writing) {
 	}
 }
 
+// changedBack takes away what somebody's transaction has written if it ends with what it
+// began with: a trigger counts down and up again, and nobody's work is in that.
+func (l *levels) changedBack(value string, w *writing) bool {
+	begin := len(l.stack)
+	for begin > 0 && l.stack[begin-1].by == writtenByOther && l.stack[begin-1].wrote.change.TransactionID == w.change.TransactionID {
+		begin--
+	}
+	if begin == 0 || begin == len(l.stack) || l.stack[begin-1].value != value {
+		return false
+	}
+	l.stack, l.detour, l.before = l.stack[:begin], 0, nil
+	return true
+}
+
 // putBack puts back what the last of certain reverts has taken away, if that leads to
 // the value: whoever undoes an undo does again what it undid.
 func (l *levels) putBack(value string, w *writing, of func(*Change) bool) bool {

@@ -27,6 +27,9 @@ type rowHistory struct {
 	// left are the columns as they were when the row went away, absent as they were
 	// when reverts put it back.
 	left, absent []rowLevels
+	// guest is the presence as it was before another row was given the key of this one,
+	// which is gone; nil if there is none.
+	guest *levels
 	// over tells that another row of the selection has the key from here on.
 	over        bool
 	truncations int // how many of those were applied
@@ -178,13 +181,21 @@ func (w *historyWalk) take(ctx context.Context, c *Change) error {
 	if from != key {
 		for _, h := range slices.Clone(index[key]) {
 			w.truncate(h, c.Position)
-			if h.presence.top().value == rowGone { // another row has come there
+			switch {
+			case h.presence.top().value != rowGone:
+			case w.p.isSelected(c.Position):
 				h.apply(w, m, Create, writing)
+			default:
+				h.receive(writing)
 			}
 		}
 	}
 	for _, h := range staying {
 		w.truncate(h, c.Position)
+		if h.guest != nil && (from != key || c.Operation == Delete) {
+			h.dismiss()
+			continue
+		}
 		if h.over || !h.apply(w, m, c.Operation, writing) || from == key {
 			continue
 		}
@@ -194,6 +205,18 @@ func (w *historyWalk) take(ctx context.Context, c *Change) error {
 	}
 	return nil
 }
+
+// receive notes that another row has been given the key of this one, which is gone. Also
+// where one of our reverts did that, it has not brought this row back.
+func (h *rowHistory) receive(by *writing) {
+	other := *by
+	other.by, other.revert = writtenByOther, nil
+	h.guest = h.presence.clone()
+	h.presence.write(rowThere, &other)
+}
+
+// dismiss notes that the other row has left again.
+func (h *rowHistory) dismiss() { h.presence, h.guest = h.guest, nil }
 
 // image is the side of the change that was read last which says what row it is of.
 func (c *collapse) image(op Operation) []json.RawMessage {
@@ -212,6 +235,10 @@ func (w *historyWalk) truncate(h *rowHistory, before Position) {
 			return
 		}
 		if t.Position.Compare(behind) <= 0 || h.presence.top().value == rowGone {
+			continue
+		}
+		if h.guest != nil {
+			h.dismiss()
 			continue
 		}
 		writing := &writing{change: *t, by: writtenByOther, revert: w.p.ours(t)}
@@ -268,6 +295,11 @@ func (h *rowHistory) apply(w *historyWalk, m *imageMap, op Operation, by *writin
 			h.write(w.reader, m, at, w.reader.before[at], after, op, by)
 		}
 	}
+	if by.by == writtenByRevert {
+		for _, l := range h.columns {
+			l.takeUnit(l.top().value, by) // in vain: what is undone had left there what it found
+		}
+	}
 	return true
 }
 
@@ -316,6 +348,9 @@ func (h *rowHistory) write(c *collapse, m *imageMap, at int, before, after json.
 	if levels == nil {
 		levels = newLevels(text(before))
 		h.columns[at] = levels
+	}
+	if by.by == writtenByOther && op != Create && levels.changedBack(value, by) {
+		return
 	}
 	if op == Create && levels.top().value == value && by.by != writtenBySelection {
 		return // as it was when the row went away
