@@ -2,6 +2,7 @@ package auditsql_test
 
 import (
 	"context"
+	"database/sql"
 	"database/sql/driver"
 	"errors"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/hindsight-go/audit/auditsql"
@@ -19,13 +21,17 @@ import (
 // driver says that the connection was bad, as lib/pq does.
 type deafConn struct {
 	hiddenConn
-	at *atomic.Value
+	at   *atomic.Value
+	lose func() // what else happens then, if it is not nil
 }
 
 func (c deafConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
 	result, err := c.hiddenConn.ExecContext(ctx, query, args)
 	if text := c.at.Load().(string); text != "" && strings.Contains(query, text) {
 		c.at.Store("")
+		if c.lose != nil {
+			c.lose()
+		}
 		return nil, driver.ErrBadConn
 	}
 	return result, err
@@ -40,7 +46,7 @@ func TestCommit_LostAnswer(t *testing.T) {
 	var at atomic.Value
 	at.Store("")
 	d := other
-	d.hide = func(c *stdlib.Conn) driver.Conn { return deafConn{hidden(c).(hiddenConn), &at} }
+	d.hide = func(c *stdlib.Conn) driver.Conn { return deafConn{hidden(c).(hiddenConn), &at, nil} }
 	db, _ := d.open(t, parse(t, server, nil))
 	ctx := by(t.Context(), "ann")
 	ways := map[string]func(cell string) error{
@@ -82,6 +88,25 @@ func TestCommit_LostAnswer(t *testing.T) {
 		if n := audittest.Value[int](t, server, "SELECT count(*) FROM todo WHERE cell = $1", name+" before"); n != 1 {
 			t.Errorf("%s before: %d rows", name, n)
 		}
+	}
+}
+
+// TestCommit_LostAsCtxEnds ends the ctx while the COMMIT runs, which lib/pq gives up its
+// connection for: the error is that of the ctx, too, as without us.
+func TestCommit_LostAsCtxEnds(t *testing.T) {
+	t.Parallel()
+	server := audittest.NewDatabase(t)
+	server.Exec(t, "CREATE TABLE todo (cell text)")
+	var at atomic.Value
+	at.Store("COMMIT")
+	ctx, cancel := context.WithCancel(by(t.Context(), "ann"))
+	defer cancel()
+	d := other
+	d.hide = func(c *stdlib.Conn) driver.Conn { return deafConn{hidden(c).(hiddenConn), &at, cancel} }
+	db, _ := d.open(t, parse(t, server, nil))
+	_, err := db.ExecContext(ctx, "INSERT INTO todo VALUES ('once')")
+	if !errors.Is(err, context.Canceled) || errors.Is(err, driver.ErrBadConn) || !strings.Contains(err.Error(), "COMMIT") {
+		t.Error(err)
 	}
 }
 
@@ -163,5 +188,74 @@ func TestRawConn_RollsBackUnseen(t *testing.T) {
 	}
 	if n := connector.Stats().Stamped; n != 2 {
 		t.Errorf("%d stamps", n)
+	}
+}
+
+// cancelledConn cancels the first statement that holds a text, as pg_cancel_backend does.
+type cancelledConn struct {
+	hiddenConn
+	at *atomic.Value
+}
+
+func (c cancelledConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	if text := c.at.Load().(string); text != "" && strings.Contains(query, text) {
+		c.at.Store("")
+		return nil, &pgconn.PgError{Severity: "ERROR", Code: "57014", Message: "canceling statement due to user request"}
+	}
+	return c.hiddenConn.ExecContext(ctx, query, args)
+}
+
+// TestRawConn_LookIsCancelled cancels what finds out whether a transaction is open, after
+// the connection was used by itself: the write that it is for must not go without its stamp.
+func TestRawConn_LookIsCancelled(t *testing.T) {
+	t.Parallel()
+	server := audittest.NewDatabase(t)
+	server.Exec(t, "CREATE TABLE todo (cell text)")
+	var at atomic.Value
+	at.Store("")
+	d := other
+	d.hide = func(c *stdlib.Conn) driver.Conn { return cancelledConn{hidden(c).(hiddenConn), &at} }
+	db, connector := d.open(t, parse(t, server, nil))
+	ctx := by(t.Context(), "ann")
+	const put = "INSERT INTO todo VALUES ('put')"
+	ways := map[string]func(conn *sql.Conn) error{
+		"exec": func(conn *sql.Conn) error {
+			_, err := conn.ExecContext(ctx, put)
+			return err
+		},
+		"query": func(conn *sql.Conn) error {
+			return conn.QueryRowContext(ctx, put+" RETURNING 1").Scan(new(int))
+		},
+		"transaction": func(conn *sql.Conn) error {
+			tx, err := conn.BeginTx(ctx, nil)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = tx.Rollback() }()
+			if err := conn.Raw(func(c any) error { _ = auditsql.Unwrap(c); return nil }); err != nil {
+				return err
+			}
+			_, err = tx.ExecContext(ctx, put)
+			return err
+		},
+	}
+	for name, write := range ways {
+		conn, err := db.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.Raw(func(c any) error { _ = auditsql.Unwrap(c); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		at.Store("SAVEPOINT audit_stamp")
+		if err := write(conn); code(err) != "57014" {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := audittest.Value[int](t, server, "SELECT count(*) FROM todo"); n != 0 || connector.Stats().Stamped != 0 {
+		t.Errorf("%d rows, %+v", n, connector.Stats())
 	}
 }

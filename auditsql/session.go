@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -72,39 +73,42 @@ func (s *session) ran(text sqltext.Text, err error) {
 	}
 }
 
-// due returns the content to stamp for a text, or nil.
-func (c *conn) due(ctx context.Context, text sqltext.Text) []byte {
+// due returns the content to stamp for a text, or nil. An error is what the statement
+// would have met as well. It is not run to find out: what stopped the look may be gone, and
+// then it would go without its stamp.
+func (c *conn) due(ctx context.Context, text sqltext.Text) ([]byte, error) {
 	ctx = c.begun.in(ctx)
 	if !stamp.Wants(ctx, text) {
-		return nil
+		return nil, nil
 	}
 	ctx, said := c.s.Asked(ctx)
 	if !said {
 		if c.held == nil && stamp.IsWrite(text) {
 			c.s.Without(ctx)
 		}
-		return nil
+		return nil, nil
 	}
 	content := c.s.Content(ctx)
 	if content == nil {
-		return nil
+		return nil, nil
 	}
 	if err := c.look(ctx); err != nil {
-		if !isFatal(ctx, err) {
-			c.s.Lose(ctx, err)
+		if isFatal(ctx, err) {
+			return nil, err
 		}
-		return nil // else the statement meets it as well
+		c.s.Lose(ctx, err)
+		return nil, nil
 	}
 	if c.inTransaction() && stamp.WantsBehind(ctx, text) {
 		c.s.Lose(ctx, errBehind)
 		if text.Late {
-			return nil
+			return nil, nil
 		}
 	}
 	var why error
 	switch {
 	case c.inTransaction() && bytes.Equal(c.held, content):
-		return nil
+		return nil, nil
 	case !c.inTransaction() && text.Class == sqltext.Procedure:
 		why = errProcedure
 	case !c.inTransaction() && (text.Leaves != sqltext.AsItWas || text.Ends),
@@ -113,10 +117,10 @@ func (c *conn) due(ctx context.Context, text sqltext.Text) []byte {
 	case time.Since(c.refused) < c.s.Patience:
 		why = errRefused
 	default:
-		return content
+		return content, nil
 	}
 	c.s.Lose(ctx, why)
-	return nil
+	return nil, nil
 }
 
 // look finds out whether a transaction is open, if that is not known. The answer
@@ -172,8 +176,8 @@ func (c *conn) stamp(ctx context.Context, text sqltext.Text, content []byte) (lo
 		if sqlState(err) == noTransaction {
 			// Something unseen has ended it.
 			c.state, c.held = sqltext.Idle, nil
-			if content = c.due(ctx, text); content == nil {
-				return false, nil
+			if content, err = c.due(ctx, text); content == nil {
+				return false, err
 			}
 			return c.stamp(ctx, text, content)
 		}
@@ -214,15 +218,15 @@ func (c *conn) stamp(ctx context.Context, text sqltext.Text, content []byte) (lo
 // stampCopy stamps a COPY that the driver begins by preparing it. Outside a
 // transaction it cannot be stamped, nor can lib/pq run it.
 func (c *conn) stampCopy(ctx context.Context, text sqltext.Text) error {
-	content := c.due(ctx, text)
+	content, err := c.due(ctx, text)
 	if content == nil {
-		return nil
+		return err
 	}
 	if !c.inTransaction() {
 		c.s.Lose(ctx, errCopy)
 		return nil
 	}
-	_, err := c.stamp(ctx, text, content)
+	_, err = c.stamp(ctx, text, content)
 	return err
 }
 
@@ -253,10 +257,12 @@ func (c *conn) query(ctx context.Context, text sqltext.Text, run func(context.Co
 // stamped runs a statement with its stamp and reports whether that has begun a
 // transaction, which is then to be committed.
 func stamped[T any](ctx context.Context, c *conn, text sqltext.Text, run func(context.Context) (T, error)) (result T, lone bool, err error) {
-	if content := c.due(ctx, text); content != nil {
-		if lone, err = c.stamp(ctx, text, content); err != nil {
-			return result, false, err
-		}
+	content, err := c.due(ctx, text)
+	if err == nil && content != nil {
+		lone, err = c.stamp(ctx, text, content)
+	}
+	if err != nil {
+		return result, false, err
 	}
 	result, err = run(ctx)
 	if !lone {
@@ -293,6 +299,9 @@ func (c *conn) commit(ctx context.Context) error {
 	if errors.Is(err, driver.ErrBadConn) {
 		// database/sql would run the statement again, which may have been committed.
 		c.broken = true
+		if ctx.Err() != nil {
+			return fmt.Errorf("%w: %w", errCommitLost, ctx.Err()) // for which drivers give up connections
+		}
 		return errCommitLost
 	}
 	return err
