@@ -40,7 +40,11 @@ func (p *planner) structure(ctx context.Context) ([]Conflict, error) {
 			}
 		}
 	}
-	return append(found, p.uniqueTwice()...), p.budget.err()
+	twice, err := p.uniqueTwice(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return append(found, twice...), p.budget.err()
 }
 
 // active tells that there is something to be done to the row.
@@ -220,51 +224,6 @@ func (p *planner) uniqueTaken(ctx context.Context, g *group) ([]Conflict, error)
 		}
 	}
 	return found, nil
-}
-
-// uniqueTwice finds rows that are to have one value of a unique index both: they had it
-// one after the other, and somebody gave it to the second in between, or the index was
-// made since. The first one cannot have it back. Of indexes over expressions, with predicates, and of values that
-// are equal and print otherwise, it is the server that finds out.
-func (p *planner) uniqueTwice() []Conflict {
-	type value struct {
-		u    *uniqueIndex
-		text string
-	}
-	holders := make(map[value]*netRow)
-	var found []Conflict
-	for _, r := range p.rows {
-		if !r.active() || r.table.keyless || r.action == Delete {
-			continue
-		}
-		for _, u := range r.table.unique {
-			if !u.plain() || r.action == Update && !r.changes(u.columns) {
-				continue
-			}
-			values, ok := r.restoredValues(u.columns)
-			if !ok {
-				continue
-			}
-			at := value{u, joinKey(values)}
-			first, second := holders[at], r
-			if first == nil {
-				holders[at] = r
-				continue
-			}
-			if second.first().Compare(first.first()) < 0 {
-				first, second = second, first
-			}
-			holders[at] = second
-			c := Conflict{
-				Kind: UniqueTaken, RowRef: first.ref(), Constraint: u.name, Other: &RowRef{Table: second.table.label(), Key: second.key},
-				row: first, stays: true,
-				origin: conflictOrigin{oid: second.table.oid, schema: second.table.schema, table: second.table.name, key: second.key, columns: u.columns},
-			}
-			p.budget.spend(c.bytes())
-			found = append(found, c)
-		}
-	}
-	return found
 }
 
 // holdersSQL finds the live rows that have what rows of the group are to have.

@@ -51,15 +51,19 @@ func (t *target) label() string { return qualifiedName(t.schema, t.name) }
 // printsOtherwise tells that keys may be equal and have different texts.
 func (t *target) printsOtherwise() bool {
 	return !t.keyless && slices.ContainsFunc(t.keyAt, func(at int) bool {
-		c := &t.columns.list[at]
-		switch c.typeOID {
-		case 16, 17, 20, 21, 23, 26, 1082, 1114, 1184, 2950: // bool, bytea, integers, oid, date, timestamps, uuid
-			return false
-		case 25, 1043: // text, varchar
-			return c.loose
-		}
-		return true
+		return t.columns.list[at].printsOtherwise()
 	})
+}
+
+// printsOtherwise tells that values may be equal and have different texts.
+func (c *column) printsOtherwise() bool {
+	switch c.typeOID {
+	case 16, 17, 20, 21, 23, 26, 1082, 1114, 1184, 2950: // bool, bytea, integers, oid, date, timestamps, uuid
+		return false
+	case 25, 1043: // text, varchar
+		return c.loose
+	}
+	return true
 }
 
 // noteFormer notes a name that a column had once.
@@ -142,9 +146,10 @@ type uniqueIndex struct {
 	deferred   bool
 }
 
-// plain tells that rows with the same texts in the columns cannot both be there.
-func (u *uniqueIndex) plain() bool {
-	if u.predicate != "" || len(u.expressions) != len(u.columns) {
+// byTexts tells that just those rows cannot both be there that have the same texts in
+// the columns.
+func (u *uniqueIndex) byTexts(t *target) bool {
+	if u.nulls || u.predicate != "" || slices.ContainsFunc(u.columns, func(c string) bool { return t.columns.list[t.columns.index[c]].printsOtherwise() }) || len(u.expressions) != len(u.columns) {
 		return false
 	}
 	return !slices.ContainsFunc(u.expressions, func(e string) bool {
