@@ -104,12 +104,16 @@ const (
 	// ValueReturned is a column that holds again what it held before the selection,
 	// through somebody's later change: that is their work, and not an undo.
 	ValueReturned
+	// ValueRefused is a value, or several of a row, that the table does not take any more:
+	// NULL in a column that is NOT NULL now, or what a CHECK constraint or a domain forbids,
+	// be it that this is newer or that others have changed another column since.
+	ValueRefused
 )
 
 var conflictNames = map[ConflictKind]string{
 	ColumnChanged: "column changed", ColumnInterleaved: "column changed in between", ColumnGone: "column gone",
 	RowGone: "row gone", RowRecreated: "row created again", UniqueTaken: "unique value taken",
-	Referenced: "row referenced", ParentMissing: "parent missing", ValueReturned: "value came back",
+	Referenced: "row referenced", ParentMissing: "parent missing", ValueReturned: "value came back", ValueRefused: "value refused",
 }
 
 func (k ConflictKind) String() string {
@@ -193,11 +197,16 @@ func (c Conflict) String() string {
 		fmt.Fprintf(&b, ": by %s through %s", c.Other, printable(c.Constraint))
 	case ParentMissing:
 		fmt.Fprintf(&b, ": %s, which %s needs", c.Other, printable(c.Constraint))
+	case ValueRefused:
+		b.WriteString(c.refusalText())
 	case RowGone, RowRecreated:
 	}
 	switch {
 	case c.Change == nil && c.origin.unseen:
 		b.WriteString(" (it may be there and hidden by row-level security: let a role revert that sees it)")
+		return b.String()
+	case c.Change == nil && c.Kind == ValueRefused:
+		b.WriteString(" (the table or its types have been altered since)")
 		return b.String()
 	case c.Change == nil:
 		b.WriteString(" (history does not say by which change)")

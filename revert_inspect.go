@@ -19,7 +19,7 @@ import (
 func (g *group) inspectSQL(s *stage, lock bool, retyped bool) string {
 	var same, values, expected, restored []string
 	for i, at := range g.columns {
-		column := &g.table.columns.list[at]
+		column := g.table.unchecked(at)
 		live := columnIdent("t", column.name)
 		values = append(values, textOf(live))
 		if g.action != Create {

@@ -94,7 +94,7 @@ var meanwhile = map[string]struct {
 		0,
 		"CREATE TABLE a (id int PRIMARY KEY, n text); INSERT INTO a VALUES (1, 'p'), (2, 'P')",
 		"UPDATE a SET n = id::text", "CREATE UNIQUE INDEX ON a (lower(n))",
-		nil, "", "",
+		[]string{"unique value taken public.a[1]"}, "2", "(SELECT array_agg(n ORDER BY id) = '{1,P}' FROM a)",
 	},
 	"ReferenceAddedSince": {
 		0,
@@ -225,26 +225,30 @@ func refusedByTheSource(err error) bool {
 // as a whole, with the name of the constraint and without values.
 func TestWhatIsForbiddenSinceIsRefused(t *testing.T) {
 	t.Parallel()
-	const schema = `CREATE DOMAIN small AS int; CREATE DOMAIN smalls AS int[]; CREATE DOMAIN whole AS int;
-		CREATE TABLE a (id int PRIMARY KEY, n int, d small, ds smalls, da small[], e whole, t text); CREATE TABLE other (id int PRIMARY KEY, n int);
-		INSERT INTO a VALUES (1, 11, 12, '{13}', '{14}', 15, 'secret'), (2, 21, 22, '{23}', '{24}', NULL, NULL); INSERT INTO other VALUES (1, 1)`
-	for name, h := range map[string]struct{ since, constraint string }{
-		"Check":                     {"UPDATE a SET n = 0; ALTER TABLE a ADD CONSTRAINT few CHECK (n < 10)", "few"},
-		"CheckNotValid":             {"ALTER TABLE a ADD CONSTRAINT few CHECK (n < 10) NOT VALID", "few"},
-		"NotNull":                   {"UPDATE a SET t = ''; ALTER TABLE a ALTER t SET NOT NULL", ""},
-		"DomainCheck":               {"UPDATE a SET d = 0; ALTER DOMAIN small ADD CONSTRAINT few CHECK (VALUE < 10) NOT VALID", "few"},
-		"DomainNotNull":             {"UPDATE a SET e = 0; ALTER DOMAIN whole SET NOT NULL", ""},
-		"DomainOverArray":           {"ALTER DOMAIN smalls ADD CONSTRAINT few CHECK (VALUE[1] < 10) NOT VALID", "few"},
-		"ColumnAddedWithoutDefault": {"ALTER TABLE a ADD extra int NOT NULL DEFAULT 1; ALTER TABLE a ALTER extra DROP DEFAULT", ""},
-		"Trigger":                   {"CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no more of % here', NEW.t; END $$; CREATE TRIGGER no BEFORE INSERT OR UPDATE ON a FOR EACH ROW EXECUTE FUNCTION no()", ""},
-		"StatementTrigger":          {"CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no more'; END $$; CREATE TRIGGER no AFTER INSERT ON a EXECUTE FUNCTION no()", ""},
-		"DeferredConstraintTrigger": {"CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no more' USING CONSTRAINT = 'none'; END $$; CREATE CONSTRAINT TRIGGER no AFTER INSERT ON a DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION no()", "none"},
-		"DeferredTriggerUnnamed":    {"CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no more'; END $$; CREATE CONSTRAINT TRIGGER no AFTER INSERT ON a DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION no()", ""},
+	const schema = `CREATE DOMAIN small AS int; CREATE DOMAIN smalls AS int[]; CREATE DOMAIN whole AS int; CREATE DOMAIN lone AS whole;
+		CREATE TABLE a (id int PRIMARY KEY, n int, d small, ds smalls, da small[], e whole, t text, f lone); CREATE TABLE other (id int PRIMARY KEY, n int);
+		INSERT INTO a VALUES (1, 11, 12, '{13}', '{14}', 15, 'secret', 16), (2, 21, 22, '{23}', '{24}', NULL, NULL, 26); INSERT INTO other VALUES (1, 1)`
+	for name, h := range map[string]struct {
+		since, constraint string
+		conflicts         []string
+	}{
+		"Check":                     {"UPDATE a SET n = 0; ALTER TABLE a ADD CONSTRAINT few CHECK (n < 10)", "few", []string{"column changed public.a[1] n", "value refused public.a[1] n", "value refused public.a[2] n"}},
+		"CheckNotValid":             {"ALTER TABLE a ADD CONSTRAINT few CHECK (n < 10) NOT VALID", "few", []string{"value refused public.a[1] n", "value refused public.a[2] n"}},
+		"NotNull":                   {"UPDATE a SET t = ''; ALTER TABLE a ALTER t SET NOT NULL", "", []string{"column changed public.a[1] t", "value refused public.a[2] t"}},
+		"DomainCheck":               {"UPDATE a SET f = 0; ALTER DOMAIN lone ADD CONSTRAINT few CHECK (VALUE < 10) NOT VALID", "few", []string{"column changed public.a[1] f", "value refused public.a[1] f", "value refused public.a[2] f"}},
+		"DomainCheckInArray":        {"UPDATE a SET d = 0; ALTER DOMAIN small ADD CONSTRAINT few CHECK (VALUE < 10) NOT VALID", "few", nil},
+		"DomainNotNull":             {"UPDATE a SET e = 0; ALTER DOMAIN whole SET NOT NULL", "", []string{"value refused public.a[2] e"}},
+		"DomainOverArray":           {"ALTER DOMAIN smalls ADD CONSTRAINT few CHECK (VALUE[1] < 10) NOT VALID", "few", []string{"value refused public.a[1] ds", "value refused public.a[2] ds"}},
+		"ColumnAddedWithoutDefault": {"ALTER TABLE a ADD extra int NOT NULL DEFAULT 1; ALTER TABLE a ALTER extra DROP DEFAULT", "", []string{"value refused public.a[2] extra"}},
+		"Trigger":                   {"CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no more of % here', NEW.t; END $$; CREATE TRIGGER no BEFORE INSERT OR UPDATE ON a FOR EACH ROW EXECUTE FUNCTION no()", "", nil},
+		"StatementTrigger":          {"CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no more'; END $$; CREATE TRIGGER no AFTER INSERT ON a EXECUTE FUNCTION no()", "", nil},
+		"DeferredConstraintTrigger": {"CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no more' USING CONSTRAINT = 'none'; END $$; CREATE CONSTRAINT TRIGGER no AFTER INSERT ON a DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION no()", "none", nil},
+		"DeferredTriggerUnnamed":    {"CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no more'; END $$; CREATE CONSTRAINT TRIGGER no AFTER INSERT ON a DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION no()", "", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			u := newUnchecked(t, schema)
-			u.request(t, "first", "UPDATE other SET n = 2", "DELETE FROM a WHERE id = 2", "UPDATE a SET n = 1, d = 2, ds = '{3}', da = '{4}', t = NULL WHERE id = 1")
+			u.request(t, "first", "UPDATE other SET n = 2", "DELETE FROM a WHERE id = 2", "UPDATE a SET n = 1, d = 2, ds = '{3}', da = '{4}', t = NULL, f = 5 WHERE id = 1")
 			u.Sync(t)
 			for _, sql := range splitSQL(h.since) {
 				u.Exec(t, sql)
@@ -252,6 +256,17 @@ func TestWhatIsForbiddenSinceIsRefused(t *testing.T) {
 			u.Sync(t)
 			now := u.state(t)
 			revert := u.Client.RevertRequest("first").OnConflict(audit.Overwrite)
+			if h.conflicts != nil {
+				wantConflicts(t, revert, h.conflicts...)
+				for _, c := range u.refused(t, revert).Conflicts {
+					if c.Kind == audit.ValueRefused && c.Constraint != h.constraint {
+						t.Errorf("it names %q in %s", c.Constraint, c)
+					}
+				}
+				apply(t, revert.OnConflict(audit.Skip))
+				u.holds(t, "(SELECT n = 1 FROM other)")
+				return
+			}
 			for what, do := range map[string]func() (*audit.Result, error){
 				"Apply":  func() (*audit.Result, error) { return revert.Apply(t.Context()) },
 				"DryRun": func() (*audit.Result, error) { return revert.DryRun(t.Context()) },

@@ -29,7 +29,20 @@ func (p *planner) structure(ctx context.Context) ([]Conflict, error) {
 	}
 	defer func(spent int64) { p.budget.spent = spent }(p.budget.spent) // settle counts those that are new
 	var found []Conflict
-	for _, g := range groupRows(p.activeRows()) {
+	groups := groupRows(p.activeRows())
+	for _, g := range groups {
+		for _, part := range g.chunks() {
+			conflicts, err := p.refusedValues(ctx, part)
+			if err != nil {
+				return nil, err
+			}
+			found = append(found, conflicts...)
+		}
+	}
+	if len(found) > 0 {
+		return found, p.budget.err() // the rows cannot be compared with others as long as they are not values
+	}
+	for _, g := range groups {
 		for _, part := range g.chunks() {
 			for _, check := range []func(context.Context, *group) ([]Conflict, error){p.referenced, p.parentMissing, p.uniqueTaken} {
 				conflicts, err := check(ctx, part)

@@ -41,6 +41,7 @@ type target struct {
 	// own) that reference it.
 	parents, children []*foreignKey
 	unique            []*uniqueIndex
+	checks            []check
 	// rank orders the tables: parents before children.
 	rank int
 }
@@ -163,7 +164,7 @@ func (c *Client) describeTargets(ctx context.Context, db capture.Querier, target
 	oids := make([]uint32, 0, len(targets))
 	for oid, t := range targets {
 		oids = append(oids, oid)
-		t.parents, t.children, t.unique = nil, nil, nil
+		t.parents, t.children, t.unique, t.checks = nil, nil, nil, nil
 	}
 	slices.Sort(oids)
 	if err := readKeys(ctx, db, oids, targets); err != nil {
@@ -174,6 +175,9 @@ func (c *Client) describeTargets(ctx context.Context, db capture.Querier, target
 	}
 	if err := readUniqueIndexes(ctx, db, oids, targets); err != nil {
 		return wrap("read unique indexes", err)
+	}
+	if err := readChecks(ctx, db, oids, targets); err != nil {
+		return wrap("read constraints", err)
 	}
 	return nil
 }

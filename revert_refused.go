@@ -1,0 +1,174 @@
+package audit
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/capture"
+)
+
+// check is a condition on the values of a row: a CHECK constraint, or one of a domain.
+type check struct {
+	name string
+	// expression is empty for a column that is NOT NULL and has no default.
+	expression string
+	columns    []string
+	// base is the type that VALUE has in the expression of a domain; empty: it is a
+	// constraint of the table.
+	base string
+}
+
+// readChecks finds the conditions that rows have to meet. Those over whole rows, system
+// columns and generated columns are left to the server.
+func readChecks(ctx context.Context, db capture.Querier, oids []uint32, targets map[uint32]*target) error {
+	rows, err := db.Query(ctx, `
+		WITH RECURSIVE domains (relid, attnum, attname, oid, base, nulls) AS (
+			SELECT a.attrelid, a.attnum, a.attname, t.oid, t.typbasetype, NOT t.typnotnull
+			FROM pg_catalog.pg_attribute a
+			JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+			WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND t.typtype = 'd'
+			UNION ALL
+			SELECT d.relid, d.attnum, d.attname, t.oid, t.typbasetype, NOT t.typnotnull
+			FROM domains d
+			JOIN pg_catalog.pg_type t ON t.oid = d.base
+			WHERE t.typtype = 'd'),
+		bases AS (SELECT d.relid, d.attnum, d.base FROM domains d JOIN pg_catalog.pg_type t ON t.oid = d.base WHERE t.typtype <> 'd')
+		SELECT k.conrelid, k.conname::text, pg_catalog.pg_get_expr(k.conbin, k.conrelid),
+			array(SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = k.conrelid AND a.attnum = ANY(k.conkey)), ''
+		FROM pg_catalog.pg_constraint k
+		WHERE k.conrelid = ANY($1::oid[]) AND k.contype = 'c' AND coalesce((pg_catalog.to_jsonb(k) ->> 'conenforced')::bool, true) AND k.conkey IS NOT NULL
+		  AND NOT EXISTS (SELECT FROM unnest(k.conkey) n LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = n
+				WHERE n <= 0 OR a.attgenerated <> '')
+		UNION ALL
+		SELECT d.relid, c.name, c.expression, ARRAY[d.attname::text], pg_catalog.format_type(b.base, -1)
+		FROM domains d
+		JOIN bases b ON b.relid = d.relid AND b.attnum = d.attnum,
+		LATERAL (
+			SELECT k.conname::text, pg_catalog.pg_get_expr(k.conbin, 0) FROM pg_catalog.pg_constraint k WHERE k.contypid = d.oid AND k.contype = 'c'
+			UNION ALL SELECT '', 'VALUE IS NOT NULL' WHERE NOT d.nulls) AS c (name, expression)
+		UNION ALL
+		SELECT a.attrelid, '', '', ARRAY[a.attname::text], ''
+		FROM pg_catalog.pg_attribute a
+		JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+		WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull
+		  AND NOT a.atthasdef AND a.attidentity = '' AND a.attgenerated = '' AND t.typdefault IS NULL
+		ORDER BY 1, 2`, oids)
+	if err != nil {
+		return err
+	}
+	var oid uint32
+	var c check
+	_, err = pgx.ForEachRow(rows, []any{&oid, &c.name, &c.expression, &c.columns, &c.base}, func() error {
+		targets[oid].checks = append(targets[oid].checks, c)
+		c = check{}
+		return nil
+	})
+	return err
+}
+
+// unchecked is a column as one of the type that its domain is over, if that has conditions:
+// what is compared need not meet them.
+func (t *target) unchecked(at int) *column {
+	for _, c := range t.checks {
+		if c.base != "" && c.columns[0] == t.columns.list[at].name {
+			bare := t.columns.list[at]
+			bare.typeName = c.base
+			return &bare
+		}
+	}
+	return &t.columns.list[at]
+}
+
+// refusedValues finds values that the table does not take any more, or not beside those that
+// others have put into other columns: NULL where a column is NOT NULL now, and what a
+// constraint forbids. A trigger BEFORE the statement may mend them, but not what the type
+// itself refuses.
+func (p *planner) refusedValues(ctx context.Context, g *group) (found []Conflict, err error) {
+	if g.action == Delete {
+		return nil, nil
+	}
+	mended := g.table.triggers && !p.r.noTriggers
+	for _, r := range g.rows {
+		for i := range r.cells {
+			c := &r.cells[i]
+			if column := &g.table.columns.list[c.column]; column.notNull && !mended && c.restore.known && c.restore.text == nil && !column.derived {
+				found = append(found, r.refusal("", column.name))
+			}
+		}
+	}
+	var parts []string
+	var checks []*check
+	s := g.stageArrays()
+	for i := range g.table.checks {
+		c := &g.table.checks[i]
+		part := ""
+		switch {
+		case c.expression == "":
+			if g.action == Create && !mended && !g.touches(c.columns) {
+				for _, r := range g.rows { // the column is newer than they are
+					found = append(found, r.refusal("", c.columns...))
+				}
+			}
+		case !g.touches(c.columns):
+		case c.base != "":
+			at := g.table.columns.index[c.columns[0]]
+			part = fmt.Sprintf(`SELECT v."~n", %d FROM (SELECT s.n AS "~n", s.r%d::%s AS value FROM %s WHERE %s) AS v WHERE (%s) IS FALSE`,
+				len(checks), at, c.base, s.from, g.has(slices.Index(g.columns, at)), c.expression)
+		case !mended:
+			part = fmt.Sprintf(`SELECT "~n", %d FROM %s AS new WHERE (%s) IS FALSE`, len(checks), g.future(s, c.columns), c.expression)
+		}
+		if part != "" {
+			parts, checks = append(parts, part), append(checks, c)
+		}
+	}
+	if len(parts) > 0 {
+		rows, err := p.tx.Query(ctx, strings.Join(parts, " UNION ALL ")+" ORDER BY 1, 2", s.args...)
+		if err != nil {
+			return nil, g.inspectError(err, true)
+		}
+		var n, k int32
+		if _, err := pgx.ForEachRow(rows, []any{&n, &k}, func() error {
+			found = append(found, g.rows[n].refusal(checks[k].name, checks[k].columns...))
+			return nil
+		}); err != nil {
+			return nil, g.inspectError(err, true)
+		}
+	}
+	for i := range found {
+		p.budget.spend(found[i].bytes())
+	}
+	return found, p.budget.err()
+}
+
+// refusal makes the conflict about values of the row that the table does not take.
+func (r *netRow) refusal(constraint string, columns ...string) Conflict {
+	c := r.conflict(ValueRefused)
+	c.Constraint, c.stays, c.origin.columns = constraint, true, columns
+	if len(columns) == 1 {
+		c.Column = columns[0]
+		if cell := r.cell(r.table.columns.index[c.Column]); cell != nil {
+			c.Restore = cell.restore.pointer()
+			if r.action == Update {
+				live := cell.seen()
+				c.Live = live.pointer()
+			}
+		}
+	}
+	return c
+}
+
+// refusalText says what the table does not take, and what can be done.
+func (c *Conflict) refusalText() string {
+	what := ": the column is NOT NULL, and would have no value"
+	if c.Constraint != "" {
+		what = fmt.Sprintf(": %s does not take what would be restored", printable(c.Constraint))
+	}
+	if c.row != nil && c.row.action == Update && c.Column != "" {
+		return what + fmt.Sprintf("; Except(%q) leaves it as it is", c.Column)
+	}
+	return what + "; Skip leaves the row as it is"
+}
