@@ -406,11 +406,35 @@ func (s *session) structure(content []byte) error {
 		found = gone
 	}
 	s.tell(&found)
-	if state := s.relations[found.OID]; state != nil {
-		state.relation = nil // its next row is described anew
+	s.describeAnew(found.OID)
+	if found.Kind == "p" && !found.Dropped {
+		s.adopt(&found)
+	}
+	return nil
+}
+
+// describeAnew has the next row of a table described anew.
+func (s *session) describeAnew(oid uint32) {
+	if state := s.relations[oid]; state != nil {
+		state.relation = nil
 	}
 	s.lastState = nil
-	return nil
+}
+
+// adopt tells of tables that were known by themselves, or as parts of another table, and
+// are parts of this one now: what comes of their rows is of this table.
+func (s *session) adopt(root *wal.Structure) {
+	for _, oid := range root.Parts {
+		known := s.structures[oid]
+		if known == nil || known.Dropped || known.Root == root.OID {
+			continue
+		}
+		part := *known
+		part.After, part.Parts = root.After, nil
+		part.Root, part.RootSchema, part.RootTable = root.OID, root.Schema, root.Table
+		s.tell(&part)
+		s.describeAnew(oid)
+	}
 }
 
 // partGone tells of tables that a part of was dropped. The message about that does not,
