@@ -69,3 +69,9 @@ func DirectRows(c *Client, n int) { c.directRows = n }
 func RawRow(ctx context.Context, table PastTable, key ...any) (PastRow, error) {
 	return table.one(ctx, key)
 }
+
+// RowImage returns the image that history would store of a row.
+func RowImage(r PastRow) Image { return r.table.image(r.values) }
+
+// SameJSON reports whether two values of images mean the same.
+func SameJSON(a, b []byte) bool { return jsonEqual(a, b) }

@@ -100,6 +100,7 @@ func (s *ddlSimulation) run(t *testing.T, told *verdict) {
 	for _, c := range s.copies {
 		c.compare(t, told)
 	}
+	compareHistories(t, s.copies, told)
 	for range 3 {
 		i, j := s.IntN(len(s.copies)), s.IntN(len(s.copies))
 		if i != j {

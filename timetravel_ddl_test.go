@@ -20,10 +20,11 @@ import (
 
 // copied is what all tables held at a moment, read from the tables themselves.
 type copied struct {
-	step   string
-	client *audit.Client
-	point  audit.Point
-	tables map[string]copiedTable // by schema.table
+	step     string
+	client   *audit.Client
+	position audit.Position
+	point    audit.Point
+	tables   map[string]copiedTable // by schema.table
 }
 
 type copiedTable struct {
@@ -34,6 +35,9 @@ type copiedTable struct {
 	made  bool
 	byKey map[string]string
 	keys  map[string][]any
+	cells map[string][]string // every value of the rows in byKey
+	// structure is what every statement that alters the table or writes it anew changes.
+	structure string
 }
 
 // copyTables reads all tables of the application.
@@ -41,21 +45,27 @@ func copyTables(t *testing.T, a *audittest.Audited, step string) copied {
 	t.Helper()
 	ctx := t.Context()
 	conn := a.Connect(t)
+	if _, err := conn.Exec(ctx, "SET timezone = 'UTC'; SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; SET bytea_output = 'hex'; SET extra_float_digits = 1"); err != nil {
+		t.Fatal(err) // the past is told by these, whatever the database has
+	}
 	c := copied{step: step, client: a.Client, tables: make(map[string]copiedTable)}
 	rows, err := conn.Query(ctx, `
 		SELECT format('%I.%I', n.nspname, c.relname), (
 			SELECT CASE WHEN `+capture.KeyIsSent+` THEN coalesce(array_agg(a.attname::text ORDER BY k.n), '{}') ELSE '{}' END
 			FROM pg_index i, unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) WITH ORDINALITY k (attnum, n)
 			JOIN pg_attribute a ON a.attnum = k.attnum
-			WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid)
+			WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid), (
+			SELECT format('%s %s %s', c.oid, c.relfilenode, array_agg((a.attnum, a.attname, a.atttypid, a.atttypmod) ORDER BY a.attnum))
+			FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0)
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND n.nspname NOT LIKE 'pg\_%' AND n.nspname NOT LIKE 'audit%' AND n.nspname <> 'information_schema'`)
 	if err != nil {
 		t.Fatal(err)
 	}
 	type named struct {
-		Name string
-		Key  []string
+		Name      string
+		Key       []string
+		Structure string
 	}
 	tables, err := pgx.CollectRows(rows, pgx.RowToStructByPos[named])
 	if err != nil {
@@ -66,7 +76,7 @@ func copyTables(t *testing.T, a *audittest.Audited, step string) copied {
 		if err != nil {
 			t.Fatal(err)
 		}
-		held := copiedTable{byKey: make(map[string]string), keys: make(map[string][]any)}
+		held := copiedTable{byKey: make(map[string]string), keys: make(map[string][]any), cells: make(map[string][]string), structure: fmt.Sprint(table.Structure, table.Key)}
 		for _, f := range rows.FieldDescriptions() {
 			held.columns = append(held.columns, f.Name)
 			held.made = held.made || f.DataTypeOID >= 16384
@@ -86,6 +96,9 @@ func copyTables(t *testing.T, a *audittest.Audited, step string) copied {
 				key = append(key, string(values[at]))
 			}
 			held.byKey[fmt.Sprint(key)], held.keys[fmt.Sprint(key)] = text, key
+			for _, v := range values {
+				held.cells[fmt.Sprint(key)] = append(held.cells[fmt.Sprint(key)], rowText([][]byte{v}))
+			}
 		}
 		if err := rows.Err(); err != nil {
 			t.Fatal(err)
@@ -93,7 +106,8 @@ func copyTables(t *testing.T, a *audittest.Audited, step string) copied {
 		slices.Sort(held.rows)
 		c.tables[table.Name] = held
 	}
-	c.point = a.Client.AtPosition(must(audit.ParsePosition(audittest.Value[string](t, a.Database, "SELECT pg_current_wal_insert_lsn()::text"))))
+	c.position = must(audit.ParsePosition(audittest.Value[string](t, a.Database, "SELECT pg_current_wal_insert_lsn()::text")))
+	c.point = a.Client.AtPosition(c.position)
 	return c
 }
 
@@ -122,6 +136,9 @@ func (c copied) compare(t *testing.T, told *verdict) {
 		c.compareTable(t, name, told)
 	}
 }
+
+// askedRows is of how many rows of a table a copy's rows are asked for by their key.
+const askedRows = 100
 
 func (c copied) compareTable(t *testing.T, name string, told *verdict) {
 	t.Helper()
@@ -172,7 +189,11 @@ func (c copied) compareTable(t *testing.T, name string, told *verdict) {
 		err = &audit.HistoryError{Table: name, Reason: audit.ErrNotTracked} // nobody knew it: the statement fails
 	}
 	judge("View", rows, want.rows, err)
-	for key, text := range want.byKey {
+	asked := 0
+	for key, text := range want.byKey { // of many, some of them
+		if asked++; asked > askedRows {
+			break
+		}
 		got, err := rowAt(ctx, table, want.keys[key])
 		if unread := new(audit.FilterError); want.made && errors.As(err, &unread) {
 			continue // a key of a type that was altered is no value of the type of now

@@ -25,7 +25,9 @@ type RowHistory struct {
 type RowVersion struct {
 	// From is the position of the change that made the version. It is zero for the
 	// version that the row had when its table began to be tracked; FromTime is then
-	// when that was.
+	// when that was. A row that left the table with a partition, or came to it, has no
+	// change of it: From is then where the partition went or came, FromTime is zero and
+	// Change is nil.
 	From     Position  `json:"from,omitzero"`
 	FromTime time.Time `json:"fromTime,omitzero"`
 	// Until is the position of the change that ended it; zero while it holds.
@@ -37,7 +39,8 @@ type RowVersion struct {
 	// Change is what made the version, or nil.
 	Change *Change `json:"change,omitempty"`
 	// AfterGap tells that history has a hole between the version before and this
-	// one, in which there may have been others.
+	// one, in which there may have been others: or that a partition came in between,
+	// with which the row may have come.
 	AfterGap bool `json:"afterGap,omitempty"`
 }
 
@@ -138,6 +141,7 @@ func (p *pastTable) versionsOf(ctx context.Context, key []any) ([]RowVersion, er
 	if err != nil && !errors.Is(err, ErrNoRow) && !errors.Is(err, ErrIncomplete) {
 		return nil, err
 	}
+	absent := errors.Is(err, ErrNoRow)
 	changes, err := p.changesOf(ctx, parts, values)
 	if err != nil {
 		return nil, err
@@ -147,30 +151,100 @@ func (p *pastTable) versionsOf(ctx context.Context, key []any) ([]RowVersion, er
 			return nil, nil
 		}
 		// It never changed while it was tracked.
-		return []RowVersion{{FromTime: p.covered.FromTime.UTC(), Row: p.image(values)}}, nil
+		v, _ := p.arrived(p.covered.From, p.through, p.image(values), true)
+		return []RowVersion{v}, nil
 	}
 	own := store.KeyText(parts...)
 	var versions []RowVersion
-	if first := changes[0]; !first.Before.IsEmpty() && first.Operation != Create {
-		versions = append(versions, RowVersion{FromTime: p.covered.FromTime.UTC(), Row: first.Before})
-	}
-	for i, c := range changes {
-		v := RowVersion{From: c.Position, FromTime: c.CommittedAt, Row: c.After, Change: &changes[i]}
-		if c.KeyChanged && c.PreviousKey == own && c.PrimaryKey != own {
-			v.Row = nil // it goes on under another key
-		}
+	add := func(v RowVersion) {
 		if n := len(versions); n > 0 {
-			if c.Operation == Truncate && !versions[n-1].Exists() {
-				continue
-			}
 			versions[n-1].Until, versions[n-1].UntilTime = v.From, v.FromTime
-			_, v.AfterGap = p.gapIn(versions[n-1].From.LSN, v.From.LSN)
-		} else if c.Operation == Truncate {
-			continue
+			_, gap := p.gapIn(versions[n-1].From.LSN, v.From.LSN)
+			v.AfterGap = v.AfterGap || gap
 		}
 		versions = append(versions, v)
 	}
+	for i, c := range changes {
+		there := len(versions) > 0 && versions[len(versions)-1].Exists()
+		unsure := false
+		switch from := p.lastFrom(versions); {
+		case there && c.Operation == Create:
+			if left, ok := p.left(from, c.Position.LSN); ok {
+				add(left)
+			}
+		case there && c.Operation != Truncate:
+			// It may have left with a partition and come back with it.
+			if left, ok := p.left(from, c.Position.LSN); ok {
+				came, ok := p.arrived(left.From.LSN, c.Position.LSN, c.Before, false)
+				switch {
+				case ok && sameRow(versions[len(versions)-1].Row, c.Before):
+					unsure = true
+				case ok:
+					add(left)
+					add(came)
+				}
+			}
+		case !there && c.Operation == Truncate:
+			continue
+		case !there && c.Operation != Create && !c.Before.IsEmpty():
+			if came, ok := p.arrived(from, c.Position.LSN, c.Before, len(versions) == 0); ok {
+				add(came)
+			}
+		}
+		v := RowVersion{From: c.Position, FromTime: c.CommittedAt, Row: c.After, Change: &changes[i], AfterGap: unsure}
+		if c.KeyChanged && c.PreviousKey == own && c.PrimaryKey != own {
+			v.Row = nil // it goes on under another key
+		}
+		add(v)
+	}
+	if there := len(versions) > 0 && versions[len(versions)-1].Exists(); there && absent {
+		if left, ok := p.left(p.lastFrom(versions), p.through); ok {
+			add(left)
+		}
+	}
 	return versions, nil
+}
+
+// sameRow reports whether two images have the same values, in the columns that both have.
+func sameRow(a, b Image) bool {
+	same := true
+	a.eachMember(func(name, value []byte) {
+		if other, ok := b.Get(string(name)); ok && !jsonEqual(value, other) {
+			same = false
+		}
+	})
+	return same
+}
+
+// lastFrom returns from where on the last version of a row is told.
+func (p *pastTable) lastFrom(versions []RowVersion) LSN {
+	if n := len(versions); n > 0 {
+		return versions[n-1].From.LSN
+	}
+	return p.covered.From
+}
+
+// left returns how a row that nothing deleted went: with a partition that was
+// detached or dropped between two positions.
+func (p *pastTable) left(from, to LSN) (RowVersion, bool) {
+	for _, t := range p.parted {
+		if t.in(from, to) {
+			return RowVersion{From: Position{LSN: min(t.position, to)}}, true
+		}
+	}
+	return RowVersion{}, false
+}
+
+// arrived returns the version of a row that was there though nothing had made it: it
+// is from before the table was tracked, or came with a partition between two
+// positions. Which of the two is not told of a row's first version.
+func (p *pastTable) arrived(from, to LSN, row Image, first bool) (RowVersion, bool) {
+	for _, t := range slices.Backward(p.parted) {
+		if t.came && t.in(from, to) {
+			return RowVersion{From: Position{LSN: min(t.position, to)}, Row: row, AfterGap: first}, true
+		}
+	}
+	return RowVersion{FromTime: p.covered.FromTime.UTC(), Row: row}, first
 }
 
 // changesOf returns the changes of a row, oldest first, those under keys that it
@@ -195,6 +269,9 @@ func (p *pastTable) changesOf(ctx context.Context, parts []string, values [][]by
 		return nil, err
 	}
 	changes = append(changes, earlier...)
+	if len(changes) == 0 {
+		return nil, nil // nothing but truncations
+	}
 	truncations, err := p.truncations(ctx)
 	if err != nil {
 		return nil, err
@@ -210,9 +287,6 @@ func (p *pastTable) changesOf(ctx context.Context, parts []string, values [][]by
 		changes = append(changes, c)
 	}
 	slices.SortFunc(changes, func(a, b Change) int { return a.Position.Compare(b.Position) })
-	if len(changes) == len(truncations) {
-		return nil, nil // nothing but truncations
-	}
 	return changes, nil
 }
 
@@ -281,7 +355,7 @@ func (p *pastTable) changesUnder(ctx context.Context, parts []string, bound Posi
 	for i, part := range parts {
 		key[i] = part
 	}
-	from, _ := p.era()
+	from := p.rekeyedFrom()
 	own := store.KeyText(parts...)
 	names := make([]string, len(p.names))
 	for i, span := range p.names {
@@ -327,7 +401,7 @@ type ColumnBlame struct {
 	// Value is the value as JSON.
 	Value json.RawMessage `json:"value"`
 	// Change is what set it. It is nil if the value is from before the table was
-	// tracked.
+	// tracked, or came with a partition.
 	Change *Change `json:"change,omitempty"`
 }
 

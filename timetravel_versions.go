@@ -193,6 +193,17 @@ func (p *pastTable) decideKey() error {
 	return nil
 }
 
+// rekeyedFrom returns from where on the text of a key has meant what it means at the
+// moment.
+func (p *pastTable) rekeyedFrom() (from LSN) {
+	for _, t := range p.rekeyed {
+		if t.after < p.through {
+			from = max(from, min(t.position, p.through))
+		}
+	}
+	return from
+}
+
 // era returns between which positions the text of a key means the row that it
 // meant at the moment: in (from, to].
 func (p *pastTable) era() (from, to LSN) {

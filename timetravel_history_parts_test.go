@@ -1,0 +1,118 @@
+package audit_test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/audittest"
+)
+
+// toldOf is a row's history in short: what made each version, and the column v.
+func toldOf(t *testing.T, a *audittest.Audited, table string, key ...any) []string {
+	t.Helper()
+	versions, err := a.Client.History(table, key...).List(t.Context())
+	if err != nil {
+		t.Fatalf("history of %s %v: %v", table, key, err)
+	}
+	words := []string{}
+	for i, v := range versions {
+		made, value := "nothing", "gone"
+		if v.Change != nil {
+			made = string(v.Change.Operation)
+		}
+		if text, ok := v.Row.Text("v"); ok {
+			value = text
+		}
+		if v.AfterGap {
+			value += ", perhaps"
+		}
+		words = append(words, made+": "+value)
+		if i+1 < len(versions) && (v.Until.IsZero() || v.Until != versions[i+1].From) {
+			t.Errorf("history of %s %v: %s lasts until %s, and the next is from %s", table, key, words[i], v.Until, versions[i+1].From)
+		}
+	}
+	return words
+}
+
+func wantTold(t *testing.T, a *audittest.Audited, table string, key []any, want ...string) {
+	t.Helper()
+	if diff := cmp.Diff(want, toldOf(t, a, table, key...)); diff != "" {
+		t.Errorf("history of %s %v (-want +got):\n%s", table, key, diff)
+	}
+}
+
+// Rows that leave a table, or come to it, together with a partition have no changes of
+// it, and the others keep theirs.
+func TestHistory_PartitionsThatComeAndGo(t *testing.T) {
+	t.Parallel()
+	for _, traced := range []bool{true, false} {
+		t.Run(fmt.Sprintf("traced %t", traced), func(t *testing.T) {
+			t.Parallel()
+			db := audittest.NewDatabase(t)
+			for _, sql := range []string{
+				"CREATE TABLE t (id int, part int, v text, PRIMARY KEY (id, part)) PARTITION BY LIST (part)",
+				"CREATE TABLE t_1 PARTITION OF t FOR VALUES IN (1)", "CREATE TABLE t_2 PARTITION OF t FOR VALUES IN (2)",
+				"INSERT INTO t VALUES (1, 1, 'a'), (2, 2, 'x'), (3, 2, 'p'), (4, 1, 'never'), (9, 1, 'deleted')",
+			} {
+				db.Exec(t, sql)
+			}
+			a := audittest.Open(t, db, audit.Config{NoEventTrigger: !traced, RefreshInterval: -1})
+			mustStart(t, a)
+			t.Cleanup(func() { a.Stop(t) })
+			step := func(statements ...string) {
+				t.Helper()
+				for _, sql := range statements {
+					a.Exec(t, sql)
+				}
+				a.Sync(t)
+				if err := a.Client.Refresh(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			step("UPDATE t SET v = 'b' WHERE id = 1", "UPDATE t SET v = 'y' WHERE id = 2", "INSERT INTO t VALUES (5, 2, 'new')", "DELETE FROM t WHERE id = 9")
+			step("ALTER TABLE t DETACH PARTITION t_2")
+			wantTold(t, a, "t", []any{1, 1}, "nothing: a", "UPDATE: b")
+			wantTold(t, a, "t", []any{2, 2}, "nothing: x", "UPDATE: y", "nothing: gone")
+			wantTold(t, a, "t", []any{5, 2}, "CREATE: new", "nothing: gone")
+			wantTold(t, a, "t", []any{9, 1}, "nothing: deleted", "DELETE: gone")
+			blamed(t, a, []any{1, 1}, "v", "UPDATE")
+			step("INSERT INTO t_2 VALUES (6, 2, 'came')", "UPDATE t_2 SET v = 'z' WHERE id = 2")
+			step("ALTER TABLE t ATTACH PARTITION t_2 FOR VALUES IN (2)")
+			step("UPDATE t SET v = v || '+'")
+			// Nobody can tell that it was not in the partition that was away for a while.
+			wantTold(t, a, "t", []any{1, 1}, "nothing: a", "UPDATE: b", "UPDATE: b+, perhaps")
+			wantTold(t, a, "t", []any{4, 1}, "nothing: never, perhaps", "UPDATE: never+")
+			wantTold(t, a, "t", []any{2, 2}, "nothing: x", "UPDATE: y", "nothing: gone", "nothing: z", "UPDATE: z+")
+			wantTold(t, a, "t", []any{6, 2}, "nothing: came, perhaps", "UPDATE: came+")
+			blamed(t, a, []any{2, 2}, "v", "UPDATE")
+			blamed(t, a, []any{2, 2}, "id", "")
+			step("DROP TABLE t_1")
+			wantTold(t, a, "t", []any{1, 1}, "nothing: a", "UPDATE: b", "UPDATE: b+, perhaps", "nothing: gone")
+			step("CREATE TABLE t_1 PARTITION OF t FOR VALUES IN (1)")
+			step("INSERT INTO t VALUES (1, 1, 'again')")
+			wantTold(t, a, "t", []any{1, 1}, "nothing: a", "UPDATE: b", "UPDATE: b+, perhaps", "nothing: gone", "CREATE: again")
+			blamed(t, a, []any{1, 1}, "id", "CREATE")
+		})
+	}
+}
+
+// blamed checks which kind of change gave a column of t its value.
+func blamed(t *testing.T, a *audittest.Audited, key []any, column, want string) {
+	t.Helper()
+	blames, err := a.Client.Blame(t.Context(), "t", key...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(blames, func(b audit.ColumnBlame) bool { return b.Column == column })
+	got := ""
+	if c := blames[i].Change; c != nil {
+		got = string(c.Operation)
+	}
+	if got != want {
+		t.Errorf("blame of t %v: %s by %q, want %q", key, column, got, want)
+	}
+}
