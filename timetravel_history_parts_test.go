@@ -116,3 +116,42 @@ func blamed(t *testing.T, a *audittest.Audited, key []any, column, want string) 
 		t.Errorf("blame of t %v: %s by %q, want %q", key, column, got, want)
 	}
 }
+
+// A partition that comes without rows leaves the past as it was; one that comes with some
+// may have brought a row, whatever else the transaction does.
+func TestHistory_RowsOfPartitionsThatCome(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		sql     []string
+		perhaps bool
+	}{
+		"made":                        {sql: []string{"CREATE TABLE t_2 PARTITION OF t FOR VALUES IN (2)"}},
+		"made before, empty":          {sql: []string{"CREATE TABLE t_2 (LIKE t INCLUDING ALL)", "ALTER TABLE t ATTACH PARTITION t_2 FOR VALUES IN (2)"}},
+		"made in the same, empty":     {sql: []string{"CREATE TABLE t_2 (LIKE t INCLUDING ALL); ALTER TABLE t ATTACH PARTITION t_2 FOR VALUES IN (2)"}},
+		"with rows":                   {sql: []string{"CREATE TABLE t_2 (LIKE t INCLUDING ALL); INSERT INTO t_2 VALUES (7, 2, 'x'); ALTER TABLE t ATTACH PARTITION t_2 FOR VALUES IN (2)"}, perhaps: true},
+		"with rows, in a savepoint":   {sql: []string{"BEGIN; SAVEPOINT s; CREATE TABLE t_2 (LIKE t INCLUDING ALL); INSERT INTO t_2 VALUES (7, 2, 'x'); ALTER TABLE t ATTACH PARTITION t_2 FOR VALUES IN (2); RELEASE s; COMMIT"}, perhaps: true},
+		"with rows, then made others": {sql: []string{"CREATE TABLE t_2 (LIKE t INCLUDING ALL); INSERT INTO t_2 VALUES (7, 2, 'x'); ALTER TABLE t ATTACH PARTITION t_2 FOR VALUES IN (2); CREATE TABLE t_3 PARTITION OF t FOR VALUES IN (3)"}, perhaps: true},
+		"with parts that have rows":   {sql: []string{"CREATE TABLE t_2 (LIKE t INCLUDING ALL) PARTITION BY LIST (id); CREATE TABLE t_2_7 PARTITION OF t_2 FOR VALUES IN (7); INSERT INTO t_2 VALUES (7, 2, 'x'); ALTER TABLE t ATTACH PARTITION t_2 FOR VALUES IN (2)"}, perhaps: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := audittest.New(t, audit.Config{RefreshInterval: -1},
+				"CREATE TABLE t (id int, part int, v text, PRIMARY KEY (id, part)) PARTITION BY LIST (part)",
+				"CREATE TABLE t_1 PARTITION OF t FOR VALUES IN (1)", "INSERT INTO t VALUES (1, 1, 'never')")
+			restart(t, a, func() {
+				conn := a.Connect(t).PgConn()
+				for _, sql := range c.sql {
+					if _, err := conn.Exec(t.Context(), sql).ReadAll(); err != nil {
+						t.Fatal(err)
+					}
+				}
+			})
+			a.Sync(t)
+			want := "nothing: never"
+			if c.perhaps {
+				want += ", perhaps"
+			}
+			wantTold(t, a, "t", []any{1, 1}, want)
+		})
+	}
+}

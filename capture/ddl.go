@@ -18,13 +18,13 @@ func traceSchema(schema string) string { return schema + "_ddl" }
 //
 // The function cannot fail a host's DDL: whatever goes wrong in it is swallowed,
 // and then found out by the next look at the catalog. It runs with its owner's
-// rights, since whoever alters a table may not read the token; it reads catalogs
-// and runs nobody's code.
+// rights, since whoever alters a table may not read the token; it reads catalogs, asks
+// whether a partition that comes has rows, and runs nobody's code.
 func (s *Setup) traceSQL(schema, prefix string) []string {
 	quoted := pgx.Identifier{traceSchema(schema)}.Sanitize()
 	body := strings.NewReplacer(
 		"{{schema}}", quoted, "{{history}}", quoteLiteral(s.StoreSchema), "{{prefix}}", quoteLiteral(prefix+StructureSuffix), "{{structure}}", structureSQL("t.oid"),
-		"{{publication}}", quoteLiteral(s.Publication), "{{untouched}}", untouched,
+		"{{publication}}", quoteLiteral(s.Publication), "{{untouched}}", untouched, "{{new}}", newInheritance,
 	).Replace(traceFunction)
 	sql := []string{
 		ownedBySuperuser(traceSchema(schema)),
@@ -87,6 +87,11 @@ func (s *Setup) traces() []trace {
 	return []trace{{s.Publication + "_ddl", "ddl_command_end", tracedCommands}, {s.Publication + "_drop", "sql_drop", ""}}
 }
 
+// newInheritance is a condition on pg_inherits i: this transaction made the row, perhaps
+// in a savepoint, which has an id of its own.
+const newInheritance = `CASE WHEN age(i.xmin) < 1000000000
+                    THEN pg_xact_status((pg_current_xact_id()::text::bigint - age(i.xmin))::text::xid8) = 'in progress' END`
+
 const traceFunction = `CREATE OR REPLACE FUNCTION {{schema}}.trace_ddl()
 RETURNS event_trigger
 LANGUAGE plpgsql
@@ -101,6 +106,7 @@ DECLARE
     content json;
     gone    record;
     leaf    record;
+    came    boolean := false;
 BEGIN
     SELECT token INTO STRICT word FROM {{schema}}.ddl_token LIMIT 1;
     IF tg_event = 'sql_drop' THEN
@@ -162,7 +168,7 @@ BEGIN
                         SELECT
                         FROM pg_partition_tree(pg_partition_root(c.oid)) part
                         JOIN pg_publication_rel other ON other.prpubid = p.oid AND other.prrelid = part.relid) AS joins,
-                    {{untouched}} OR EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid AND i.xmin = pg_current_xact_id()::xid) AS whole
+                    {{untouched}} OR EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid AND {{new}}) AS whole
                 FROM down
                 JOIN pg_class c ON c.oid = down.oid AND c.relkind = 'r' AND c.relpersistence = 'p'
                 JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -188,6 +194,25 @@ BEGIN
     EXCEPTION WHEN OTHERS THEN
         NULL; -- a lock that is not to be had, say: the next refresh sees to it
     END;
+    -- Whether what this transaction attached has rows, which came with it then.
+    BEGIN
+        FOR leaf IN
+            SELECT c.relkind, format('%I.%I', n.nspname, c.relname) AS ident
+            FROM pg_inherits i
+            CROSS JOIN LATERAL pg_partition_tree(i.inhrelid) part
+            JOIN pg_class c ON c.oid = part.relid AND part.isleaf
+            JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE tg_tag NOT LIKE 'CREATE TABLE%' AND (i.inhparent = ANY (touched) OR i.inhrelid = ANY (touched)) AND {{new}}
+        LOOP
+            came := leaf.relkind <> 'r'; -- what a foreign table has is not asked for
+            IF NOT came THEN
+                EXECUTE format('SELECT EXISTS (SELECT FROM ONLY %s)', leaf.ident) INTO came;
+            END IF;
+            EXIT WHEN came;
+        END LOOP;
+    EXCEPTION WHEN OTHERS THEN
+        came := true;
+    END;
     -- A table is altered together with what is a part of it, and what it is a part of.
     FOR content IN
         WITH RECURSIVE up (oid) AS (
@@ -202,7 +227,7 @@ BEGIN
         CROSS JOIN LATERAL ({{structure}}) described (structure)
         ORDER BY t.oid
     LOOP
-        PERFORM pg_logical_emit_message(true, {{prefix}}, json_build_object('token', word, 'attached', tg_tag NOT LIKE 'CREATE TABLE%', 'table', content)::text);
+        PERFORM pg_logical_emit_message(true, {{prefix}}, json_build_object('token', word, 'attached', came, 'table', content)::text);
     END LOOP;
     -- What is written last in a block that can fail, which is a savepoint, may be
     -- decoded behind the row that follows it.

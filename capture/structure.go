@@ -26,7 +26,7 @@ type structureMessage struct {
 	// After is empty where the table was altered just there; else it was at some
 	// time behind that position.
 	After string `json:"after,omitempty"`
-	// Attached tells that the statement was none that makes empty partitions.
+	// Attached tells that the transaction had attached partitions with rows by then.
 	Attached bool          `json:"attached,omitempty"`
 	Table    wal.Structure `json:"table"`
 }
@@ -337,6 +337,7 @@ func (s *session) tell(v *wal.Structure) {
 		*v = *v.WithPolicies(s.cfg.Policy, before)
 	}
 	v.At = s.position
+	v.Attached = v.Attached || known && before.Attached && before.At == v.At // by an earlier statement of the transaction
 	s.structures[v.OID] = v
 	name, table := v.Schema, v.Table
 	if v.Root != 0 {
