@@ -4,13 +4,16 @@ TEST_FLAGS            ?= -timeout 10m
 FUZZ_TIME             ?= 30s
 
 .DEFAULT_GOAL := help
-.PHONY: help test race fuzz vet lint fmt examples integration peers ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert
+.PHONY: help test least-rights race fuzz vet lint fmt examples integration peers ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: ## run all tests; they start a PostgreSQL of their own
 	go test $(TEST_FLAGS) ./...
+
+least-rights: ## run all tests with histories whose writers own nothing
+	AUDIT_TEST_LEAST_RIGHTS=1 go test $(TEST_FLAGS) ./...
 
 race: ## run all tests with the race detector
 	go test -race $(TEST_FLAGS) ./...

@@ -119,7 +119,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		return nil, err
 	}
 	c.kinds = capture.NewKinds(c.source)
-	c.history = store.New(c.store, r.Schema)
+	c.history = store.New(c.store, r.Schema, store.Roles{Owner: r.StoreRoles.Owner})
 	c.setup = &capture.Setup{
 		DB: c.source, Slot: r.Slot, Publication: r.Publication, Patterns: r.patterns,
 		StoreSchema: r.Schema, Logger: r.Logger,

@@ -50,6 +50,12 @@ type Config struct {
 	// Default: "audit". In a database of its own it can be "public".
 	Schema string
 
+	// StoreRoles, if its Owner is set, is a store with least rights: a role that nobody logs
+	// in as owns it, and the program's may add to the history, but not change what is
+	// stored. A DBA makes it once, with the script that [Client.SetupSQL] returns.
+	// Default: the role of StoreURL owns the store, and Start makes it.
+	StoreRoles StoreRoles
+
 	// Tables says which tables are tracked: "public.*", "billing.invoices",
 	// "!public.sessions" (see capture.Pattern). Exclusions win. Tables made
 	// later join by themselves. Tables of migration tools and job queues, such as
@@ -177,6 +183,20 @@ type Config struct {
 	MeterProvider metric.MeterProvider
 }
 
+// StoreRoles are the roles of a store with least rights. Roles are shared by all databases
+// of a cluster: several histories may have the same Owner, and each a Writer of its own.
+type StoreRoles struct {
+	// Owner owns the schema of the store and all in it. It must not log in, and the role
+	// of StoreURL must not be a member of it. SetupSQL makes it if it is not there.
+	Owner string
+	// Writer is the role of StoreURL, for SetupSQL, which makes it if it is not there.
+	// Default: the role that SetupSQL is called with.
+	Writer string
+	// Reader, for SetupSQL, is a role that may read the history, for people and reports.
+	// Default: none.
+	Reader string
+}
+
 // ConfigError is one problem of a Config. Open returns all problems at once,
 // joined.
 type ConfigError struct {
@@ -268,6 +288,7 @@ func (c Config) resolve() (resolved, error) {
 		bad("Schema", "%q: the prefix pg_ is PostgreSQL's own", r.Schema)
 	}
 	name("ContextPrefix", &r.ContextPrefix, "audit")
+	r.resolveRoles(bad)
 	if len(r.Tables) == 0 {
 		r.Tables = []string{"public.*"}
 	}
@@ -328,6 +349,28 @@ func (c Config) resolve() (resolved, error) {
 		r.Logger = slog.Default()
 	}
 	return r, errors.Join(problems...)
+}
+
+// resolveRoles checks the roles of the store.
+func (r *resolved) resolveRoles(bad func(field, format string, args ...any)) {
+	roles := r.StoreRoles
+	if roles == (StoreRoles{}) {
+		return
+	}
+	if roles.Owner == "" {
+		bad("StoreRoles", "has no Owner: name a role that owns the history, such as audit_owner")
+	}
+	if r.Schema == "public" {
+		bad("StoreRoles", "needs a Schema of its own: others may create in public")
+	}
+	for _, role := range []string{roles.Owner, roles.Writer, roles.Reader} {
+		if len(role) > 63 || strings.ContainsRune(role, 0) || strings.HasPrefix(role, "pg_") {
+			bad("StoreRoles", "%q is no name for a role", role)
+		}
+	}
+	if roles.Writer == roles.Owner && roles.Owner != "" || roles.Reader == roles.Owner && roles.Owner != "" || roles.Reader == roles.Writer && roles.Reader != "" {
+		bad("StoreRoles", "Owner, Writer and Reader must be different roles")
+	}
 }
 
 // askBefore makes a pool ask for the settings of each connection.

@@ -200,7 +200,7 @@ func openStore(t *testing.T, a *audittest.Audited) *store.Store {
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
-	return store.New(pool, "audit")
+	return store.New(pool, "audit", store.Roles{})
 }
 
 // A keyframe of history that went while it was read, because its maker was frozen for

@@ -31,7 +31,7 @@ func newHistory(t *testing.T) *history { return newHistoryIn(t, "audit") }
 func newHistoryIn(t *testing.T, schema string) *history {
 	t.Helper()
 	db := audittest.NewDatabase(t)
-	script, err := store.SetupSQL(schema, "postgres", db.Name(), nil)
+	script, err := store.SetupSQL(store.Setup{Schema: schema, Roles: store.Roles{Writer: "postgres"}, Database: db.Name()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -417,6 +417,10 @@ func (c *Client) bridgeGap(ctx context.Context, r *run, checkpoint store.Checkpo
 // program's role may not: rights for role, the publication, the replica
 // identities, the slot, the store's schema. It looks at the source's catalog and
 // changes nothing.
+//
+// With Config.StoreRoles it makes a store with least rights, and the roles that are not
+// there. role is then the program's role in the source. Config.Retention becomes the
+// least age of what may be dropped of the history.
 func (c *Client) SetupSQL(ctx context.Context, role string) (string, error) {
 	if role == "" {
 		return "", &ConfigError{Field: "role", Problem: "is empty: name the role that the program connects as"}
@@ -437,7 +441,14 @@ func (c *Client) SetupSQL(ctx context.Context, role string) (string, error) {
 	if err := c.source.QueryRow(ctx, "SELECT current_database()").Scan(&database); err != nil {
 		return "", fmt.Errorf("audit: setup script: %w", err)
 	}
-	history, err := store.SetupSQL(c.cfg.Schema, role, database, identities)
+	roles := store.Roles{Owner: c.cfg.StoreRoles.Owner, Writer: c.cfg.StoreRoles.Writer, Reader: c.cfg.StoreRoles.Reader}
+	if roles.Writer == "" {
+		roles.Writer = role
+	}
+	if roles.Writer == roles.Owner {
+		return "", &ConfigError{Field: "role", Problem: "owns the history by Config.StoreRoles: name the role that the program connects as"}
+	}
+	history, err := store.SetupSQL(store.Setup{Schema: c.cfg.Schema, Roles: roles, Retention: c.cfg.Retention, Database: database, Identities: identities})
 	if err != nil {
 		return "", fmt.Errorf("audit: setup script: %w", err)
 	}
@@ -449,7 +460,11 @@ func (c *Client) SetupSQL(ctx context.Context, role string) (string, error) {
 	if !c.cfg.NoEventTrigger {
 		trace = c.setup.TraceScript(c.cfg.Schema, c.cfg.ContextPrefix, role)
 	}
-	return fmt.Sprintf("%s\n-- The store, %s. A DBA who is no superuser needs this first: GRANT %s TO CURRENT_USER;\n%s%s", source, where, inComment.Replace(pgx.Identifier{role}.Sanitize()), history, trace), nil
+	first := ""
+	if roles.Owner == "" {
+		first = " A DBA who is no superuser needs this first: GRANT " + inComment.Replace(pgx.Identifier{role}.Sanitize()) + " TO CURRENT_USER;"
+	}
+	return fmt.Sprintf("%s\n-- The store, %s.%s\n%s%s", source, where, first, history, trace), nil
 }
 
 // inComment keeps a name from ending the comment of SQL that it stands in.

@@ -854,10 +854,10 @@ func TestHistoryIsAppendOnly(t *testing.T) {
 			t.Errorf("%s: %v, want that it is not permitted", sql, err)
 		}
 	}
-	// Functions run with the rights of their caller, and not for everybody.
+	// Functions are the owner's, and not for everybody.
 	if functions := audittest.Value[[]string](t, db, `
 		SELECT coalesce(array_agg(p.oid::regprocedure::text), '{}') FROM pg_proc p
-		WHERE p.pronamespace = 'audit'::regnamespace AND (p.prosecdef OR has_function_privilege('pg_monitor', p.oid, 'EXECUTE'))`); len(functions) > 0 {
+		WHERE p.pronamespace = 'audit'::regnamespace AND (has_function_privilege('pg_monitor', p.oid, 'EXECUTE') OR has_function_privilege($1::name, p.oid, 'EXECUTE'))`, role); len(functions) > 0 {
 		t.Errorf("everybody may execute %v", functions)
 	}
 	a.Check(t)
@@ -1009,7 +1009,7 @@ func TestMigrations(t *testing.T) {
 		db := audittest.NewDatabase(t)
 		var wg sync.WaitGroup
 		for range 8 {
-			history := store.New(pool(t, db), "audit")
+			history := store.New(pool(t, db), "audit", store.Roles{})
 			wg.Go(func() {
 				if err := history.Migrate(t.Context()); err != nil {
 					t.Errorf("migrate: %v", err)
@@ -1018,7 +1018,7 @@ func TestMigrations(t *testing.T) {
 		}
 		wg.Wait()
 		before := dump(t, db)
-		if err := store.New(pool(t, db), "audit").Migrate(t.Context()); err != nil {
+		if err := store.New(pool(t, db), "audit", store.Roles{}).Migrate(t.Context()); err != nil {
 			t.Error(err)
 		}
 		if diff := cmp.Diff(before, dump(t, db)); diff != "" {
@@ -1028,10 +1028,10 @@ func TestMigrations(t *testing.T) {
 	t.Run("by script is the same", func(t *testing.T) {
 		t.Parallel()
 		migrated, scripted := audittest.NewDatabase(t), audittest.NewDatabase(t)
-		if err := store.New(pool(t, migrated), `odd "schema"`).Migrate(t.Context()); err != nil {
+		if err := store.New(pool(t, migrated), `odd "schema"`, store.Roles{}).Migrate(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		script, err := store.SetupSQL(`odd "schema"`, "postgres", "odd", nil)
+		script, err := store.SetupSQL(store.Setup{Schema: `odd "schema"`, Roles: store.Roles{Writer: "postgres"}, Database: "odd"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -1065,14 +1065,14 @@ func TestMigrations(t *testing.T) {
 		if n := audittest.Value[int](t, restored, "SELECT count(*) FROM audit.changes"); n != 1 {
 			t.Errorf("the restored history has %d changes, want 1", n)
 		}
-		if err := store.New(pool(t, restored), "audit").Migrate(t.Context()); err != nil {
+		if err := store.New(pool(t, restored), "audit", store.Roles{}).Migrate(t.Context()); err != nil {
 			t.Errorf("migrate what was restored: %v", err)
 		}
 	})
 	t.Run("by a newer program", func(t *testing.T) {
 		t.Parallel()
 		db := audittest.NewDatabase(t)
-		history := store.New(pool(t, db), "audit")
+		history := store.New(pool(t, db), "audit", store.Roles{})
 		if err := history.Migrate(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -1098,14 +1098,14 @@ func TestMigrations(t *testing.T) {
 		// Something in the way of the migration.
 		db.Exec(t, "CREATE SCHEMA audit; CREATE VIEW audit.gaps AS SELECT 1")
 		before := dump(t, db)
-		if err := store.New(pool(t, db), "audit").Migrate(t.Context()); err == nil {
+		if err := store.New(pool(t, db), "audit", store.Roles{}).Migrate(t.Context()); err == nil {
 			t.Fatal("Migrate succeeded")
 		}
 		if diff := cmp.Diff(before, dump(t, db)); diff != "" {
 			t.Errorf("half of a migration is there:\n%s", diff)
 		}
 		db.Exec(t, "DROP VIEW audit.gaps")
-		if err := store.New(pool(t, db), "audit").Migrate(t.Context()); err != nil {
+		if err := store.New(pool(t, db), "audit", store.Roles{}).Migrate(t.Context()); err != nil {
 			t.Error(err)
 		}
 	})

@@ -293,7 +293,7 @@ func bareStore(t *testing.T, db *audittest.Database) *store.Store {
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
-	history := store.New(pool, "audit")
+	history := store.New(pool, "audit", store.Roles{})
 	if err := history.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -57,6 +57,7 @@ func Open(t testing.TB, db *Database, cfg audit.Config) *Audited {
 	if len(cfg.Tables) == 0 {
 		cfg.Tables = []string{"*.*"}
 	}
+	cfg = leastRights(t, db, cfg)
 	client, err := audit.Open(context.WithoutCancel(t.Context()), cfg)
 	if err != nil {
 		t.Fatalf("open client: %v", err)

@@ -77,10 +77,7 @@ func (s *Store) OpenCoverage(ctx context.Context, database string, c Coverage) e
 // CloseCoverage records that a table is tracked no longer, by its OID: another
 // table of the same name may be. at is the time, by the source's clock.
 func (s *Store) CloseCoverage(ctx context.Context, database string, relation uint32, until wal.LSN, at time.Time) error {
-	_, err := s.pool.Exec(ctx, `
-		UPDATE `+s.schema+`.coverage
-		SET until_position = greatest($3, from_position), until_time = $4
-		WHERE database = $1 AND relation_id = $2 AND until_position IS NULL`, database, int64(relation), until.String(), at)
+	_, err := s.pool.Exec(ctx, `SELECT `+s.schema+`.close_coverage($1, $2, $3, $4)`, database, int64(relation), until.String(), at)
 	if err != nil {
 		return fmt.Errorf("close coverage of relation %d: %w", relation, err)
 	}
@@ -90,10 +87,7 @@ func (s *Store) CloseCoverage(ctx context.Context, database string, relation uin
 // SetMembership records that a table goes on being tracked with other entries in the
 // publication: a part of it has come, or gone.
 func (s *Store) SetMembership(ctx context.Context, database string, relation uint32, membership string) error {
-	_, err := s.pool.Exec(ctx, `
-		UPDATE `+s.schema+`.coverage
-		SET membership = $3
-		WHERE database = $1 AND relation_id = $2 AND until_position IS NULL`, database, int64(relation), membership)
+	_, err := s.pool.Exec(ctx, `SELECT `+s.schema+`.set_membership($1, $2, $3)`, database, int64(relation), membership)
 	if err != nil {
 		return fmt.Errorf("record membership of relation %d: %w", relation, err)
 	}
@@ -144,7 +138,7 @@ func (s *Store) RememberIdentities(ctx context.Context, database string, identit
 // ForgetIdentities drops the notes of identities that were put back.
 func (s *Store) ForgetIdentities(ctx context.Context, database string, identities map[uint32]string) error {
 	for relation := range identities {
-		_, err := s.pool.Exec(ctx, `DELETE FROM `+s.schema+`.replica_identities WHERE database = $1 AND relation_id = $2`, database, int64(relation))
+		_, err := s.pool.Exec(ctx, `SELECT `+s.schema+`.forget_identity($1, $2)`, database, int64(relation))
 		if err != nil {
 			return fmt.Errorf("forget replica identity of relation %d: %w", relation, err)
 		}
@@ -203,26 +197,12 @@ var ErrCheckpointMoved = errors.New("store: the checkpoint was moved meanwhile")
 // checkpoint behind it, both or neither. The writer of before is fenced. at is the
 // time, by the source's clock.
 func (s *Store) RecordGap(ctx context.Context, database string, checkpoint Checkpoint, to wal.LSN, at time.Time, reason string) error {
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, `
-			UPDATE `+s.schema+`.checkpoints
-			SET position = $3, epoch = epoch + 1, slot = $4, updated_at = now()
-			WHERE database = $1 AND position = $2`, database, checkpoint.Position.String(), to.String(), checkpoint.Slot)
-		if err != nil {
-			return err
-		}
-		if tag.RowsAffected() == 0 {
-			return ErrCheckpointMoved
-		}
-		_, err = tx.Exec(ctx, `
-			INSERT INTO `+s.schema+`.gaps (database, from_position, to_position, from_time, to_time, reason)
-			SELECT $1, $2, $3, greatest(c.committed_at, c.created_at), $5, $4
-			FROM `+s.schema+`.checkpoints c
-			WHERE c.database = $1
-			ON CONFLICT (database, from_position) DO UPDATE SET to_position = excluded.to_position, to_time = excluded.to_time`,
-			database, checkpoint.Position.String(), to.String(), reason, at)
-		return err
-	})
+	var moved bool
+	err := s.pool.QueryRow(ctx, `SELECT `+s.schema+`.record_gap($1, $2, $3, $4, $5, $6)`,
+		database, checkpoint.Position.String(), to.String(), checkpoint.Slot, at, reason).Scan(&moved)
+	if err == nil && !moved {
+		err = ErrCheckpointMoved
+	}
 	if err != nil {
 		return fmt.Errorf("record gap of %q from %s to %s: %w", database, checkpoint.Position, to, err)
 	}

@@ -104,6 +104,6 @@ func (w *FrameWriter) finish() error {
 	if !w.gone {
 		return nil
 	}
-	_, err := w.tx.Exec(w.ctx, `DELETE FROM `+w.store.schema+`.keyframe_rows WHERE keyframe = $1 AND image = 'null'`, w.frame)
+	_, err := w.tx.Exec(w.ctx, `SELECT `+w.store.schema+`.clear_keyframe($1, true)`, w.frame)
 	return err
 }

@@ -74,8 +74,9 @@ func (s *Store) AppendFrame(ctx context.Context, f Frame, rows []FrameRow) error
 		if err != nil {
 			return fmt.Errorf("store rows of keyframe: %w", err)
 		}
-		tag, err := tx.Exec(ctx, `UPDATE `+s.schema+`.keyframes SET last_key = $2, done = $3 WHERE id = $1 AND done = $4`, f.ID, f.LastKey, n, f.Rows)
-		if err == nil && tag.RowsAffected() == 0 {
+		var noted bool
+		err = tx.QueryRow(ctx, `SELECT `+s.schema+`.note_progress($1, $2, $3, $4)`, f.ID, f.LastKey, f.Rows, n).Scan(&noted)
+		if err == nil && !noted {
 			err = errors.New("somebody else goes on with it, too")
 		}
 		if err != nil {
@@ -120,7 +121,7 @@ func (s *Store) WriteFrame(ctx context.Context, f Frame, from *FrameBase, write 
 			}
 		}
 		*w = FrameWriter{ctx: ctx, tx: tx, store: s, frame: f.ID}
-		if _, err := tx.Exec(ctx, `DELETE FROM `+s.schema+`.keyframe_rows WHERE keyframe = $1`, f.ID); err != nil {
+		if _, err := tx.Exec(ctx, `SELECT `+s.schema+`.clear_keyframe($1, false)`, f.ID); err != nil {
 			return fmt.Errorf("store keyframe: %w", err)
 		}
 		if err := write(w); err != nil {
@@ -134,7 +135,12 @@ func (s *Store) WriteFrame(ctx context.Context, f Frame, from *FrameBase, write 
 				return err
 			}
 		}
-		if _, err := tx.Exec(ctx, `UPDATE `+s.schema+`.keyframes SET done = $2, complete = true WHERE id = $1`, f.ID, w.rows); err != nil {
+		var completed bool
+		err := tx.QueryRow(ctx, `SELECT `+s.schema+`.complete_keyframe($1, NULL, $2)`, f.ID, w.rows).Scan(&completed)
+		if err == nil && !completed {
+			err = errors.New("somebody else has completed or dropped it")
+		}
+		if err != nil {
 			return fmt.Errorf("store keyframe: %w", err)
 		}
 		return nil
@@ -163,11 +169,12 @@ func (s *Store) verifyBase(ctx context.Context, tx pgx.Tx, from FrameBase) error
 // CompleteFrame says that a keyframe has all its rows, which are f.Rows: one that
 // holds others is left incomplete.
 func (s *Store) CompleteFrame(ctx context.Context, f Frame) error {
-	tag, err := s.pool.Exec(ctx, `UPDATE `+s.schema+`.keyframes SET complete = true WHERE id = $1 AND done = $2`, f.ID, f.Rows)
+	var completed bool
+	err := s.pool.QueryRow(ctx, `SELECT `+s.schema+`.complete_keyframe($1, $2, $2)`, f.ID, f.Rows).Scan(&completed)
 	if isCode(err, "23505") { // there is one of the same position
 		return s.DropFrame(ctx, f.ID)
 	}
-	if err == nil && tag.RowsAffected() == 0 {
+	if err == nil && !completed {
 		err = fmt.Errorf("it does not hold the %d rows that it should", f.Rows)
 	}
 	if err != nil {
@@ -176,9 +183,9 @@ func (s *Store) CompleteFrame(ctx context.Context, f Frame) error {
 	return nil
 }
 
-// DropFrame drops a keyframe with its rows.
+// DropFrame drops a keyframe in the making, with its rows.
 func (s *Store) DropFrame(ctx context.Context, id int64) error {
-	if _, err := s.pool.Exec(ctx, `DELETE FROM `+s.schema+`.keyframes WHERE id = $1`, id); err != nil {
+	if _, err := s.pool.Exec(ctx, `SELECT `+s.schema+`.drop_keyframe($1)`, id); err != nil {
 		return fmt.Errorf("drop keyframe: %w", err)
 	}
 	return nil
@@ -204,9 +211,7 @@ func (s *Store) HorizonAt(ctx context.Context, t time.Time) (wal.LSN, error) {
 // DropFramesBefore drops the keyframes that lie before the horizon of retention,
 // from which nothing can be reached any more.
 func (s *Store) DropFramesBefore(ctx context.Context, database string) error {
-	_, err := s.pool.Exec(ctx, `
-		DELETE FROM `+s.schema+`.keyframes k
-		WHERE k.database = $1 AND k.position < (SELECT max(r.position) FROM `+s.schema+`.retention r)`, database)
+	_, err := s.pool.Exec(ctx, `SELECT `+s.schema+`.drop_keyframes($1)`, database)
 	if err != nil {
 		return fmt.Errorf("drop keyframes before the horizon: %w", err)
 	}

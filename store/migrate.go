@@ -59,10 +59,20 @@ func Migrations(schema string) ([]Migration, error) {
 		quoted := pgx.Identifier{schema}.Sanitize()
 		// {{schema}} is an identifier. Within a text of SQL stands {{schema_literal}}:
 		// a name may hold quotes, and marks of format.
-		sql := strings.NewReplacer("{{schema}}", quoted, "{{schema_literal}}", quoteLiteral(quoted), "$$", dollarQuote(schema)).Replace(string(text))
+		sql := strings.NewReplacer("{{schema}}", quoted, "{{schema_literal}}", quoteLiteral(quoted), "$$", dollarQuote(schema),
+			"{{functions}}", functionNames(), "{{barrier_age}}", strconv.Itoa(int(barrierAge.Seconds()))).Replace(string(text))
 		migrations = append(migrations, Migration{Version: version, Name: base, SQL: sql})
 	}
 	return migrations, nil
+}
+
+// functionNames returns the names of the store's functions as a list of literals.
+func functionNames() string {
+	names := make([]string, len(storeFunctions))
+	for i, f := range storeFunctions {
+		names[i] = quoteLiteral(f.name)
+	}
+	return strings.Join(names, ", ")
 }
 
 // dollarQuote returns the mark around the bodies of functions that name the
@@ -78,6 +88,9 @@ func dollarQuote(schema string) string {
 // Check says what keeps the current role from making the store, and the SQL that
 // helps; or nothing, if it may or the store is there.
 func (s *Store) Check(ctx context.Context) (what string, sql []string, err error) {
+	if s.roles.Owner != "" {
+		return s.checkRoles(ctx)
+	}
 	var schema, create, createHere bool
 	var role, database string
 	err = s.pool.QueryRow(ctx, `
@@ -104,8 +117,8 @@ func (s *Store) Check(ctx context.Context) (what string, sql []string, err error
 
 // checkOwners says who else could have put code into the schema, where it would run
 // with the rights of this role: whoever owns it or something in it, or may create in
-// it, and is neither this role, nor one that it is a member of, nor a superuser, nor
-// the owner of the database.
+// it, and is neither this role, nor one that it is a member of, nor the owner that was
+// named, nor a superuser, nor the owner of the database.
 func (s *Store) checkOwners(ctx context.Context) (what string, sql []string, err error) {
 	rows, err := s.pool.Query(ctx, `
 		WITH RECURSIVE mine (id) AS (
@@ -115,6 +128,7 @@ func (s *Store) checkOwners(ctx context.Context) (what string, sql []string, err
 		), trusted (id) AS (
 			SELECT id FROM mine
 			UNION SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolsuper OR r.rolname = 'pg_database_owner'
+			UNION SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = $3
 			UNION SELECT d.datdba FROM pg_catalog.pg_database d WHERE d.datname = current_database()
 		), schema AS (
 			SELECT n.oid, n.nspowner, n.nspacl, n.nspname = 'public' AS shared FROM pg_catalog.pg_namespace n WHERE n.nspname = $1
@@ -138,7 +152,7 @@ func (s *Store) checkOwners(ctx context.Context) (what string, sql []string, err
 		LEFT JOIN pg_catalog.pg_roles r ON r.oid = t.owner
 		WHERE t.owner NOT IN (SELECT id FROM trusted)
 		ORDER BY t.kind = 'right', t.kind <> 'schema', t.kind, t.name
-		LIMIT 5`, s.name, ownNames)
+		LIMIT 5`, s.name, ownNames(), s.roles.Owner)
 	if err != nil {
 		return "", nil, fmt.Errorf("check who owns the store: %w", err)
 	}
@@ -169,51 +183,78 @@ func (s *Store) checkOwners(ctx context.Context) (what string, sql []string, err
 	return fmt.Sprintf("schema %s could hold code of others, which would run with the rights of this role: %s: look at what is in it, and drop it or give it to a role of yours, or choose another name (Config.Schema)", s.name, strings.Join(found, "; ")), sql, nil
 }
 
-// ownNames are the relations and functions of the store.
-var ownNames = []string{
-	"changes", "checkpoints", "commit_times", "relations", "coverage", "gaps", "barriers", "retention", "replica_identities",
-	"schema_migrations", "marks", "keyframes", "keyframe_rows",
-	"advance", "complete", "ensure_partition", "drop_before", "protect",
+// Setup says what the script of SetupSQL makes.
+type Setup struct {
+	Schema string
+	// Roles are the roles of a store with least rights. Without an Owner the Writer owns
+	// the store.
+	Roles Roles
+	// Retention is how long history is kept at least where there is an Owner, 0 for ever.
+	Retention time.Duration
+	// Database is the source's, Identities the replica identities that its tables had, by
+	// OID, which are noted.
+	Database   string
+	Identities map[uint32]string
 }
 
-// SetupSQL returns one script that makes the store from nothing, for a DBA to
-// run where the program's role may not, and that leaves it owned by role. It
-// notes the replica identities that tables of the source database had, by OID.
-func SetupSQL(schema, role, database string, identities map[uint32]string) (string, error) {
-	migrations, err := Migrations(schema)
+// SetupSQL returns one script that makes the store from nothing, for a DBA to run where
+// the program's role may not.
+func SetupSQL(s Setup) (string, error) {
+	migrations, err := Migrations(s.Schema)
 	if err != nil {
 		return "", err
 	}
-	quoted, owner := pgx.Identifier{schema}.Sanitize(), pgx.Identifier{role}.Sanitize()
+	least := s.Roles.Owner != ""
+	owner := s.Roles.Owner
+	if !least {
+		owner = s.Roles.Writer
+	}
+	quoted, role := pgx.Identifier{s.Schema}.Sanitize(), pgx.Identifier{owner}.Sanitize()
 	var b strings.Builder
-	fmt.Fprintf(&b, "CREATE SCHEMA IF NOT EXISTS %s AUTHORIZATION %s;\nGRANT CREATE, USAGE ON SCHEMA %s TO %s;\nSET ROLE %s;\n%s;\n", quoted, owner, quoted, owner, owner, versionsTable(quoted))
+	if least {
+		b.WriteString(makeRoles(s.Schema, s.Roles))
+	}
+	fmt.Fprintf(&b, "CREATE SCHEMA IF NOT EXISTS %s AUTHORIZATION %s;\n", quoted, role)
+	if least {
+		fmt.Fprintf(&b, "REVOKE ALL ON SCHEMA %s FROM PUBLIC;\n", quoted)
+	} else {
+		fmt.Fprintf(&b, "GRANT CREATE, USAGE ON SCHEMA %s TO %s;\n", quoted, role)
+	}
+	fmt.Fprintf(&b, "SET ROLE %s;\n%s;\n", role, versionsTable(quoted))
 	for _, m := range migrations {
 		fmt.Fprintf(&b, "\n-- %s\n%s\nINSERT INTO %s.schema_migrations (version, name) VALUES (%d, %s);\n", m.Name, m.SQL, quoted, m.Version, quoteLiteral(m.Name))
 	}
-	for _, relation := range slices.Sorted(maps.Keys(identities)) {
-		fmt.Fprintf(&b, "INSERT INTO %s.replica_identities VALUES (%s, %d, %s) ON CONFLICT DO NOTHING;\n", quoted, quoteLiteral(database), relation, quoteLiteral(identities[relation]))
+	for _, relation := range slices.Sorted(maps.Keys(s.Identities)) {
+		fmt.Fprintf(&b, "INSERT INTO %s.replica_identities VALUES (%s, %d, %s) ON CONFLICT DO NOTHING;\n", quoted, quoteLiteral(s.Database), relation, quoteLiteral(s.Identities[relation]))
+	}
+	if least {
+		b.WriteString("\n-- Who may do what. History younger than this is dropped by nobody but its owner.\n")
+		for _, sql := range append([]string{limitRetention(s.Schema, s.Retention)}, grants(s.Schema, s.Roles)...) {
+			b.WriteString(sql + ";\n")
+		}
 	}
 	b.WriteString("RESET ROLE;\n")
+	if least {
+		fmt.Fprintf(&b, "-- A DBA who is no superuser gives up the owner's rights again: REVOKE %s FROM CURRENT_USER;\n", inComment.Replace(role))
+	}
 	return b.String(), nil
 }
+
+// inComment keeps a name from ending the comment of SQL that it stands in.
+var inComment = strings.NewReplacer("\n", `\n`, "\r", `\r`)
 
 // UninstallSQL returns the statements that remove the store from a schema. What
 // else is in the schema stays, and with it the schema: its drop then fails with
 // SQLSTATE 2BP01.
 func UninstallSQL(schema string) []string {
 	quoted := pgx.Identifier{schema}.Sanitize()
-	sql := []string{
-		"DROP TABLE IF EXISTS " + strings.Join([]string{
-			quoted + ".changes", quoted + ".checkpoints", quoted + ".commit_times", quoted + ".relations", quoted + ".coverage",
-			quoted + ".gaps", quoted + ".barriers", quoted + ".retention", quoted + ".replica_identities", quoted + ".schema_migrations",
-			quoted + ".clock_jumps", quoted + ".tokens", quoted + ".marks", quoted + ".keyframes", quoted + ".keyframe_rows", quoted + ".reverts",
-		}, ", ") + " CASCADE",
+	var tables []string
+	for _, t := range storeTables {
+		tables = append(tables, quoted+"."+t.name)
 	}
-	for _, function := range []string{
-		"advance(text, bigint, pg_lsn, pg_lsn, timestamptz, bigint)", "complete(text, pg_lsn, integer, timestamptz, text[])",
-		"ensure_partition(timestamptz)", "drop_before(timestamptz)", "protect(regclass)",
-	} {
-		sql = append(sql, "DROP FUNCTION IF EXISTS "+quoted+"."+function)
+	sql := []string{"DROP TABLE IF EXISTS " + strings.Join(tables, ", ") + " CASCADE"}
+	for _, f := range storeFunctions {
+		sql = append(sql, "DROP FUNCTION IF EXISTS "+quoted+"."+f.signature())
 	}
 	if schema != "public" {
 		sql = append(sql, "DROP SCHEMA IF EXISTS "+quoted)

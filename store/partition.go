@@ -40,27 +40,17 @@ func (s *Store) EnsurePartitions(ctx context.Context) error {
 const analyzeFrom = 1 << 20
 
 // AnalyzeNew analyses the partitions that have no statistics yet although there is
-// something in them. A role that does not own them leaves that to autovacuum.
+// something in them.
 func (s *Store) AnalyzeNew(ctx context.Context) error {
-	rows, err := s.pool.Query(ctx, `
-		SELECT i.inhrelid::regclass::text
-		FROM pg_catalog.pg_inherits i
-		JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
-		WHERE i.inhparent = to_regclass($1) AND c.reltuples < 0 AND pg_catalog.pg_relation_size(c.oid) >= $2
-		  AND pg_catalog.pg_has_role(c.relowner, 'USAGE')`, s.schema+".changes", analyzeFrom)
-	if err != nil {
-		return fmt.Errorf("look for partitions without statistics: %w", err)
-	}
-	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return fmt.Errorf("look for partitions without statistics: %w", err)
-	}
-	for _, name := range names {
-		if _, err := s.pool.Exec(ctx, "ANALYZE "+name); err != nil {
-			return fmt.Errorf("analyse %s: %w", name, err)
+	for {
+		var name *string
+		if err := s.pool.QueryRow(ctx, `SELECT `+s.schema+`.analyze_next($1)`, analyzeFrom).Scan(&name); err != nil {
+			return fmt.Errorf("analyse partitions without statistics: %w", err)
+		}
+		if name == nil {
+			return nil
 		}
 	}
-	return nil
 }
 
 // ErrHorizonMoved is returned when history has come that is to be dropped, and that

@@ -81,12 +81,11 @@ func insertStructure(schema, database string, s *wal.Structure, position wal.LSN
 		name, table = s.RootSchema, s.RootTable // which is where its changes stand
 	}
 	return strings.Join([]string{
-		"INSERT INTO ", schema, `.relations (database, relation_id, position, sequence, after, schema, "table", kind, root_id, parts, columns, primary_key, dropped, guessed, attached, key_constraint) VALUES (`,
+		"SELECT ", schema, ".record_structure(",
 		quoteLiteral(database), ", ", uintText(s.OID), ", '", position.String(), "', ", fmt.Sprint(sequence), ", ", after, ", ",
 		quoteLiteral(name), ", ", quoteLiteral(table), ", ", quoteLiteral(s.Kind), ", ", root, ", '{", strings.Join(parts, ","), "}', ",
 		quoteLiteral(string(columns)), ", ", arrayLiteral(keyNames(s)), ", ", fmt.Sprint(s.Dropped), ", ", fmt.Sprint(s.Guessed), ", ", fmt.Sprint(s.Attached), ", ", uintText(s.KeyConstraint),
-		`) ON CONFLICT (database, relation_id, position, sequence) DO UPDATE SET after = excluded.after, schema = excluded.schema, "table" = excluded."table", kind = excluded.kind,
-			root_id = excluded.root_id, parts = excluded.parts, columns = excluded.columns, primary_key = excluded.primary_key, dropped = excluded.dropped, guessed = excluded.guessed, attached = excluded.attached, key_constraint = excluded.key_constraint`,
+		")",
 	}, "")
 }
 

@@ -46,10 +46,7 @@ func (s *Store) RegisterRevert(ctx context.Context, database string, r Revert) e
 // CommittedRevert notes that a registered revert was committed, at or before a
 // position of the source.
 func (s *Store) CommittedRevert(ctx context.Context, database, id string, done wal.LSN) error {
-	_, err := s.pool.Exec(ctx, `
-		UPDATE `+s.schema+`.reverts
-		SET done_position = $3
-		WHERE database = $1 AND id = $2`, database, id, done.String())
+	_, err := s.pool.Exec(ctx, `SELECT `+s.schema+`.committed_revert($1, $2, $3)`, database, id, done.String())
 	if err != nil {
 		return fmt.Errorf("register the end of the revert: %w", err)
 	}

@@ -79,7 +79,7 @@ func (s *Store) LockSetup(ctx context.Context, patience time.Duration, waits fun
 	}
 	begun := time.Now()
 	for {
-		err := s.tryLock(ctx, conn, "audit setup", "schema_migrations IN SHARE ROW EXCLUSIVE MODE")
+		err := s.tryLock(ctx, conn, "setup")
 		if err == nil {
 			break
 		}
@@ -109,7 +109,7 @@ func (s *Store) LockRetention(ctx context.Context) (locked context.Context, rele
 	if err != nil {
 		return nil, nil, fmt.Errorf("connect to the store: %w", err)
 	}
-	if err := s.tryLock(ctx, conn, "audit retention", "retention IN SHARE UPDATE EXCLUSIVE MODE"); err != nil {
+	if err := s.tryLock(ctx, conn, "retention"); err != nil {
 		_, _ = conn.Exec(ctx, "ROLLBACK")
 		conn.Release()
 		if isCode(err, "55P03") {
@@ -143,14 +143,14 @@ func hold(ctx context.Context, conn *pgxpool.Conn) (locked context.Context, rele
 	}
 }
 
-func (s *Store) tryLock(ctx context.Context, conn *pgxpool.Conn, name, lock string) error {
+func (s *Store) tryLock(ctx context.Context, conn *pgxpool.Conn, purpose string) error {
 	_, err := conn.Conn().PgConn().Exec(ctx, fmt.Sprintf(`
 		BEGIN;
-		SET LOCAL application_name = '%s';
+		SET LOCAL application_name = 'audit %s';
 		SET LOCAL lock_timeout = %d;
 		SET LOCAL idle_in_transaction_session_timeout = %d;
-		LOCK TABLE %s.%s`,
-		name, setupTry.Milliseconds(), setupLease.Milliseconds(), s.schema, lock)).ReadAll()
+		SELECT %s.hold_lock('%s')`,
+		purpose, setupTry.Milliseconds(), setupLease.Milliseconds(), s.schema, purpose)).ReadAll()
 	return err
 }
 

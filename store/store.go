@@ -33,15 +33,16 @@ type Store struct {
 	pool   *pgxpool.Pool
 	name   string
 	schema string // quoted
+	roles  Roles
 
 	mu         sync.Mutex
 	characters map[rune]bool // guarded by mu: beyond ASCII, of an encoding of one byte
 }
 
-// New returns the store in the given schema of the pool's database. It does not
-// connect.
-func New(pool *pgxpool.Pool, schema string) *Store {
-	return &Store{pool: pool, name: schema, schema: pgx.Identifier{schema}.Sanitize()}
+// New returns the store in the given schema of the pool's database. roles are those of a
+// store with least rights, of which the Writer is the pool's. It does not connect.
+func New(pool *pgxpool.Pool, schema string, roles Roles) *Store {
+	return &Store{pool: pool, name: schema, schema: pgx.Identifier{schema}.Sanitize(), roles: roles}
 }
 
 // Checkpoint is the position up to which the store holds everything of a source.
@@ -116,7 +117,7 @@ func (s *Store) CreateCheckpoint(ctx context.Context, c Checkpoint, at time.Time
 
 // SetTimeline records that the source goes on on another timeline.
 func (s *Store) SetTimeline(ctx context.Context, database string, timeline int32) error {
-	_, err := s.pool.Exec(ctx, `UPDATE `+s.schema+`.checkpoints SET timeline = $2, updated_at = now() WHERE database = $1`, database, timeline)
+	_, err := s.pool.Exec(ctx, `SELECT `+s.schema+`.set_timeline($1, $2)`, database, timeline)
 	if err != nil {
 		return fmt.Errorf("record timeline of %q: %w", database, err)
 	}
@@ -144,13 +145,11 @@ func (s *Store) NewWriter(ctx context.Context, cfg WriterConfig) (*Writer, wal.L
 	// The writer before may be asleep in the midst of a COPY, with rows that ours
 	// would wait for: its session is ended, which its role may do.
 	err := s.pool.QueryRow(ctx, `
-		UPDATE `+s.schema+`.checkpoints
-		SET epoch = epoch + 1, updated_at = now()
-		WHERE database = $1
-		RETURNING position::text, epoch, committed_at, (
+		SELECT t.at::text, t.held, t.through_time, (
 			SELECT count(pg_catalog.pg_terminate_backend(a.pid))
 			FROM pg_catalog.pg_stat_activity a
-			WHERE a.pid = writer_pid AND a.backend_start = writer_start AND a.usename = current_user)`, cfg.Database).
+			WHERE a.pid = t.pid AND a.backend_start = t.started AND a.usename = current_user)
+		FROM `+s.schema+`.take_over($1) t`, cfg.Database).
 		Scan(&w.from, &w.epoch, &committed, &ended)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, 0, ErrNoCheckpoint
@@ -181,10 +180,9 @@ func (s *Store) NewWriter(ctx context.Context, cfg WriterConfig) (*Writer, wal.L
 		return nil, 0, err
 	}
 	_, err = s.pool.Exec(ctx, `
-		UPDATE `+s.schema+`.checkpoints
-		SET writer_pid = a.pid, writer_start = a.backend_start
+		SELECT `+s.schema+`.name_writer($1, $2, a.pid, a.backend_start)
 		FROM pg_catalog.pg_stat_activity a
-		WHERE database = $1 AND epoch = $2 AND a.pid = $3`, cfg.Database, w.epoch, w.conn.pid)
+		WHERE a.pid = $3`, cfg.Database, w.epoch, w.conn.pid)
 	if err != nil {
 		w.conn.abort()
 		return nil, 0, fmt.Errorf("take over checkpoint of %q: %w", cfg.Database, err)

@@ -349,13 +349,13 @@ func (w *Writer) restamp(stamp stampField) {
 	if text := stamp.field[4:]; len(text) > 0 {
 		value = quoteLiteral(string(text[1:])) + "::jsonb"
 	}
-	defect := "defect"
+	defect := "NULL"
 	if stamp.defect != "" {
-		defect = "concat_ws('; ', defect, " + quoteLiteral(stamp.defect) + ")"
+		defect = quoteLiteral(stamp.defect)
 	}
 	w.later(fmt.Sprintf(
-		"UPDATE %s.changes SET context = %s, defect = %s WHERE database = %s AND position = '%s' AND sequence <= %d AND committed_at = %s",
-		w.schema, value, defect, quoteLiteral(w.cfg.Database), w.tx.head.CommitLSN, w.tx.sequence, timeLiteral(w.tx.head.CommitTime)))
+		"SELECT %s.restamp(%s, '%s', %d, %s, %s, %s)",
+		w.schema, quoteLiteral(w.cfg.Database), w.tx.head.CommitLSN, w.tx.sequence, timeLiteral(w.tx.head.CommitTime), value, defect))
 }
 
 // Barrier makes the open transaction move the stored checkpoint even if it has
@@ -370,7 +370,7 @@ func (w *Writer) Barrier(nonce string) {
 		w.schema, quoteLiteral(w.cfg.Database), nonce, w.tx.head.CommitLSN))
 	if now := time.Now(); now.Sub(w.swept) > barrierAge/10 {
 		w.swept = now
-		w.later(fmt.Sprintf("DELETE FROM %s.barriers WHERE created_at < now() - interval '%d seconds'", w.schema, int(barrierAge.Seconds())))
+		w.later("SELECT " + w.schema + ".sweep_barriers()")
 	}
 }
 
@@ -501,7 +501,7 @@ func (w *Writer) noteClock() {
 	}
 	w.back = now
 	w.batch.sql = append(w.batch.sql, fmt.Sprintf(
-		"INSERT INTO %s.clock_jumps AS j (database, ahead_at, back_to, position) VALUES (%s, %s, %s, '%s') ON CONFLICT (database, ahead_at) DO UPDATE SET back_to = least(j.back_to, excluded.back_to)",
+		"SELECT %s.note_jump(%s, %s, %s, '%s')",
 		w.schema, quoteLiteral(w.cfg.Database), timeLiteral(ahead), timeLiteral(now), w.tx.head.CommitLSN))
 }
 
@@ -557,7 +557,7 @@ func (w *Writer) seal() {
 	if b.rows > 0 || b.forced {
 		w.timesN += b.rows
 		if now := wal.Microseconds(time.Now()); b.forced || w.timesN >= commitTimesRows || now-w.timesAt >= commitTimesAge {
-			s.sql = append(s.sql, fmt.Sprintf("INSERT INTO %s.commit_times (database, position, committed_at) VALUES (%s, '%s', %s) ON CONFLICT DO NOTHING",
+			s.sql = append(s.sql, fmt.Sprintf("SELECT %s.note_time(%s, '%s', %s)",
 				w.schema, quoteLiteral(w.cfg.Database), b.position, timeLiteral(b.committed)))
 			w.timesAt, w.timesN = now, 0
 		}

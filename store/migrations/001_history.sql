@@ -201,7 +201,15 @@ CREATE TABLE {{schema}}.retention (
     partition  text        PRIMARY KEY,
     from_time  timestamptz NOT NULL,
     until_time timestamptz NOT NULL,
-    dropped_at timestamptz NOT NULL DEFAULT now()
+    dropped_at timestamptz NOT NULL DEFAULT now(),
+    dropped_by text        NOT NULL DEFAULT session_user
+);
+
+-- How young history has to be for drop_before to leave it alone, whoever asks. No row:
+-- as young as the caller says. NULL: nothing is dropped.
+CREATE TABLE {{schema}}.retention_limit (
+    singleton boolean  PRIMARY KEY DEFAULT true CHECK (singleton),
+    keep      interval
 );
 
 -- advance moves the checkpoint by compare-and-set or raises, which aborts the
@@ -211,7 +219,8 @@ CREATE FUNCTION {{schema}}.advance(
     through_time timestamptz, of_changes bigint)
 RETURNS void
 LANGUAGE plpgsql
-SET search_path = pg_catalog
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     UPDATE {{schema}}.checkpoints c
@@ -229,12 +238,235 @@ BEGIN
     END IF;
 END $$;
 
+-- require_unsealed raises AU002 where the checkpoint has passed a position: what is
+-- stored there is history, which no function below changes.
+CREATE FUNCTION {{schema}}.require_unsealed(of_database text, of_position pg_lsn)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM {{schema}}.checkpoints c WHERE c.database = of_database AND c.position <= of_position) THEN
+        RAISE EXCEPTION 'history of database "%" at % is sealed: the checkpoint has passed it', of_database, of_position
+            USING ERRCODE = 'AU002';
+    END IF;
+END $$;
+
+-- restamp gives the rows of an open transaction that have no context the context that
+-- came after them.
+CREATE FUNCTION {{schema}}.restamp(
+    of_database text, of_position pg_lsn, through_sequence integer, of_time timestamptz, of_context jsonb, of_defect text)
+RETURNS void
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM {{schema}}.require_unsealed(of_database, of_position);
+    UPDATE {{schema}}.changes c
+    SET context = of_context, defect = nullif(concat_ws('; ', c.defect, of_defect), '')
+    WHERE c.database = of_database AND c.position = of_position AND c.sequence <= through_sequence AND c.committed_at = of_time
+      AND c.context IS NULL;
+END $$;
+
+-- take_over gives a checkpoint to its next holder: earlier writers are fenced.
+CREATE FUNCTION {{schema}}.take_over(of_database text)
+RETURNS TABLE (at pg_lsn, held bigint, through_time timestamptz, pid integer, started timestamptz)
+LANGUAGE sql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE {{schema}}.checkpoints
+    SET epoch = epoch + 1, updated_at = now()
+    WHERE database = of_database
+    RETURNING position, epoch, committed_at, writer_pid, writer_start;
+$$;
+
+-- name_writer notes the session of the writer in office, so that whoever takes over
+-- can end it.
+CREATE FUNCTION {{schema}}.name_writer(of_database text, of_epoch bigint, pid integer, started timestamptz)
+RETURNS void
+LANGUAGE sql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE {{schema}}.checkpoints
+    SET writer_pid = pid, writer_start = started
+    WHERE database = of_database AND epoch = of_epoch;
+$$;
+
+-- set_timeline notes that the source goes on on another timeline.
+CREATE FUNCTION {{schema}}.set_timeline(of_database text, to_timeline integer)
+RETURNS void
+LANGUAGE sql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE {{schema}}.checkpoints
+    SET timeline = to_timeline, updated_at = now()
+    WHERE database = of_database;
+$$;
+
+-- record_gap records a hole from the checkpoint on and moves the checkpoint behind it. It
+-- reports false if the checkpoint is somewhere else.
+CREATE FUNCTION {{schema}}.record_gap(
+    of_database text, from_position pg_lsn, to_position pg_lsn, to_slot text, at_time timestamptz, because text)
+RETURNS boolean
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE {{schema}}.checkpoints c
+    SET position = record_gap.to_position, epoch = c.epoch + 1, slot = to_slot, updated_at = now()
+    WHERE c.database = of_database AND c.position = record_gap.from_position AND c.position <= record_gap.to_position;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO {{schema}}.gaps AS g (database, from_position, to_position, from_time, to_time, reason)
+    SELECT of_database, record_gap.from_position, record_gap.to_position, greatest(c.committed_at, c.created_at), at_time, because
+    FROM {{schema}}.checkpoints c
+    WHERE c.database = of_database
+    ON CONFLICT ON CONSTRAINT gaps_pkey DO UPDATE SET to_position = greatest(g.to_position, excluded.to_position), to_time = greatest(g.to_time, excluded.to_time);
+    RETURN true;
+END $$;
+
+-- record_structure records a version of a table at a position that is not sealed.
+CREATE FUNCTION {{schema}}.record_structure(
+    of_database text, of_relation bigint, at_position pg_lsn, at_sequence integer, behind pg_lsn, of_schema text, of_table text, of_kind text,
+    root bigint, leaves bigint[], of_columns jsonb, key text[], is_dropped boolean, is_guessed boolean, is_attached boolean, constraint_id bigint)
+RETURNS void
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM {{schema}}.require_unsealed(of_database, at_position);
+    DELETE FROM {{schema}}.relations r
+    WHERE r.database = of_database AND r.relation_id = of_relation AND r.position = at_position AND r.sequence = at_sequence;
+    INSERT INTO {{schema}}.relations (database, relation_id, position, sequence, after, schema, "table", kind, root_id, parts, columns, primary_key, dropped, guessed, attached, key_constraint)
+    VALUES (of_database, of_relation, at_position, at_sequence, behind, of_schema, of_table, of_kind, root, leaves, of_columns, key, is_dropped, is_guessed, is_attached, constraint_id);
+END $$;
+
+-- note_time records the running maximum of commit times at a position.
+CREATE FUNCTION {{schema}}.note_time(of_database text, at_position pg_lsn, through_time timestamptz)
+RETURNS void
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM {{schema}}.require_unsealed(of_database, at_position);
+    INSERT INTO {{schema}}.commit_times (database, position, committed_at)
+    VALUES (of_database, at_position, through_time)
+    ON CONFLICT DO NOTHING;
+END $$;
+
+-- note_jump records that the source's clock was ahead for a while.
+CREATE FUNCTION {{schema}}.note_jump(of_database text, was_ahead timestamptz, went_back timestamptz, at_position pg_lsn)
+RETURNS void
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM {{schema}}.require_unsealed(of_database, at_position);
+    INSERT INTO {{schema}}.clock_jumps AS j (database, ahead_at, back_to, position)
+    VALUES (of_database, was_ahead, went_back, at_position)
+    ON CONFLICT (database, ahead_at) DO UPDATE SET back_to = least(j.back_to, excluded.back_to);
+END $$;
+
+-- sweep_barriers removes the places of messages that nobody waits for any more.
+CREATE FUNCTION {{schema}}.sweep_barriers()
+RETURNS void
+LANGUAGE sql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    DELETE FROM {{schema}}.barriers WHERE created_at < now() - interval '{{barrier_age}} seconds';
+$$;
+
+-- close_coverage ends the open coverage of a table.
+CREATE FUNCTION {{schema}}.close_coverage(of_database text, of_relation bigint, until pg_lsn, at_time timestamptz)
+RETURNS void
+LANGUAGE sql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE {{schema}}.coverage
+    SET until_position = greatest(until, from_position), until_time = at_time
+    WHERE database = of_database AND relation_id = of_relation AND until_position IS NULL;
+$$;
+
+-- set_membership notes that a covered table has other entries in the publication.
+CREATE FUNCTION {{schema}}.set_membership(of_database text, of_relation bigint, entries text)
+RETURNS void
+LANGUAGE sql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE {{schema}}.coverage
+    SET membership = entries
+    WHERE database = of_database AND relation_id = of_relation AND until_position IS NULL;
+$$;
+
+-- forget_identity removes the note of a replica identity that was put back.
+CREATE FUNCTION {{schema}}.forget_identity(of_database text, of_relation bigint)
+RETURNS void
+LANGUAGE sql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    DELETE FROM {{schema}}.replica_identities WHERE database = of_database AND relation_id = of_relation;
+$$;
+
+-- hold_lock takes, until the end of the transaction, the lock under which one instance
+-- sets up or drops history.
+CREATE FUNCTION {{schema}}.hold_lock(purpose text)
+RETURNS void
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF purpose = 'setup' THEN
+        LOCK TABLE {{schema}}.schema_migrations IN SHARE ROW EXCLUSIVE MODE;
+    ELSIF purpose = 'retention' THEN
+        LOCK TABLE {{schema}}.retention IN SHARE UPDATE EXCLUSIVE MODE;
+    ELSE
+        RAISE EXCEPTION 'there is no lock for "%"', purpose USING ERRCODE = '22023';
+    END IF;
+END $$;
+
+-- analyze_next analyses a partition of some size that has no statistics yet. It returns
+-- NULL if there is none.
+CREATE FUNCTION {{schema}}.analyze_next(from_bytes bigint)
+RETURNS text
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    unknown regclass;
+BEGIN
+    SELECT i.inhrelid::regclass INTO unknown
+    FROM pg_inherits i
+    JOIN pg_class c ON c.oid = i.inhrelid
+    WHERE i.inhparent = ({{schema_literal}} || '.changes')::regclass AND c.reltuples < 0 AND pg_relation_size(c.oid) >= from_bytes
+    ORDER BY i.inhrelid
+    LIMIT 1;
+    IF FOUND THEN
+        EXECUTE format('ANALYZE %s', unknown);
+    END IF;
+    RETURN unknown::text;
+END $$;
+
 -- protect takes every right but reading from everyone but the owner, whatever
 -- default privileges the schema may have been given.
 CREATE FUNCTION {{schema}}.protect(target regclass)
 RETURNS void
 LANGUAGE plpgsql
-SET search_path = pg_catalog
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     grantee oid;
@@ -256,7 +488,8 @@ CREATE FUNCTION {{schema}}.complete(
     of_database text, of_position pg_lsn, of_sequence integer, of_time timestamptz, missing text[])
 RETURNS void
 LANGUAGE plpgsql
-SET search_path = pg_catalog
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     change  {{schema}}.changes;
@@ -265,6 +498,7 @@ DECLARE
     filled  jsonb;
     unknown text[];
 BEGIN
+    PERFORM {{schema}}.require_unsealed(of_database, of_position);
     SELECT * INTO STRICT change
     FROM {{schema}}.changes c
     WHERE c.position = of_position AND c.sequence = of_sequence AND c.database = of_database AND c.committed_at = of_time;
@@ -320,7 +554,8 @@ END $$;
 CREATE FUNCTION {{schema}}.ensure_partition(of_time timestamptz)
 RETURNS void
 LANGUAGE plpgsql
-SET search_path = pg_catalog
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET timezone = 'UTC'
 SET lock_timeout = '5s'
 AS $$
@@ -355,43 +590,21 @@ BEGIN
     PERFORM {{schema}}.protect(format('%s.%I', {{schema_literal}}, name)::regclass);
 END $$;
 
--- drop_before drops the partitions that end at or before a time and notes each,
--- so that a query of that past can say why there is no answer.
-CREATE FUNCTION {{schema}}.drop_before(of_time timestamptz)
-RETURNS SETOF text
-LANGUAGE plpgsql
-SET search_path = pg_catalog
-SET timezone = 'UTC'
-SET lock_timeout = '2s'
-AS $$
+-- Functions are executed by whom the owner says.
+DO $$
 DECLARE
-    name text;
-    from_time timestamptz;
-    until_time timestamptz;
+    f record;
 BEGIN
-    FOR name, from_time IN
-        SELECT c.relname, to_timestamp(substring(c.relname FROM '^changes_([0-9]+_[0-9]{2})'), 'YYYY_MM')
-        FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
-        WHERE i.inhparent = ({{schema_literal}} || '.changes')::regclass AND c.relname ~ '^changes_[0-9]+_[0-9]{2}(_[0-9]+)?$'
-        ORDER BY 2
+    FOR f IN
+        SELECT DISTINCT p.oid::regprocedure AS signature, a.grantee
+        FROM pg_catalog.pg_proc p, LATERAL pg_catalog.aclexplode(coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) a
+        WHERE p.pronamespace = {{schema_literal}}::regnamespace AND p.proname IN ({{functions}})
+          AND p.proowner = (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = current_user) AND a.grantee <> p.proowner
     LOOP
-        until_time := from_time + interval '1 month';
-        CONTINUE WHEN until_time > of_time;
-        EXECUTE format('DROP TABLE %s.%I', {{schema_literal}}, name);
-        INSERT INTO {{schema}}.retention (partition, from_time, until_time) VALUES (name, from_time, until_time)
-        ON CONFLICT (partition) DO UPDATE SET dropped_at = now();
-        RETURN NEXT name;
+        EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM %s', f.signature,
+            CASE f.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(f.grantee)) END);
     END LOOP;
-    DELETE FROM {{schema}}.commit_times t
-    USING (SELECT max(r.until_time) AS horizon FROM {{schema}}.retention r) r
-    WHERE t.committed_at < r.horizon;
 END $$;
-
-REVOKE ALL ON FUNCTION {{schema}}.advance(text, bigint, pg_lsn, pg_lsn, timestamptz, bigint) FROM PUBLIC;
-REVOKE ALL ON FUNCTION {{schema}}.protect(regclass) FROM PUBLIC;
-REVOKE ALL ON FUNCTION {{schema}}.complete(text, pg_lsn, integer, timestamptz, text[]) FROM PUBLIC;
-REVOKE ALL ON FUNCTION {{schema}}.ensure_partition(timestamptz) FROM PUBLIC;
-REVOKE ALL ON FUNCTION {{schema}}.drop_before(timestamptz) FROM PUBLIC;
 
 SELECT {{schema}}.protect(c.oid)
 FROM pg_catalog.pg_class c
