@@ -99,17 +99,28 @@ func (r *resolved) resolveColumns(bad func(field, format string, args ...any)) {
 }
 
 // policyOf tells the policy of a column: that of the first rule for it, or else what
-// its name looks like.
+// its name looks like. It reports whether a rule is meant for it: one that keeps by a
+// pattern is for whatever comes, and takes no policy from a table that was renamed into it.
 func (r *resolved) policyOf(schema, table, column string) (policy wal.Policy, ruled bool) {
 	for _, rule := range r.columnRules {
 		if rule.pattern.Match(schema, table, column) {
-			return rule.policy, true
+			return rule.policy, rule.policy != "" || !rule.pattern.Table.Glob && !rule.pattern.Column.Glob
 		}
 	}
 	if secretname.Likely(column) {
 		return wal.Exclude, false
 	}
 	return "", false
+}
+
+// exactRules are the rules that withhold a column of one table, by its name.
+func (r *resolved) exactRules() (exact []columnRule) {
+	for _, rule := range r.columnRules {
+		if rule.policy != "" && !rule.pattern.Table.Glob && !rule.pattern.Column.Glob {
+			exact = append(exact, rule)
+		}
+	}
+	return exact
 }
 
 // SecretKeyError is returned by [Client.Start] where a column of a primary key is to be
@@ -141,7 +152,9 @@ func (c *Client) checkColumns(ctx context.Context) error {
 	var inKey bool
 	withheld := make(map[wal.Policy][]string)
 	secret := &SecretKeyError{}
+	unmet := c.cfg.exactRules()
 	_, err = pgx.ForEachRow(rows, []any{&schema, &table, &column, &inKey}, func() error {
+		unmet = slices.DeleteFunc(unmet, func(rule columnRule) bool { return rule.pattern.Match(schema, table, column) })
 		policy, _ := c.cfg.policyOf(schema, table, column)
 		if policy == "" || !c.wanted(schema, table) {
 			return nil
@@ -158,6 +171,9 @@ func (c *Client) checkColumns(ctx context.Context) error {
 	}
 	if len(secret.Columns) > 0 {
 		return secret
+	}
+	for _, rule := range unmet {
+		c.cfg.Logger.WarnContext(ctx, "audit: a rule of Config.Columns names no column that is there: if that was renamed before its changes were captured, the rule has to name it anew", "rule", rule.pattern.String())
 	}
 	for _, policy := range []wal.Policy{wal.Exclude, wal.Digest, wal.Mask} {
 		if names := withheld[policy]; len(names) > 0 {
@@ -216,8 +232,9 @@ func (p *pastTable) hide() {
 func (p *pastTable) unstored() map[string]bool {
 	unstored := make(map[string]bool)
 	var names []string
+	recorded := p.withheld() // by names that it had, too
 	for _, c := range p.columns.list {
-		if policy, _ := p.client.cfg.policyOf(p.schema, p.name, c.name); policy != "" {
+		if policy, _ := p.client.cfg.policyOf(p.schema, p.name, c.name); policy != "" || recorded[c.name] != "" {
 			unstored[c.name] = true
 			names = append(names, c.name)
 		}

@@ -46,7 +46,10 @@ func (s *session) describe(ctx context.Context, m relationMessage) (*wal.Relatio
 	}
 	if s.cfg.Policy != nil { // also of columns of which nobody can tell which they are
 		for i := range rel.Columns {
-			rel.Columns[i].Policy, _ = s.cfg.Policy(rel.Schema, rel.Table, rel.Columns[i].Name)
+			c := &rel.Columns[i]
+			if c.Policy, _ = s.cfg.Policy(rel.Schema, rel.Table, c.Name); c.Policy == "" {
+				c.Policy = known.PolicyOf(c.Name)
+			}
 		}
 	}
 	var described bool
@@ -73,7 +76,7 @@ func (s *session) structureOf(ctx context.Context, m relationMessage) (*wal.Stru
 	known := s.structures[m.OID]
 	if known != nil && !known.Dropped && known.Sends(m.Columns) && (known.Root != 0 || known.Schema == m.Schema && known.Table == m.Table) {
 		if s.cfg.Policy != nil {
-			if with := known.WithPolicies(s.cfg.Policy, known); !slices.Equal(with.Columns, known.Columns) {
+			if with := known.WithPolicies(s.cfg.Policy, known, s.structures[known.Root]); !slices.Equal(with.Columns, known.Columns) {
 				with.After = 0 // they hold from this very place on
 				s.tell(with)
 				return with, nil

@@ -334,7 +334,8 @@ func (s *session) seen(known *wal.Structure) LSN {
 func (s *session) tell(v *wal.Structure) {
 	before, known := s.structures[v.OID]
 	if s.cfg.Policy != nil {
-		*v = *v.WithPolicies(s.cfg.Policy, before)
+		*v = *v.WithPolicies(s.cfg.Policy, before, s.structures[v.Root])
+		s.warnOfPolicies(v, before)
 	}
 	v.At = s.position
 	v.Attached = v.Attached || known && before.Attached && before.At == v.At // by an earlier statement of the transaction
@@ -345,6 +346,21 @@ func (s *session) tell(v *wal.Structure) {
 	}
 	if known || s.cfg.Wanted == nil || s.cfg.Wanted(name, table) {
 		s.sink.Structure(v)
+	}
+}
+
+// warnOfPolicies logs which columns keep the policy of a name that they had: a rule for
+// the name of now would say so.
+func (s *session) warnOfPolicies(v, before *wal.Structure) {
+	var columns []string
+	for _, a := range v.Columns {
+		if a.Formerly == "" || a.Policy == "" || before != nil && slices.ContainsFunc(before.Columns, func(b wal.Attribute) bool { return b.Attnum == a.Attnum && b.Formerly != "" && b.Name == a.Name }) {
+			continue
+		}
+		columns = append(columns, a.Name)
+	}
+	if len(columns) > 0 {
+		s.cfg.Logger.Warn("audit: columns are withheld by the names that they or their table had: name them in Config.Columns", "schema", v.Schema, "table", v.Table, "columns", columns)
 	}
 }
 

@@ -19,35 +19,39 @@ const (
 const Excluded = "excluded"
 
 // PolicyFunc tells the policy of a column by names: ruled reports whether somebody has
-// chosen it, and not the name alone.
+// chosen it for this very column, and not the name alone, or a pattern that keeps whatever
+// it meets.
 type PolicyFunc func(schema, table, column string) (policy Policy, ruled bool)
 
+// origin is the full name under which a column got its policy.
+type origin struct{ schema, table, column string }
+
 // WithPolicies returns the structure with the policies of its columns, given what was
-// known of the table before. A column that was renamed keeps its policy, unless there is
-// a rule for its new name. What the server computes from a withheld column is excluded.
-func (s *Structure) WithPolicies(of PolicyFunc, before *Structure) *Structure {
+// known of the table before, and of its root. A policy follows the column: under other
+// names of the column, of the table or of its schema it stays, unless there is a rule for
+// the new ones. What the server computes from a withheld column is excluded.
+func (s *Structure) WithPolicies(of PolicyFunc, before, root *Structure) *Structure {
 	with := *s
 	with.Columns = slices.Clone(s.Columns)
-	schema, table := s.Schema, s.Table
-	if s.Root != 0 {
-		schema, table = s.RootSchema, s.RootTable
-	}
+	schema, table := s.names()
+	lost := s.lost(before)
 	var withheld []string
 	for i := range with.Columns {
 		a := &with.Columns[i]
+		a.Formerly, a.FormerlySchema, a.FormerlyTable = "", "", ""
 		var ruled bool
-		a.Policy, ruled = of(schema, table, a.Name)
-		if known := before.attribute(a.Attnum); known != nil && !ruled {
-			a.Formerly = known.Formerly
-			if known.Name != a.Name && known.Policy != "" && a.Formerly == "" {
-				a.Formerly = known.Name
+		if a.Policy, ruled = of(schema, table, a.Name); !ruled {
+			now := origin{schema, table, a.Name}
+			for _, from := range []origin{before.origin(before.attribute(*a)), root.origin(root.named(a.Name))} {
+				if from == (origin{}) || from == now || a.Policy != "" {
+					continue
+				}
+				a.Policy, _ = of(from.schema, from.table, from.column)
+				a.Formerly, a.FormerlySchema, a.FormerlyTable = from.column, from.schema, from.table
 			}
-		}
-		if a.Formerly == a.Name {
-			a.Formerly = ""
-		}
-		if a.Formerly != "" && a.Policy == "" {
-			a.Policy, _ = of(schema, table, a.Formerly)
+			if a.Policy == "" && lost && before.attribute(*a) == nil {
+				a.Policy = Exclude // it may be the one
+			}
 		}
 		if a.Policy != "" {
 			withheld = append(withheld, a.Name)
@@ -61,18 +65,77 @@ func (s *Structure) WithPolicies(of PolicyFunc, before *Structure) *Structure {
 	return &with
 }
 
+// names returns the names that the rows of the table stand under.
+func (s *Structure) names() (schema, table string) {
+	if s.Root != 0 {
+		return s.RootSchema, s.RootTable
+	}
+	return s.Schema, s.Table
+}
+
+// origin returns the full name under which a column of the table got its policy, if it
+// has, or had, one.
+func (s *Structure) origin(a *Attribute) origin {
+	switch {
+	case a != nil && a.Formerly != "":
+		return origin{a.FormerlySchema, a.FormerlyTable, a.Formerly}
+	case a == nil || a.Policy == "":
+		return origin{}
+	}
+	schema, table := s.names()
+	return origin{schema, table, a.Name}
+}
+
+// lost reports whether a column that was withheld before cannot be found any more, although
+// nobody knows which columns are which: any could be it.
+func (s *Structure) lost(before *Structure) bool {
+	if before == nil || !s.Guessed {
+		return false
+	}
+	return slices.ContainsFunc(before.Columns, func(was Attribute) bool {
+		return was.Policy != "" && !slices.ContainsFunc(s.Columns, func(a Attribute) bool {
+			return a.Attnum == was.Attnum && a.Attnum > 0 || a.Name == was.Name
+		})
+	})
+}
+
 // Mentions reports whether an expression has one of the names in it.
 func Mentions(expression string, names []string) bool {
 	return expression != "" && slices.ContainsFunc(names, func(name string) bool { return strings.Contains(expression, name) })
 }
 
-func (s *Structure) attribute(attnum int16) *Attribute {
-	if s == nil || attnum <= 0 {
+// attribute returns the column that another structure's column was here: by its number,
+// or by its name where nobody knows that.
+func (s *Structure) attribute(of Attribute) *Attribute {
+	if of.Attnum <= 0 {
+		return s.named(of.Name)
+	}
+	if s == nil {
 		return nil
 	}
-	at := slices.IndexFunc(s.Columns, func(a Attribute) bool { return a.Attnum == attnum })
+	at := slices.IndexFunc(s.Columns, func(a Attribute) bool { return a.Attnum == of.Attnum })
 	if at < 0 {
 		return nil
 	}
 	return &s.Columns[at]
+}
+
+// named returns the column of a name.
+func (s *Structure) named(name string) *Attribute {
+	if s == nil {
+		return nil
+	}
+	at := slices.IndexFunc(s.Columns, func(a Attribute) bool { return a.Name == name })
+	if at < 0 {
+		return nil
+	}
+	return &s.Columns[at]
+}
+
+// PolicyOf returns the policy of the column of a name, if the structure has one.
+func (s *Structure) PolicyOf(name string) Policy {
+	if a := s.named(name); a != nil {
+		return a.Policy
+	}
+	return ""
 }

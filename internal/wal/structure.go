@@ -18,10 +18,13 @@ type Attribute struct {
 	// Definition is what the type itself can be altered in: the labels of an enum,
 	// the attributes of a composite type. It is empty for all others.
 	Definition string `json:"definition,omitempty"`
-	// Policy is how much of the values is stored from there on. Formerly is the name
-	// that the column had when it got it: under another it keeps it.
-	Policy   Policy `json:"policy,omitempty"`
-	Formerly string `json:"formerly,omitempty"`
+	// Policy is how much of the values is stored from there on. Formerly are the names
+	// that the column, its table and its schema had when it got it: under others it keeps
+	// it.
+	Policy         Policy `json:"policy,omitempty"`
+	Formerly       string `json:"formerly,omitempty"`
+	FormerlySchema string `json:"formerlySchema,omitempty"`
+	FormerlyTable  string `json:"formerlyTable,omitempty"`
 }
 
 // Structure is a table as the catalog described it at a position of the stream.
@@ -115,7 +118,7 @@ func (s *Structure) Same(o *Structure) bool {
 	return s.OID == o.OID && s.Schema == o.Schema && s.Table == o.Table && s.Kind == o.Kind && s.Root == o.Root &&
 		s.RootSchema == o.RootSchema && s.RootTable == o.RootTable && s.KeyConstraint == o.KeyConstraint && s.Dropped == o.Dropped && s.Guessed == o.Guessed &&
 		slices.Equal(s.Parts, o.Parts) && slices.Equal(s.Key, o.Key) && slices.EqualFunc(s.Columns, o.Columns, func(a, b Attribute) bool {
-		a.Policy, a.Formerly, b.Policy, b.Formerly = "", "", "", ""
+		a.Policy, a.Formerly, a.FormerlySchema, a.FormerlyTable = b.Policy, b.Formerly, b.FormerlySchema, b.FormerlyTable
 		return a == b
 	})
 }
