@@ -88,6 +88,10 @@ type Change struct {
 	// RawContext is the context as stored. It is nil if Stamped is false. It
 	// tells what Context cannot: some clients stamp arrays.
 	RawContext json.RawMessage
+	// RevertClaimed reports that the context says that a revert made the change, and that
+	// the register of reverts knows of none that did: anybody can stamp that who may write
+	// to a tracked table. To a role that may not read the register, all are claims.
+	RevertClaimed bool
 
 	// Environment is that of the program that captured the change, or empty.
 	Environment string

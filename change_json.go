@@ -21,6 +21,7 @@ type changeJSON struct {
 	After         Image                   `json:"after"`
 	Context       json.RawMessage         `json:"context"`
 	Stamped       bool                    `json:"stamped,omitempty"`
+	RevertClaimed bool                    `json:"revertClaimed,omitempty"`
 	Withheld      map[string]ColumnPolicy `json:"withheld,omitempty"`
 	Environment   string                  `json:"environment,omitempty"`
 	Defect        string                  `json:"defect,omitempty"`
@@ -33,7 +34,7 @@ type changeJSON struct {
 // transactionId, database, schema, table, primaryKey (null where there is
 // none), previousKey (only where the key changed), operation, before, after,
 // context (null where nothing was stamped), stamped (true, only where it was a null that
-// was stamped), withheld (columns and their policies), environment and defect (only where there is one), queuedAt, createdAt.
+// was stamped), revertClaimed (true, only where the context says so of a revert that nobody knows), withheld (columns and their policies), environment and defect (only where there is one), queuedAt, createdAt.
 func (c Change) MarshalJSON() ([]byte, error) { return json.Marshal(c.document()) }
 
 func (c Change) document() changeJSON {
@@ -63,6 +64,7 @@ func (c Change) document() changeJSON {
 	if c.Stamped {
 		out.Context, out.Stamped = c.RawContext, isNull(c.RawContext)
 	}
+	out.RevertClaimed = c.RevertClaimed
 	return out
 }
 
@@ -90,6 +92,7 @@ func (c *Change) UnmarshalJSON(text []byte) error {
 		Withheld:      in.Withheld,
 		Environment:   in.Environment,
 		Defect:        in.Defect,
+		RevertClaimed: in.RevertClaimed,
 		QueuedAt:      in.QueuedAt,
 		CreatedAt:     in.CreatedAt,
 	}

@@ -101,6 +101,9 @@ func (c Change) writeSource(b *strings.Builder) {
 	if c.Context.RequestID != "" {
 		b.WriteString(" in request " + printable(c.Context.RequestID))
 	}
+	if c.RevertClaimed {
+		b.WriteString(" (claims to be of a revert)")
+	}
 }
 
 func (c Change) writeColumn(b *strings.Builder, d ColumnChange, limit int) {

@@ -238,6 +238,9 @@ func (p *pages) read(ctx context.Context, size int) ([]Change, error) {
 		if err == nil && len(changes) > 0 {
 			err = p.client.describeColumns(ctx, changes)
 		}
+		if err == nil {
+			err = p.client.markClaims(ctx, changes)
+		}
 		return changes, err
 	}
 	var changes []Change

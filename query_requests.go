@@ -27,6 +27,9 @@ type Request struct {
 	ID string `json:"id"`
 	// Context is that of the first change.
 	Context Context `json:"context"`
+	// RevertClaimed reports that the first change only claims to be of a revert: see
+	// [Change.RevertClaimed].
+	RevertClaimed bool `json:"revertClaimed,omitempty"`
 	// StartedAt and EndedAt are the commit times of the first and the last change.
 	StartedAt time.Time `json:"startedAt"`
 	EndedAt   time.Time `json:"endedAt"`
@@ -299,10 +302,10 @@ func (w *requestWalker) addContexts(ctx context.Context, found []foundRequest) e
 		return nil
 	}
 	statement, args, err := w.lookUp(found, `
-		SELECT at.index, first.context
+		SELECT at.index, first.context, first.database, first.transaction_id
 		FROM (%s) AS at
 		CROSS JOIN LATERAL (
-			SELECT c.context
+			SELECT c.context, c.database, c.transaction_id
 			FROM (%s) AS c
 			ORDER BY c.position, c.sequence
 			LIMIT 1
@@ -310,15 +313,31 @@ func (w *requestWalker) addContexts(ctx context.Context, found []foundRequest) e
 	if err != nil {
 		return wrap("list requests", err)
 	}
+	var claims []revertClaim
+	claimed := make(map[int]revertClaim)
 	_, err = collect(ctx, w.client, "list requests", sq.Expr(statement, args...), func(row pgx.CollectableRow) (struct{}, error) {
 		var index int
 		var raw []byte
-		err := row.Scan(&index, &raw)
+		var database string
+		var transaction int64
+		err := row.Scan(&index, &raw, &database, &transaction)
 		if err == nil {
-			found[index-1].request.Context = readContext(raw)
+			first := readContext(raw)
+			found[index-1].request.Context = first
+			if claimsRevert(&first) {
+				claimed[index-1] = claimOf(database, uint64(transaction), &first)
+				claims = append(claims, claimed[index-1])
+			}
 		}
 		return struct{}{}, err
 	})
+	if err != nil {
+		return err
+	}
+	registered, err := w.client.registeredClaims(ctx, claims)
+	for i, claim := range claimed {
+		found[i].request.RevertClaimed = !registered[claim]
+	}
 	return err
 }
 

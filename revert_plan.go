@@ -205,6 +205,11 @@ func (r *netRow) outcome() Outcome {
 
 // plan makes the Plan of what was found out.
 func (p *planner) plan() *Plan {
+	for i := range p.conflicts {
+		if c := p.conflicts[i].Change; c != nil {
+			p.markClaim(c)
+		}
+	}
 	plan := &Plan{
 		Of: p.r.unit, Changes: p.changes, First: p.firstSelected, Last: p.lastSelected, Origins: p.origins,
 		Conflicts: append(p.cascaded, p.conflicts...), p: p,

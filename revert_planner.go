@@ -207,6 +207,9 @@ func (p *planner) finish(ctx context.Context) (*Plan, error) {
 		return nil, err
 	}
 	plan.Cascaded, err = p.changesAt(ctx, p.sel.extra)
+	for i := range plan.Cascaded {
+		p.markClaim(&plan.Cascaded[i])
+	}
 	return plan, err
 }
 

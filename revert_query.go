@@ -18,7 +18,7 @@ const (
 )
 
 // Reverts keeps the changes that were made by reverts, as far as their contexts say: a
-// claim that anybody can stamp. [Result.Already] and [Redo] go by the store's register.
+// claim that anybody can stamp, which [Change.RevertClaimed] tells. [Result.Already] and [Redo] go by the store's register.
 func (q Query) Reverts() Query {
 	q.rare = true
 	return q.filter(sq.Expr(`(c.context IS NOT NULL AND c.context @> ?::jsonb)`, `{"`+revertMember+`":true}`))
@@ -42,10 +42,10 @@ func (q Query) RevertsOf(unit Unit) Query {
 	return q.filter(sq.Expr(`(c.context IS NOT NULL AND c.context @> ?::jsonb)`, document))
 }
 
-// Revert reports whether the change was made by a revert, and by which, as far as its
-// context says: see [Query.Reverts].
+// Revert reports whether the change was made by a revert, and by which. Of one that only
+// claims to be ([Change.RevertClaimed]) it reports false.
 func (c Change) Revert() (PastRevert, bool) {
-	if on, _ := c.Context.Extra[revertMember].(bool); !on {
+	if c.RevertClaimed || !claimsRevert(&c.Context) {
 		return PastRevert{}, false
 	}
 	r := PastRevert{

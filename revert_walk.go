@@ -167,6 +167,7 @@ func (w *historyWalk) take(ctx context.Context, c *Change) error {
 	if writing.revert != nil {
 		writing.by = writtenByRevert
 	}
+	w.p.markClaim(&writing.change) // else it would go with what it claims to be of
 	if old, ok := w.old[key]; ok && index[key] == nil {
 		key = old
 	}
