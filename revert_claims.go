@@ -75,4 +75,6 @@ func (c *Client) registeredClaims(ctx context.Context, claims []revertClaim) (ma
 }
 
 // markClaim marks a change of the time since the selection began.
-func (p *planner) markClaim(c *Change) { c.RevertClaimed = claimsRevert(&c.Context) && p.ours(c) == nil }
+func (p *planner) markClaim(c *Change) {
+	c.RevertClaimed = claimsRevert(&c.Context) && p.ours(c) == nil
+}
