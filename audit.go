@@ -89,6 +89,8 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 			pool.ConnConfig.RuntimeParams[name] = value
 		}
 		deadpeer.Guard(&pool.ConnConfig.Config)
+		pool.ConnConfig.Tracer = deadpeer.Tracer{}
+		pool.PingTimeout = deadpeer.ConnectTimeout
 	}
 	// A part of history must not pass for the whole of it.
 	r.store.ConnConfig.RuntimeParams["row_security"] = "off"

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/deadpeer"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -45,7 +46,7 @@ type run struct {
 // Everything that would keep capture from working is found out here: the error
 // is a *SetupError that lists all of it with the SQL that sets it right, a
 // *SlotBlockedError, a *ForeignSlotError, a *SourceMismatchError, or that of a
-// connection. What goes wrong later is logged, shown by Status and retried. An end
+// connection: a server that says nothing for 20 seconds is an error, too. What goes wrong later is logged, shown by Status and retried. An end
 // that nobody asked for is logged as an error and stays in Status.Err.
 //
 // Where another instance of the program captures already, Start returns nil and
@@ -73,7 +74,7 @@ func (c *Client) Start(ctx context.Context) error {
 	c.last = view{state: capture.Starting}
 	c.mu.Unlock()
 	c.store.Reset() // connections from before a restart of the server are no reason to fail
-	facts, err := c.prepareSource(startCtx)
+	facts, err := c.prepareSource(deadpeer.Impatient(startCtx))
 	if err != nil {
 		cancelRun()
 		c.mu.Lock()
@@ -86,7 +87,7 @@ func (c *Client) Start(ctx context.Context) error {
 	c.mu.Lock()
 	c.run, c.last.facts = r, facts
 	c.mu.Unlock()
-	go c.capture(runCtx, r)
+	go c.capture(deadpeer.Impatient(runCtx), r)
 
 	// The first attempt to stream is part of starting: what fails for good is
 	// said here and not in a log.
@@ -156,9 +157,9 @@ func (c *Client) capture(ctx context.Context, r *run) {
 	defer r.cancel()
 	var others sync.WaitGroup
 	others.Go(func() { c.maintain(ctx, r) })
-	others.Go(func() { c.keepStatistics(ctx) })
+	others.Go(func() { c.keepStatistics(deadpeer.Patient(ctx)) })
 	others.Go(func() { c.watchHealth(ctx, r) })
-	others.Go(func() { c.keepHistory(ctx, r) })
+	others.Go(func() { c.keepHistory(deadpeer.Patient(ctx), r) })
 	err := r.reader.Run(ctx)
 	r.cancel()
 	others.Wait()

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/hindsight-go/audit/internal/deadpeer"
 	"github.com/hindsight-go/audit/internal/wal"
 )
 
@@ -415,6 +416,8 @@ func (r *Reader) Break(holder int, reason error) {
 
 // connect starts streaming from the slot, which is what holding it means.
 func (r *Reader) connect(ctx context.Context, resume Resume) (*stream, error) {
+	ctx, cancel := deadpeer.Bound(ctx)
+	defer cancel()
 	config := replicationConfig(r.cfg.Connect)
 	if r.cfg.BeforeConnect != nil {
 		if err := r.cfg.BeforeConnect(ctx, config); err != nil {

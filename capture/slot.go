@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/deadpeer"
 )
 
 // Slot is the state of a replication slot.
@@ -144,7 +146,7 @@ func (s *Setup) CreateSlot(ctx context.Context) (LSN, error) {
 	done := make(chan result, 1)
 	go func() {
 		var r result
-		r.err = conn.QueryRow(ctx, "SELECT lsn::text FROM pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput')", s.Slot).Scan(&r.lsn)
+		r.err = conn.QueryRow(deadpeer.Patient(ctx), "SELECT lsn::text FROM pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput')", s.Slot).Scan(&r.lsn)
 		done <- r
 	}()
 	var blockers []Blocker

@@ -14,6 +14,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hindsight-go/audit/internal/deadpeer"
 )
 
 //go:embed migrations/*.sql
@@ -324,6 +326,7 @@ func (s *Store) version(ctx context.Context) (int, error) {
 }
 
 func (s *Store) apply(ctx context.Context, m Migration) error {
+	ctx = deadpeer.Patient(ctx) // a migration takes as long as it takes
 	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL lock_timeout = %d", migrationPatience.Milliseconds())); err != nil {
 			return err

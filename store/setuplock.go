@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/hindsight-go/audit/internal/deadpeer"
 )
 
 const (
@@ -144,6 +146,8 @@ func hold(ctx context.Context, conn *pgxpool.Conn) (locked context.Context, rele
 }
 
 func (s *Store) tryLock(ctx context.Context, conn *pgxpool.Conn, purpose string) error {
+	ctx, cancel := deadpeer.Bound(ctx)
+	defer cancel()
 	_, err := conn.Conn().PgConn().Exec(ctx, fmt.Sprintf(`
 		BEGIN;
 		SET LOCAL application_name = 'audit %s';

@@ -169,7 +169,9 @@ func (s *Store) NewWriter(ctx context.Context, cfg WriterConfig) (*Writer, wal.L
 	if err != nil {
 		return nil, 0, fmt.Errorf("connect writer to the store: %w", err)
 	}
-	w.conn, err = newCopyConn(ctx, config, "COPY "+s.schema+".changes ("+copyColumns+") FROM STDIN (FORMAT binary)")
+	connecting, connected := deadpeer.Bound(ctx)
+	w.conn, err = newCopyConn(connecting, config, "COPY "+s.schema+".changes ("+copyColumns+") FROM STDIN (FORMAT binary)")
+	connected()
 	if err != nil {
 		return nil, 0, fmt.Errorf("connect writer to the store: %w", err)
 	}

@@ -24,7 +24,7 @@ const (
 
 // Guard sets it up on the connections that are made with config: on the server's end
 // by settings of the session, on ours by the dialer. Connections through a Unix socket
-// do not need it.
+// do not need that. Connecting is bounded in any case.
 func Guard(config *pgconn.Config) {
 	for name, value := range map[string]string{
 		"tcp_keepalives_idle":     strconv.Itoa(int(idle.Seconds())),
@@ -33,6 +33,9 @@ func Guard(config *pgconn.Config) {
 		"tcp_user_timeout":        strconv.FormatInt(Timeout.Milliseconds(), 10),
 	} {
 		config.RuntimeParams[name] = value
+	}
+	if config.ConnectTimeout == 0 {
+		config.ConnectTimeout = ConnectTimeout
 	}
 	dialer := &net.Dialer{
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: idle, Interval: interval, Count: count},

@@ -29,7 +29,9 @@ type Proxy struct {
 	conns   map[io.Closer]struct{} // guarded by mu
 	// guarded by mu: connections of an earlier generation are frozen for good
 	generation int
-	ended      bool // guarded by mu
+	vanished   bool              // guarded by mu
+	dumb       map[net.Conn]bool // guarded by mu: ends of connections that have lost bytes
+	ended      bool              // guarded by mu
 }
 
 // NewProxy starts a proxy in front of the server of a connection string. It ends
@@ -40,7 +42,7 @@ func NewProxy(t testing.TB, serverURL string) *Proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Proxy{database: config.Database, user: config.User, frozen: make(chan struct{}), conns: make(map[io.Closer]struct{})}
+	p := &Proxy{database: config.Database, user: config.User, frozen: make(chan struct{}), conns: make(map[io.Closer]struct{}), dumb: make(map[net.Conn]bool)}
 	close(p.frozen)
 	p.network, p.address = "tcp", net.JoinHostPort(config.Host, strconv.Itoa(int(config.Port)))
 	if strings.HasPrefix(config.Host, "/") {
@@ -87,6 +89,27 @@ func (p *Proxy) Thaw() {
 	}
 }
 
+// Vanish drops all that is sent from now on, in either direction, and the news that an
+// end has closed: the host is gone, or the cable. Connections that there are, and those
+// that are made until Appear, never work again.
+func (p *Proxy) Vanish() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.vanished = true
+	for c := range p.conns {
+		if end, ok := c.(net.Conn); ok {
+			p.dumb[end] = true
+		}
+	}
+}
+
+// Appear lets new connections work again.
+func (p *Proxy) Appear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.vanished = false
+}
+
 // Rewrite changes what the server says, in place.
 func (p *Proxy) Rewrite(change func(answer []byte)) {
 	p.mu.Lock()
@@ -102,6 +125,7 @@ func (p *Proxy) Cut() {
 		_ = c.Close() // It may be closed.
 	}
 	clear(p.conns)
+	clear(p.dumb)
 }
 
 func (p *Proxy) close() {
@@ -130,6 +154,9 @@ func (p *Proxy) accept() {
 			_, _ = client.Close(), server.Close()
 		}
 		p.conns[client], p.conns[server] = struct{}{}, struct{}{}
+		if p.vanished {
+			p.dumb[client], p.dumb[server] = true, true
+		}
 		generation := p.generation
 		p.mu.Unlock()
 		go p.copy(server, client, generation, false)
@@ -138,9 +165,9 @@ func (p *Proxy) accept() {
 }
 
 func (p *Proxy) copy(to, from net.Conn, generation int, answers bool) {
-	frozen := false
+	frozen, dumb := false, false
 	defer func() {
-		if !frozen { // Cut closes it
+		if !frozen && !dumb { // Cut closes it
 			_, _ = to.Close(), from.Close()
 		}
 	}()
@@ -149,10 +176,13 @@ func (p *Proxy) copy(to, from net.Conn, generation int, answers bool) {
 		n, err := from.Read(buf)
 		p.mu.Lock()
 		gate, rewrite := p.frozen, p.rewrite
-		frozen = generation < p.generation && !p.ended
+		frozen, dumb = generation < p.generation && !p.ended, p.dumb[from] && !p.ended
 		p.mu.Unlock()
-		if frozen {
+		if frozen || dumb && err != nil {
 			return
+		}
+		if dumb {
+			continue
 		}
 		<-gate
 		if answers && rewrite != nil {
