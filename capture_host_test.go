@@ -179,7 +179,7 @@ func TestHost_TableMadeAnewWhileItJoins(t *testing.T) {
 					db.Exec(t, anew)
 				}
 				return nil
-			})
+			}, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -188,7 +188,7 @@ func TestHost_TableMadeAnewWhileItJoins(t *testing.T) {
 			if len(pending) == 0 {
 				t.Error("nothing is left to be tried again")
 			}
-			tracked, pending, err := setup.Join(t.Context(), func(context.Context, map[uint32]string) error { return nil })
+			tracked, pending, err := setup.Join(t.Context(), func(context.Context, map[uint32]string) error { return nil }, nil)
 			if err != nil || len(tracked) != 3 || len(pending) != 0 {
 				t.Errorf("the next time: %d are tracked, %d wait, %v", len(tracked), len(pending), err)
 			}

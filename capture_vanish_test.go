@@ -70,7 +70,7 @@ func TestCatalog_ObjectsVanishWhileTheyAreRead(t *testing.T) {
 			return err
 		},
 		"Join": func() error {
-			_, _, err := setup.Join(ctx, func(context.Context, map[uint32]string) error { return nil })
+			_, _, err := setup.Join(ctx, func(context.Context, map[uint32]string) error { return nil }, nil)
 			return err
 		},
 		"structures": func() error {

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/hindsight-go/audit/capture"
 	"github.com/hindsight-go/audit/store"
 )
@@ -65,8 +67,38 @@ func (c *Client) refreshTables(ctx context.Context, r *run) error {
 
 // join makes new tables tracked, whatever coverage says.
 func (c *Client) join(ctx context.Context, r *run) ([]capture.Tracked, []capture.Pending, error) {
-	return c.setup.Join(ctx, func(ctx context.Context, identities map[uint32]string) error {
+	here, err := c.position(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	// What the store knows is read before any table is locked.
+	var known map[uint32]*capture.Structure
+	var token string
+	var may bool
+	return c.setup.Join(ctx, func(ctx context.Context, identities map[uint32]string) (err error) {
+		if known == nil {
+			if known, err = c.history.Structures(ctx, r.facts.Database); err != nil {
+				return err
+			}
+			if token, err = c.history.Token(ctx, r.facts.Database); err != nil {
+				return err
+			}
+			if err = c.source.QueryRow(ctx, "SELECT pg_catalog.has_function_privilege('pg_catalog.pg_logical_emit_message(boolean, text, text)', 'EXECUTE')").Scan(&may); err != nil {
+				return fmt.Errorf("look for the right to write messages: %w", err)
+			}
+		}
 		return c.history.RememberIdentities(ctx, r.facts.Database, identities)
+	}, func(ctx context.Context, tx pgx.Tx, oids []uint32) error {
+		if !may {
+			return nil // the next look at the structures says so
+		}
+		after := make([]LSN, len(oids))
+		for i, oid := range oids {
+			if k := known[oid]; k != nil {
+				after[i] = max(k.At, r.looks.until(here), 1)
+			}
+		}
+		return capture.TellStructures(ctx, tx, c.cfg.ContextPrefix, token, oids, after)
 	})
 }
 

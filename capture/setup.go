@@ -13,6 +13,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/hindsight-go/audit/internal/deadpeer"
 )
 
 const (
@@ -163,8 +165,9 @@ func (e *UntrackableError) Error() string { return "capture: table " + e.Table +
 // place in the publication, in this order and in one transaction. An ALTER that
 // does not get its lock within a tenth of a second gives way to the application
 // and is reported as pending, to be tried again. remember is called with the
-// replica identities, by OID, that are about to be changed.
-func (s *Setup) Join(ctx context.Context, remember func(ctx context.Context, identities map[uint32]string) error) (tracked []Tracked, pending []Pending, err error) {
+// replica identities, by OID, that are about to be changed, tell, which may be nil, with
+// the tables, by OID, that have just been published.
+func (s *Setup) Join(ctx context.Context, remember func(ctx context.Context, identities map[uint32]string) error, tell TellFunc) (tracked []Tracked, pending []Pending, err error) {
 	tables, err := s.tables(ctx, s.DB)
 	if err != nil {
 		return nil, nil, err
@@ -177,7 +180,7 @@ func (s *Setup) Join(ctx context.Context, remember func(ctx context.Context, ide
 		if err := remember(ctx, t.identities()); err != nil {
 			return nil, pending, err
 		}
-		j, err := s.join(ctx, t)
+		j, err := s.join(ctx, t, tell)
 		switch {
 		case ctx.Err() != nil:
 			return nil, pending, ctx.Err()
@@ -207,6 +210,10 @@ func (s *Setup) Join(ctx context.Context, remember func(ctx context.Context, ide
 	return tracked, pending, nil
 }
 
+// TellFunc writes the structures of tables into the WAL, in the transaction that publishes
+// them. By the time at which their first rows are read they may be gone.
+type TellFunc func(ctx context.Context, tx pgx.Tx, oids []uint32) error
+
 // Waiting returns the tables that Join would make tracked, pending for a reason.
 func (s *Setup) Waiting(ctx context.Context, reason error) (pending []Pending, err error) {
 	tables, err := s.tables(ctx, s.DB)
@@ -233,7 +240,7 @@ type joined struct {
 
 // join makes one table tracked. The locks it holds when it reads the position keep out
 // every writer.
-func (s *Setup) join(ctx context.Context, t Table) (j joined, err error) {
+func (s *Setup) join(ctx context.Context, t Table, tell TellFunc) (j joined, err error) {
 	var added []uint32
 	j.held = true
 	for _, l := range t.Leaves {
@@ -250,6 +257,11 @@ func (s *Setup) join(ctx context.Context, t Table) (j joined, err error) {
 		}
 		if err := tx.QueryRow(ctx, "SELECT pg_catalog.pg_current_wal_insert_lsn()::text").Scan(&j.from); err != nil {
 			return err
+		}
+		if tell != nil {
+			if err := tell(ctx, tx, added); err != nil {
+				return err
+			}
 		}
 		if t.Published { // through its root
 			j.whole = added
@@ -296,6 +308,8 @@ func (s *Setup) Writers(ctx context.Context, oid uint32) ([]string, error) {
 // lock is not to be had in a tenth of a second it gives way.
 func (s *Setup) alter(ctx context.Context, lock string, statements []string, done func(tx pgx.Tx) error) error {
 	return pgx.BeginFunc(ctx, s.DB, func(tx pgx.Tx) error {
+		ctx, cancel := deadpeer.Bound(ctx)
+		defer cancel()
 		script := fmt.Sprintf("SET LOCAL lock_timeout = '%dms';\n%s%s", alterLockTimeout.Milliseconds(), lock, strings.Join(statements, ";\n"))
 		if _, err := tx.Conn().PgConn().Exec(ctx, script).ReadAll(); err != nil {
 			return err

@@ -119,6 +119,27 @@ func LookUpStructure(ctx context.Context, db Querier, oid uint32) (*wal.Structur
 // out.
 var DigestsSQL = `SELECT o.oid, pg_catalog.md5(s.structure::text) FROM pg_catalog.unnest($1::oid[]) o (oid) CROSS JOIN LATERAL (` + structureSQL("o.oid") + `) s (structure)`
 
+// TellStructures writes messages about tables as they are now into the WAL, in one
+// statement, as the rows of the transaction tx will find them. after is, for each table,
+// the position behind which it came to be so, or 0 where that is here.
+func TellStructures(ctx context.Context, tx pgx.Tx, prefix, token string, oids []uint32, after []LSN) error {
+	texts := make([]*string, len(after))
+	for i, lsn := range after {
+		if lsn != 0 {
+			text := lsn.String()
+			texts[i] = &text
+		}
+	}
+	_, err := tx.Exec(ctx, `
+		SELECT pg_catalog.pg_logical_emit_message(true, $1, pg_catalog.json_build_object('token', $2::text, 'after', told.after, 'table', described.structure)::text)
+		FROM ROWS FROM (pg_catalog.unnest($3::oid[]), pg_catalog.unnest($4::text[])) told (oid, after)
+		CROSS JOIN LATERAL (`+structureSQL("told.oid")+`) described (structure)`, prefix+StructureSuffix, token, oids, texts)
+	if err != nil {
+		return fmt.Errorf("tell structures: %w", err)
+	}
+	return nil
+}
+
 // StructureMessage returns the content of a message that tells of a structure. It
 // was found with the table locked against changes of it, and the table was another
 // at the position after.
