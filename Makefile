@@ -2,9 +2,10 @@ GOLANGCI_LINT_VERSION ?= v2.5.0
 GOLANGCI_LINT         ?= go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
 TEST_FLAGS            ?= -timeout 10m
 FUZZ_TIME             ?= 30s
+CHAOS_SECONDS         ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help test least-rights race fuzz vet lint fmt examples integration peers ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert
+.PHONY: help test least-rights race fuzz vet lint fmt examples integration peers ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert chaos
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +26,9 @@ fuzz: ## run every fuzz test for FUZZ_TIME
 			go test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZ_TIME) $$package; \
 		done; \
 	done
+
+chaos: ## strike at clusters, networks and programs for CHAOS_SECONDS, and compare history with a journal
+	AUDIT_TEST_CHAOS_SECONDS=$(CHAOS_SECONDS) go test -count=1 -v -timeout 60m -run Chaos ./internal/chaos
 
 vet: ## run go vet
 	go vet ./...
