@@ -170,8 +170,11 @@ func TestColumns_ValueIsNowhere(t *testing.T) {
 		SourceURL: source.URL(), StoreURL: store.URL(), Tables: []string{"public.*"}, Logger: log.Logger(), Retention: months, MaxRowBytes: 1 << 20,
 		MeterProvider: sdkmetric.NewMeterProvider(sdkmetric.WithReader(metrics)), DigestKey: digestKey, NoEventTrigger: true,
 		Columns: []audit.ColumnRule{
-			{Columns: "public.*.digested", Policy: audit.DigestColumn}, {Columns: "public.*.*_digest", Policy: audit.DigestColumn},
-			{Columns: "public.*.masked", Policy: audit.MaskColumn}, {Columns: "public.*.*_mask", Policy: audit.MaskColumn}, {Columns: "*.*.noted", Policy: audit.ExcludeColumn},
+			{Columns: "public.*.digested", Policy: audit.DigestColumn},
+			{Columns: "public.*.*_digest", Policy: audit.DigestColumn},
+			{Columns: "public.*.masked", Policy: audit.MaskColumn},
+			{Columns: "public.*.*_mask", Policy: audit.MaskColumn},
+			{Columns: "*.*.noted", Policy: audit.ExcludeColumn},
 		},
 	})
 	for _, table := range tables {

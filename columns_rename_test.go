@@ -29,11 +29,16 @@ func TestColumns_RuleFollowsTheTable(t *testing.T) {
 				CREATE TABLE swap (id int PRIMARY KEY, note text, n int); CREATE TABLE swap_new (id int PRIMARY KEY, note text, n int)`)
 			log := faulttest.NewLog(t)
 			cfg := audit.Config{NoEventTrigger: !traced, Logger: log.Logger(), Columns: []audit.ColumnRule{
-				{Columns: "public.at_once.note", Policy: audit.ExcludeColumn}, {Columns: "public.stopped.note", Policy: audit.ExcludeColumn},
-				{Columns: "public.moved.note", Policy: audit.ExcludeColumn}, {Columns: "public.pair.note", Policy: audit.ExcludeColumn},
-				{Columns: "public.again.note", Policy: audit.ExcludeColumn}, {Columns: "public.kept.note", Policy: audit.ExcludeColumn},
-				{Columns: "public.root.note", Policy: audit.ExcludeColumn}, {Columns: "public.loose.note", Policy: audit.ExcludeColumn},
-				{Columns: "public.swap.note", Policy: audit.ExcludeColumn}, {Columns: "*.kept*.*", Policy: audit.KeepColumn},
+				{Columns: "public.at_once.note", Policy: audit.ExcludeColumn},
+				{Columns: "public.stopped.note", Policy: audit.ExcludeColumn},
+				{Columns: "public.moved.note", Policy: audit.ExcludeColumn},
+				{Columns: "public.pair.note", Policy: audit.ExcludeColumn},
+				{Columns: "public.again.note", Policy: audit.ExcludeColumn},
+				{Columns: "public.kept.note", Policy: audit.ExcludeColumn},
+				{Columns: "public.root.note", Policy: audit.ExcludeColumn},
+				{Columns: "public.loose.note", Policy: audit.ExcludeColumn},
+				{Columns: "public.swap.note", Policy: audit.ExcludeColumn},
+				{Columns: "*.kept*.*", Policy: audit.KeepColumn},
 			}}
 			a := audittest.Open(t, db, cfg)
 			mustStart(t, a)

@@ -94,7 +94,8 @@ var meanwhile = map[string]struct {
 		0,
 		"CREATE TABLE a (id int PRIMARY KEY, n text); INSERT INTO a VALUES (1, 'p'), (2, 'P')",
 		"UPDATE a SET n = id::text", "CREATE UNIQUE INDEX ON a (lower(n))",
-		[]string{"unique value taken public.a[1]"}, "2", "(SELECT array_agg(n ORDER BY id) = '{1,P}' FROM a)",
+		[]string{"unique value taken public.a[1]"},
+		"2", "(SELECT array_agg(n ORDER BY id) = '{1,P}' FROM a)",
 	},
 	"ReferenceAddedSince": {
 		0,
