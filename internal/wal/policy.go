@@ -49,8 +49,9 @@ func (s *Structure) WithPolicies(of PolicyFunc, before, root *Structure) *Struct
 				a.Policy, _ = of(from.schema, from.table, from.column)
 				a.Formerly, a.FormerlySchema, a.FormerlyTable = from.column, from.schema, from.table
 			}
-			if a.Policy == "" && lost && before.attribute(*a) == nil {
+			if a.Policy == "" && lost != (origin{}) && before.attribute(*a) == nil {
 				a.Policy = Exclude // it may be the one
+				a.Formerly, a.FormerlySchema, a.FormerlyTable = lost.column, lost.schema, lost.table
 			}
 		}
 		if a.Policy != "" {
@@ -86,17 +87,21 @@ func (s *Structure) origin(a *Attribute) origin {
 	return origin{schema, table, a.Name}
 }
 
-// lost reports whether a column that was withheld before cannot be found any more, although
-// nobody knows which columns are which: any could be it.
-func (s *Structure) lost(before *Structure) bool {
-	if before == nil || !s.Guessed {
-		return false
+// lost returns the origin of a column that was withheld before and cannot be found any more
+// where nobody knows, or knew, which columns are which: any could be it.
+func (s *Structure) lost(before *Structure) origin {
+	if before == nil || !s.Guessed && !before.Guessed {
+		return origin{}
 	}
-	return slices.ContainsFunc(before.Columns, func(was Attribute) bool {
+	at := slices.IndexFunc(before.Columns, func(was Attribute) bool {
 		return was.Policy != "" && !slices.ContainsFunc(s.Columns, func(a Attribute) bool {
 			return a.Attnum == was.Attnum && a.Attnum > 0 || a.Name == was.Name
 		})
 	})
+	if at < 0 {
+		return origin{}
+	}
+	return before.origin(&before.Columns[at])
 }
 
 // Mentions reports whether an expression has one of the names in it.
@@ -107,17 +112,18 @@ func Mentions(expression string, names []string) bool {
 // attribute returns the column that another structure's column was here: by its number,
 // or by its name where nobody knows that.
 func (s *Structure) attribute(of Attribute) *Attribute {
-	if of.Attnum <= 0 {
-		return s.named(of.Name)
-	}
 	if s == nil {
 		return nil
 	}
-	at := slices.IndexFunc(s.Columns, func(a Attribute) bool { return a.Attnum == of.Attnum })
-	if at < 0 {
-		return nil
+	if of.Attnum > 0 {
+		if at := slices.IndexFunc(s.Columns, func(a Attribute) bool { return a.Attnum == of.Attnum }); at >= 0 {
+			return &s.Columns[at]
+		}
 	}
-	return &s.Columns[at]
+	if a := s.named(of.Name); a != nil && (of.Attnum <= 0 || a.Attnum <= 0) {
+		return a
+	}
+	return nil
 }
 
 // named returns the column of a name.
