@@ -83,7 +83,10 @@ func (c *Client) join(ctx context.Context, r *run) ([]capture.Tracked, []capture
 			if token, err = c.history.Token(ctx, r.facts.Database); err != nil {
 				return err
 			}
-			if err = c.source.QueryRow(ctx, "SELECT pg_catalog.has_function_privilege('pg_catalog.pg_logical_emit_message(boolean, text, text)', 'EXECUTE')").Scan(&may); err != nil {
+			if err = c.source.QueryRow(ctx, `
+				SELECT coalesce(pg_catalog.bool_and(pg_catalog.has_function_privilege(p.oid, 'EXECUTE')), false)
+				FROM pg_catalog.pg_proc p -- which has another argument from 17 on
+				WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.proname = 'pg_logical_emit_message' AND p.proargtypes[2] = 'text'::regtype`).Scan(&may); err != nil {
 				return fmt.Errorf("look for the right to write messages: %w", err)
 			}
 		}
