@@ -132,7 +132,7 @@ func (w *world) untilStreaming(t *testing.T) {
 				return nil
 			}
 		}
-		return errors.New("there is none")
+		return errors.New("there is none: " + w.lastWords())
 	})
 }
 
