@@ -5,7 +5,7 @@ FUZZ_TIME             ?= 30s
 CHAOS_SECONDS         ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help test least-rights race fuzz vet lint fmt examples integration peers ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert chaos
+.PHONY: help test least-rights race fuzz vet lint fmt examples integration peers regress ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert chaos
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,20 @@ integration: ## test with GORM, ent, bun, sqlx, lib/pq, chi, gin, echo and gRPC
 
 peers: ## run the tests of pgx, pgxpool, stdlib, lib/pq and sqlx themselves, bare and through the wrappers
 	cd internal/integration && go run ./peers
+
+# PostgreSQL's own tests come with its source only, from it or from Debian. They take the
+# server's development package and a C compiler, too.
+REGRESS_VERSION ?= 15.18
+REGRESS_SOURCE  ?=
+regress: ## PostgreSQL's own regression and isolation tests under capture (REGRESS_SOURCE: an unpacked source tree)
+	@set -e; source='$(REGRESS_SOURCE)'; major=$(firstword $(subst ., ,$(REGRESS_VERSION))); \
+	if [ -z "$$source" ]; then \
+		dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; chmod 755 "$$dir"; \
+		curl -fsSL -o "$$dir/source.tar.bz2" https://ftp.postgresql.org/pub/source/v$(REGRESS_VERSION)/postgresql-$(REGRESS_VERSION).tar.bz2 || \
+		curl -fsSL -o "$$dir/source.tar.bz2" http://deb.debian.org/debian/pool/main/p/postgresql-$$major/postgresql-$${major}_$(REGRESS_VERSION).orig.tar.bz2; \
+		tar -xjf "$$dir/source.tar.bz2" -C "$$dir"; source=$$dir/postgresql-$(REGRESS_VERSION); \
+	fi; \
+	AUDIT_TEST_REGRESS_SOURCE="$$source" go test -timeout 90m -run TestRegression -v .
 
 ci: ## what the build machine runs
 	.ci/run

@@ -118,8 +118,11 @@ func refused(err error) bool {
 	return errors.As(err, &history) || errors.As(err, &view)
 }
 
-// verdict counts the answers of one comparison.
-type verdict struct{ equal, refused int }
+// verdict counts the answers of one comparison, and keeps why the last one was refused.
+type verdict struct {
+	equal, refused int
+	why            error
+}
 
 // gone reports whether a table is not there any more.
 func (c copied) gone(t *testing.T, name string) bool {
@@ -147,7 +150,7 @@ func (c copied) compareTable(t *testing.T, name string, told *verdict) {
 		t.Helper()
 		switch {
 		case refused(err):
-			told.refused++
+			told.refused, told.why = told.refused+1, err
 			t.Logf("%s of %s after %q is refused: %v", way, name, c.step, err)
 		case err != nil:
 			t.Errorf("%s of %s after %q: %v", way, name, c.step, err)

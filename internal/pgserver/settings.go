@@ -25,6 +25,9 @@ func settings(opts Options) map[string]string {
 		// lose transactions that it had confirmed, and the WAL of a commit
 		// would be sent up to 600 ms late, when the WAL writer gets to it.
 		s["fsync"] = "off"
+		// Statements over tables that nobody has analyzed have plans with high
+		// costs: compiling them took half of the time of the tests.
+		s["jit"] = "off"
 	}
 	maps.Copy(s, opts.Settings)
 	return s
