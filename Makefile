@@ -5,7 +5,7 @@ FUZZ_TIME             ?= 30s
 CHAOS_SECONDS         ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help test least-rights race fuzz vet lint fmt examples integration peers regress ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert chaos
+.PHONY: help test least-rights race fuzz vet lint fmt examples integration peers regress ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert bench-watch chaos
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,3 +92,6 @@ bench-asof: ## rows, tables and views as of a moment, in a history of 5,000,000 
 
 bench-revert: ## undo of 100,000 rows against the UPDATE by hand, and of a request of five
 	go run ./internal/bench revert
+
+bench-watch: ## from commit to the watch it is for: one watch, and 1,000 with different filters
+	go run ./internal/bench watch

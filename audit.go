@@ -75,7 +75,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	}
 	c := &Client{cfg: r, directRows: directRows, closing: make(chan struct{}), stored: newBroadcast(), poke: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
 	c.last.state = capture.Stopped
-	c.tail.client = c
+	c.tail.client, c.tail.feeding = c, make(chan struct{}, 1)
 	if c.metrics, err = newInstruments(r.MeterProvider, c); err != nil {
 		return nil, err
 	}

@@ -34,7 +34,7 @@ func (q Query) ByUser(id any) Query {
 		return q.refuseFor("ByUser", err)
 	}
 	q.users = append(slices.Clip(q.users), text)
-	return q.filter(userMember.is(text))
+	return q.filter(mentioning(userMember.is(text), text))
 }
 
 // NotUser leaves out the changes that these users made, by ids as in [Query.ByUser].
@@ -67,7 +67,7 @@ func (q Query) InRequest(id string) Query {
 		return q.refuseFor("InRequest", err)
 	}
 	q.rare, q.byClaim = true, true
-	return q.filter(requestMember.is(id))
+	return q.filter(mentioning(requestMember.is(id), id))
 }
 
 // InTrace keeps the changes of one distributed trace.
@@ -91,7 +91,7 @@ func (q Query) withMember(filter string, member contextMember, text string) Quer
 	if _, err := filterID(text); err != nil {
 		return q.refuseFor(filter, err)
 	}
-	return q.filter(member.contains(text))
+	return q.filter(mentioning(member.contains(text), text))
 }
 
 // WithContext keeps the changes whose context contains value: a map, a struct or

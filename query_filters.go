@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"reflect"
@@ -38,10 +39,16 @@ func (q Query) ForTable(names ...string) Query {
 			anyOf = append(anyOf, sq.Expr(`(c."table" = ? AND c.schema = ?)`, parsed.table, parsed.schema))
 		}
 	}
-	if len(anyOf) == 1 {
-		return q.filter(anyOf[0])
+	given := q.tables[len(q.tables)-len(names):]
+	isOne := func(c *Change) bool {
+		return slices.ContainsFunc(given, func(name tableName) bool {
+			return c.Table == name.table && (name.schema == "" || c.Schema == name.schema)
+		})
 	}
-	return q.filter(anyOf)
+	if len(anyOf) == 1 {
+		return q.filter(exactly(anyOf[0], isOne))
+	}
+	return q.filter(exactly(anyOf, isOne))
 }
 
 // NotTable leaves out the changes of tables, by names as in [Query.ForTable]. To revert
@@ -98,7 +105,9 @@ func (q Query) ForRow(key ...any) Query {
 		keys[i] = store.KeyText(parts...)
 	}
 	q.hasRow, q.rare = true, true
-	return q.filter(sq.Expr(`(c.primary_key = ANY(?::text[]) OR c.previous_key = ANY(?::text[]))`, keys, keys))
+	return q.filter(exactly(sq.Expr(`(c.primary_key = ANY(?::text[]) OR c.previous_key = ANY(?::text[]))`, keys, keys), func(c *Change) bool {
+		return c.HasKey && slices.Contains(keys, c.PrimaryKey) || c.KeyChanged && slices.Contains(keys, c.PreviousKey)
+	}))
 }
 
 // Operations keeps the changes of these kinds.
@@ -113,7 +122,9 @@ func (q Query) Operations(operations ...Operation) Query {
 		}
 		names[i] = string(operation)
 	}
-	return q.filter(sq.Expr(`c.operation = ANY(?::text[])`, names))
+	return q.filter(exactly(sq.Expr(`c.operation = ANY(?::text[])`, names), func(c *Change) bool {
+		return slices.Contains(names, string(c.Operation))
+	}))
 }
 
 // Since keeps the changes committed at t or later, by the clock of the source.
@@ -124,7 +135,7 @@ func (q Query) Since(t time.Time) Query {
 	if t.After(q.since) {
 		q.since = t
 	}
-	return q.filter(sq.Expr(`c.committed_at >= ?`, storeTime(t)))
+	return q.filter(exactly(sq.Expr(`c.committed_at >= ?`, storeTime(t)), func(c *Change) bool { return !c.CommittedAt.Before(t) }))
 }
 
 // Until keeps the changes committed before t, by the clock of the source. What
@@ -196,7 +207,7 @@ func storeTime(t time.Time) pgtype.Timestamptz {
 // InTransaction keeps the changes of the source transaction with this 64-bit id.
 func (q Query) InTransaction(id uint64) Query {
 	q.rare = true
-	return q.filter(sq.Expr(`c.transaction_id = ?`, int64(id)))
+	return q.filter(exactly(sq.Expr(`c.transaction_id = ?`, int64(id)), func(c *Change) bool { return c.TransactionID == id }))
 }
 
 // AtPosition keeps the one change at p, or with Sequence 0 all changes of the
@@ -219,7 +230,7 @@ func (q Query) InEnvironment(environment string) Query {
 
 // InDatabase keeps the changes of one source, where the store holds several.
 func (q Query) InDatabase(name string) Query {
-	return q.filter(sq.Expr(`c.database = ?`, name))
+	return q.filter(exactly(sq.Expr(`c.database = ?`, name), func(c *Change) bool { return c.Database == name }))
 }
 
 // WithDefect keeps the changes that could not be recorded faithfully.
@@ -269,7 +280,14 @@ func (q Query) ChangedTo(column string, value any) Query {
 		anyOf = append(anyOf, sq.Expr(`c.after -> ?::text = to_jsonb(?::text)`, column, text))
 	}
 	q.columns = append(slices.Clip(q.columns), column)
-	return q.filter(changedColumn(column)).filter(anyOf)
+	var rows []map[string]json.RawMessage
+	for _, document := range f.documents {
+		rows = append(rows, map[string]json.RawMessage{column: json.RawMessage(document)})
+	}
+	for _, text := range f.texts {
+		rows = append(rows, map[string]json.RawMessage{column: appendSafeJSON(nil, jsonString(text))})
+	}
+	return q.filter(changedColumn(column)).filter(holding(anyOf, true, rows))
 }
 
 func checkColumn(column string) error {
@@ -311,11 +329,17 @@ func (q Query) containing(filter, image string, value any) Query {
 		return q.refuseFor(filter, err)
 	}
 	var anyOf sq.Or
+	var objects []map[string]json.RawMessage
 	for _, row := range rows {
 		anyOf = append(anyOf, sq.Expr(image+` @> ?::jsonb`, row))
+		var object map[string]json.RawMessage
+		if err := json.Unmarshal([]byte(row), &object); err != nil {
+			return q.refuseFor(filter, err)
+		}
+		objects = append(objects, object)
 	}
 	if columns, ok := columnsOf(reflect.ValueOf(value)); ok {
 		q.columns = slices.AppendSeq(slices.Clip(q.columns), maps.Keys(columns))
 	}
-	return q.filter(anyOf)
+	return q.filter(holding(anyOf, image == "c.after", objects))
 }

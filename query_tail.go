@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -11,9 +10,10 @@ import (
 	sq "github.com/Masterminds/squirrel"
 )
 
-// tail follows the store for all watches of a client: one asks how far it has come, and
-// watches that ask the same, at the same place, read it once. It runs while there are
-// watches.
+// tail follows the store for all watches of a client: one asks how far it has come, reads
+// what is new once, and gives each watch what matches its filters. Watches that are not so
+// far yet read for themselves, those that ask the same, at the same place, once. It runs
+// while there are watches.
 type tail struct {
 	client *Client
 
@@ -24,6 +24,10 @@ type tail struct {
 	now     tailState              // guarded by mu
 	pages   map[string]*sharedPage // guarded by mu: what was read since now came to be
 	moved   chan struct{}          // guarded by mu: closed when now is another
+
+	feeding chan struct{}           // holds one while a page is given to the followers
+	groups  map[string]*filterGroup // guarded by mu: who is attached
+	fed     map[string]Position     // guarded by mu: up to where they were given what matches
 }
 
 // sharedPages bounds the pages that are kept for other watches: each holds what a page of
@@ -58,12 +62,14 @@ func (t *tail) join() {
 func (t *tail) begin() {
 	t.ctx, t.stop = context.WithCancel(context.Background())
 	t.now, t.pages, t.moved = tailState{}, make(map[string]*sharedPage), make(chan struct{})
+	t.groups, t.fed = make(map[string]*filterGroup), make(map[string]Position)
 	go t.poll(t.ctx)
 }
 
-func (t *tail) leave() {
+func (t *tail) leave(f *follower) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.detach(f)
 	if t.watches--; t.watches == 0 && t.stop != nil {
 		t.stop()
 		t.stop = nil
@@ -88,6 +94,12 @@ func (t *tail) poll(ctx context.Context) {
 			return
 		}
 		if err != nil || last == nil || !slices.Equal(last, reached) {
+			if err == nil {
+				err = t.feed(ctx, reached)
+			}
+			if ctx.Err() != nil {
+				return
+			}
 			last, wait = append([]checkpoint{}, reached...), watchBusy
 			if !t.publish(ctx, reached, err) {
 				return
@@ -116,6 +128,12 @@ func (t *tail) publish(ctx context.Context, reached []checkpoint, err error) boo
 	close(t.moved)
 	t.moved = make(chan struct{})
 	if err != nil {
+		for _, g := range t.groups {
+			for f := range g.followers {
+				f.err = err
+				f.wakeUp()
+			}
+		}
 		t.stop()
 		t.stop = nil
 	}
@@ -161,8 +179,7 @@ func (t *tail) read(ctx context.Context, n int, statement sq.Sqlizer, fetch func
 	}
 	changes := slices.Clone(page.changes) // whoever gets one may do with it what he likes
 	for i := range changes {
-		c := &changes[i]
-		c.Before, c.After, c.RawContext = bytes.Clone(c.Before), bytes.Clone(c.After), bytes.Clone(c.RawContext)
+		changes[i] = changes[i].clone()
 	}
 	return changes, nil
 }

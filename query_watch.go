@@ -3,6 +3,8 @@ package audit
 import (
 	"context"
 	"iter"
+	"maps"
+	"slices"
 	"time"
 
 	sq "github.com/Masterminds/squirrel"
@@ -40,7 +42,8 @@ type Event struct {
 // quarter of a second after it was idle. No connection is held
 // while the loop's body runs or while there is nothing new; a loop that is slow
 // falls behind, but loses nothing. However many watches a client has, one asks the store
-// whether there is anything new, and watches of the same query that keep up read it once.
+// whether there is anything new. Of more than a few different queries, it also reads what is
+// new, once, and gives each watch that keeps up what matches.
 //
 // Each pair is a value and nil, or a zero value and an error; after an error the
 // sequence ends. Each range runs the query again.
@@ -51,26 +54,16 @@ func (q Query) Watch(ctx context.Context) iter.Seq2[Event, error] {
 			yield(Event{}, err)
 			return
 		}
-		w.client.tail.join()
-		defer w.client.tail.leave()
+		t := &w.client.tail
+		t.join()
+		defer t.leave(w.follower)
 		for {
-			now, moved := w.client.tail.state()
-			more, err := w.advance(ctx, now, yield)
+			more, err := w.advance(ctx, yield)
 			if err != nil {
 				yield(Event{}, err)
-				return
 			}
-			if !more {
+			if err != nil || !more {
 				return
-			}
-			select {
-			case <-ctx.Done():
-				yield(Event{}, ctx.Err())
-				return
-			case <-w.client.closing:
-				yield(Event{}, ErrClosed)
-				return
-			case <-moved:
 			}
 		}
 	}
@@ -85,6 +78,9 @@ type watcher struct {
 	query  Query
 	marks  map[string]Position
 	left   int // of the limit; -1 without
+
+	follower *follower
+	attached bool // the tail gives the follower what matches
 }
 
 // checkpoint is how far the store holds the history of a database.
@@ -113,7 +109,11 @@ func (q Query) watch(ctx context.Context) (*watcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &watcher{client: client, query: q, marks: map[string]Position{}, left: -1}
+	f, err := newFollower(q)
+	if err != nil {
+		return nil, wrap("watch changes", err)
+	}
+	w := &watcher{client: client, query: q, marks: map[string]Position{}, left: -1, follower: f}
 	if q.limit > 0 {
 		w.left = q.limit
 	}
@@ -149,32 +149,90 @@ func (q Query) watch(ctx context.Context) (*watcher, error) {
 // the next transaction may have this very position; its changes count from 1.
 func endOf(at checkpoint) Position { return Position{LSN: at.position} }
 
-// advance gives what came since the last time, up to where the store has come. It reports
+// advance gives what came since the last time, or waits for something to come. It reports
 // whether the caller wants more.
-func (w *watcher) advance(ctx context.Context, now tailState, yield func(Event, error) bool) (more bool, err error) {
+func (w *watcher) advance(ctx context.Context, yield func(Event, error) bool) (more bool, err error) {
+	t := &w.client.tail
+	now, moved := t.state()
 	if now.err != nil {
 		return false, now.err
 	}
-	// The checkpoints were read before the changes: what they cover is visible.
-	for _, at := range now.reached {
-		if endOf(at).Compare(w.marks[at.database]) <= 0 {
-			continue
+	wake := w.follower.wake
+	if !w.attached {
+		until, err := t.attach(ctx, w.follower)
+		if err != nil {
+			return false, err
 		}
-		if more, err = w.drain(ctx, now.n, at, yield); err != nil || !more {
-			return more, err
+		if w.attached = until != nil; w.attached {
+			// What is behind these places is given, what is before them is not.
+			for _, database := range slices.Sorted(maps.Keys(until)) {
+				if until[database].Compare(w.marks[database]) <= 0 {
+					continue
+				}
+				if more, err := w.drain(ctx, now.n, database, until[database], yield); err != nil || !more {
+					return more, err
+				}
+			}
+			moved = nil
 		}
+	} else {
+		moved = nil
+	}
+	given, behind, err := t.take(w.follower)
+	for _, change := range given {
+		if change.Position.Compare(w.marks[change.Database]) <= 0 {
+			continue // the program was ahead of the tail
+		}
+		if more := w.give(change, yield); !more {
+			return false, nil
+		}
+	}
+	if err != nil {
+		return false, err
+	}
+	if behind != nil {
+		w.attached = false
+		for database, position := range behind {
+			if position.Compare(w.marks[database]) > 0 {
+				w.marks[database] = position
+			}
+		}
+		return true, nil
+	}
+	if len(given) > 0 {
+		return true, nil
+	}
+	select {
+	case <-ctx.Done():
+		return false, ctx.Err()
+	case <-w.client.closing:
+		return false, ErrClosed
+	case <-moved:
+	case <-wake:
 	}
 	return true, nil
 }
 
-// drain gives the changes of one database from its mark to the present.
-func (w *watcher) drain(ctx context.Context, n int, at checkpoint, yield func(Event, error) bool) (more bool, err error) {
+// give gives a change, and reports whether the caller wants more.
+func (w *watcher) give(change Change, yield func(Event, error) bool) bool {
+	w.marks[change.Database] = change.Position
+	if !yield(Event{change, watchCursor(w.marks).encode()}, nil) {
+		return false
+	}
+	if w.left > 0 {
+		w.left--
+	}
+	return w.left != 0
+}
+
+// drain reads the changes of one database from its mark up to a place.
+func (w *watcher) drain(ctx context.Context, n int, database string, until Position, yield func(Event, error) bool) (more bool, err error) {
 	p := &pages{
 		client: w.client,
-		query:  w.query.InDatabase(at.database),
+		query:  w.query.InDatabase(database),
 		size:   largestPage / 4,
 		left:   w.left,
-		after:  &mark{w.marks[at.database], at.database},
+		after:  &mark{w.marks[database], database},
 		shared: func(ctx context.Context, statement sq.Sqlizer, fetch func(context.Context) ([]Change, error)) ([]Change, error) {
 			return w.client.tail.read(ctx, n, statement, fetch)
 		},
@@ -185,19 +243,15 @@ func (w *watcher) drain(ctx context.Context, n int, at checkpoint, yield func(Ev
 			return false, err
 		}
 		for _, change := range changes {
-			w.marks[at.database] = change.Position
-			if !yield(Event{change, watchCursor(w.marks).encode()}, nil) {
+			if change.Position.Compare(until) > 0 {
+				p.done = true
+				break
+			}
+			if !w.give(change, yield) {
 				return false, nil
 			}
 		}
 	}
-	if w.left >= 0 {
-		if w.left = p.left; w.left == 0 {
-			return false, nil
-		}
-	}
-	if end := endOf(at); end.Compare(w.marks[at.database]) > 0 {
-		w.marks[at.database] = end
-	}
+	w.marks[database] = until
 	return true, nil
 }
