@@ -98,6 +98,7 @@ func TestVirtualGeneratedColumnNeverFailsAnUpdate(t *testing.T) {
 
 // A table in a publication of somebody else's is as it was for him.
 func TestOtherPublicationsAreLeftAlone(t *testing.T) {
+	ownStore(t, "it drops the store")
 	t.Parallel()
 	db := audittest.NewDatabase(t)
 	db.Exec(t, gapTable+"; CREATE PUBLICATION theirs FOR ALL TABLES")

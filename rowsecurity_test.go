@@ -42,6 +42,7 @@ func policied(t *testing.T) (a *audittest.Audited, then audit.Point, reader *aud
 // A role that sees a part of the changes lists that part, and is told no past and
 // plans no revert that was computed from it.
 func TestRowSecurity_PartOfHistoryIsNoPast(t *testing.T) {
+	ownStore(t, "a policy on the store applies to the writer, which Start refuses")
 	t.Parallel()
 	a, then, reader := policied(t)
 	if n, err := reader.Changes().Count(t.Context()); err != nil || n != 2 {

@@ -72,6 +72,7 @@ func TestSetupLock_ReadersAreNotInTheWay(t *testing.T) {
 
 // While somebody holds the lock, new tables are not tracked, and everybody says who.
 func TestSetupLock_HolderIsNamed(t *testing.T) {
+	ownStore(t, "what a superuser's session does is hidden from the writer")
 	t.Parallel()
 	server := audittest.NewServer(t, audittest.ServerOptions{Settings: map[string]string{"max_prepared_transactions": "5", "max_slot_wal_keep_size": "1GB"}})
 	const lock = "LOCK TABLE audit.schema_migrations IN SHARE ROW EXCLUSIVE MODE"

@@ -814,6 +814,7 @@ func TestConcurrentRefreshes(t *testing.T) {
 // Nobody but the owner may change what was recorded, whatever he was given in
 // advance.
 func TestHistoryIsAppendOnly(t *testing.T) {
+	ownStore(t, "the rights of a store with roles are tested by TestLeastRights_AttacksOnWhatIsStored")
 	t.Parallel()
 	db := audittest.NewDatabase(t)
 	db.Exec(t, gapTable)
@@ -1114,6 +1115,7 @@ func TestMigrations(t *testing.T) {
 // Everything the package runs has to be independent of what the role, the
 // database and their owners have set.
 func TestHostileSettingsOfRoleAndDatabase(t *testing.T) {
+	ownStore(t, "the roles are made in a session of the hostile settings")
 	t.Parallel()
 	db := audittest.NewDatabase(t)
 	db.Exec(t, gapTable+"; CREATE TABLE odd (id int PRIMARY KEY, at timestamptz, amount float8, raw bytea, wait interval)")

@@ -67,6 +67,7 @@ func TestSync_AnswerOfTheServerIsNotBelieved(t *testing.T) {
 
 // A barrier that went down in a gap is written again.
 func TestSync_BarrierInAGap(t *testing.T) {
+	ownStore(t, "a second client comes as the superuser, which Start refuses")
 	t.Parallel()
 	db := audittest.NewDatabase(t)
 	db.Exec(t, todoTable)

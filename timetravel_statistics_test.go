@@ -14,6 +14,7 @@ import (
 // square, while the planner knows nothing of either: just after an import, or where
 // autovacuum is off.
 func TestAsOf_TableWithoutStatistics(t *testing.T) {
+	ownStore(t, "it sets a parameter that only a superuser may set")
 	t.Parallel()
 	for _, search := range []string{"chosen", "in order", "row by row"} {
 		t.Run(search, func(t *testing.T) {

@@ -28,6 +28,7 @@ func traces(t *testing.T, db *audittest.Database) map[string][]string {
 }
 
 func TestUninstallPutsReplicaIdentitiesBack(t *testing.T) {
+	ownStore(t, "it drops the store")
 	t.Parallel()
 	db := audittest.NewDatabase(t)
 	db.Exec(t, `
