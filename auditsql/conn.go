@@ -61,7 +61,7 @@ type execer struct{ on *conn }
 
 // ExecContext is of driver.ExecerContext.
 func (e execer) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	return e.on.exec(ctx, sqltext.Parse(query), func(ctx context.Context) (driver.Result, error) {
+	return e.on.exec(ctx, e.on.s.Parse(query), func(ctx context.Context) (driver.Result, error) {
 		return e.on.nativeExec(ctx, query, args)
 	})
 }
@@ -71,7 +71,7 @@ type queryer struct{ on *conn }
 
 // QueryContext is of driver.QueryerContext.
 func (q queryer) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	return q.on.query(ctx, sqltext.Parse(query), func(ctx context.Context) (driver.Rows, error) {
+	return q.on.query(ctx, q.on.s.Parse(query), func(ctx context.Context) (driver.Rows, error) {
 		return q.on.nativeQuery(ctx, query, args)
 	})
 }
@@ -133,7 +133,7 @@ func (c *conn) Prepare(query string) (driver.Stmt, error) {
 
 // PrepareContext is of driver.ConnPrepareContext.
 func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
-	text := sqltext.Parse(query)
+	text := c.s.Parse(query)
 	if text.Copies {
 		// lib/pq begins to copy as soon as it prepares.
 		if err := c.stampCopy(ctx, text); err != nil {

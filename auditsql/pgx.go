@@ -94,7 +94,7 @@ func (c *pgxConn) ran(text sqltext.Text) {
 
 // ExecContext is ExecContext of stdlib.
 func (c *pgxConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	text := sqltext.Parse(query)
+	text := c.s.Parse(query)
 	stampCtx, ok := c.due(ctx, text)
 	if !ok || c.areTooMany(args) {
 		defer c.ran(text)
@@ -117,7 +117,7 @@ func (c *pgxConn) exec(ctx context.Context, query string, sd *pgconn.StatementDe
 
 // QueryContext is QueryContext of stdlib.
 func (c *pgxConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	text := sqltext.Parse(query)
+	text := c.s.Parse(query)
 	stampCtx, ok := c.due(ctx, text)
 	if !ok || c.areTooMany(args) {
 		defer c.ran(text)
@@ -181,7 +181,7 @@ func (c *pgxConn) PrepareContext(ctx context.Context, query string) (driver.Stmt
 		_ = stmt.Close()
 		return nil, err
 	}
-	return &pgxStmt{Stmt: stmt, conn: c, text: sqltext.Parse(query), sd: sd}, nil
+	return &pgxStmt{Stmt: stmt, conn: c, text: c.s.Parse(query), sd: sd}, nil
 }
 
 // Begin is Begin of stdlib.
