@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -81,6 +82,9 @@ func TestNothingOutlivesTheProgram(t *testing.T) {
 	} {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
+			if sig != 0 && signal.Ignored(sig) {
+				t.Skipf("this process ignores %s, as nohup has it, and so do its children", sig)
+			}
 			cmd, in, out := startChild(t, how, os.TempDir())
 			line, err := out.ReadString('\n')
 			if err != nil {
