@@ -332,19 +332,28 @@ func (w *Writer) Stamp(content []byte, size int) {
 	if w.enc.caution >= CautionContext {
 		stamp = stampField{field: appendNull(nil), defect: "context of " + strconv.Itoa(size) + " bytes left out: the store refused it"}
 	}
+	long := stamp.defect == "" && len(stamp.field) > longContext
 	if !w.tx.stamped && w.tx.sequence > 0 {
-		w.restamp(stamp)
+		whole := int(w.tx.sequence)
+		if long {
+			whole = min(whole, contextBudget*w.cfg.MaxContext/len(content))
+			w.tx.repeated += whole * len(content)
+		}
+		w.restamp(stamp, whole)
+		if whole < int(w.tx.sequence) {
+			w.restamp(trimContext(content, len(content)), int(w.tx.sequence))
+		}
 	}
 	w.tx.stamp, w.tx.stamped, w.tx.content = stamp, true, nil
-	if stamp.defect == "" && len(stamp.field) > longContext {
+	if long {
 		w.tx.content = bytes.Clone(content)
 	}
 }
 
-// restamp gives the rows before the transaction's first stamp that stamp. They
-// may be on their way already, so the store is told to update them before it
-// commits: a stamp that comes after the write is the rare case.
-func (w *Writer) restamp(stamp stampField) {
+// restamp gives the rows before the transaction's first stamp that stamp, through one
+// of them, if they have none. They may be on their way already, so the store is told to
+// update them before it commits: a stamp that comes after the write is the rare case.
+func (w *Writer) restamp(stamp stampField, through int) {
 	value := "NULL"
 	if text := stamp.field[4:]; len(text) > 0 {
 		value = quoteLiteral(string(text[1:])) + "::jsonb"
@@ -355,7 +364,7 @@ func (w *Writer) restamp(stamp stampField) {
 	}
 	w.later(fmt.Sprintf(
 		"SELECT %s.restamp(%s, '%s', %d, %s, %s, %s)",
-		w.schema, quoteLiteral(w.cfg.Database), w.tx.head.CommitLSN, w.tx.sequence, timeLiteral(w.tx.head.CommitTime), value, defect))
+		w.schema, quoteLiteral(w.cfg.Database), w.tx.head.CommitLSN, through, timeLiteral(w.tx.head.CommitTime), value, defect))
 }
 
 // Barrier makes the open transaction move the stored checkpoint even if it has
