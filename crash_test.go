@@ -42,19 +42,6 @@ const (
 	crashSeedEnv   = "AUDIT_TEST_CRASH_SEED"
 )
 
-func environmentNumber(t *testing.T, name string, otherwise uint64) uint64 {
-	t.Helper()
-	text := os.Getenv(name)
-	if text == "" {
-		return otherwise
-	}
-	n, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		t.Fatalf("%s: %v", name, err)
-	}
-	return n
-}
-
 // crashRun is one kill test: a source and a store under load, and a program that
 // captures and does not live long.
 type crashRun struct {
@@ -73,7 +60,7 @@ type crashRun struct {
 
 func newCrashRun(t *testing.T, ownStore bool) *crashRun {
 	t.Helper()
-	seed := environmentNumber(t, crashSeedEnv, rand.Uint64()) //nolint:gosec // It is to be repeatable.
+	seed := faulttest.EnvNumber(t, crashSeedEnv, rand.Uint64()) //nolint:gosec // It is to be repeatable.
 	t.Logf("seed: %s=%d", crashSeedEnv, seed)
 	r := &crashRun{rand: rand.New(rand.NewPCG(seed, 0))} //nolint:gosec // It is to be repeatable.
 	r.source = audittest.NewServer(t, audittest.ServerOptions{}).NewDatabase(t)
@@ -155,7 +142,7 @@ func testHistorySurvivesKills(t *testing.T, ownStore bool) {
 	r.revive(t)
 	r.program.WaitStarted(t)
 	r.load.Run(t, 4)
-	for range environmentNumber(t, crashRoundsEnv, 24) {
+	for range faulttest.EnvNumber(t, crashRoundsEnv, 24) {
 		r.revive(t)
 		faulttest.Pause(t, r.lifetime())
 		r.strike(t)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/internal/faulttest"
 )
 
 // observed is what the server did for the statements of a client.
@@ -110,7 +111,7 @@ const questionChangesEnv = "AUDIT_TEST_QUESTION_CHANGES"
 // statistics. The table in docs/benchmarks.md is from this test.
 func TestQuestions_Buffers(t *testing.T) {
 	t.Parallel()
-	size := int(environmentNumber(t, questionChangesEnv, 40_000))
+	size := int(faulttest.EnvNumber(t, questionChangesEnv, 40_000))
 	h := unplanned(t, size)
 	o := h.explained(t)
 	ctx, q := t.Context(), h.client.Changes()

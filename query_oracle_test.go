@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/internal/faulttest"
 )
 
 // oracleSecondsEnv sets for how long the oracle asks, and oracleSeedEnv repeats a run.
@@ -52,7 +53,7 @@ func TestQueries_Oracle(t *testing.T) {
 	if testing.Short() {
 		seconds = 2
 	}
-	seed := environmentNumber(t, oracleSeedEnv, rand.Uint64())
+	seed := faulttest.EnvNumber(t, oracleSeedEnv, rand.Uint64())
 	t.Logf("%s=%d", oracleSeedEnv, seed)
 	o := &oracle{model: model{Rand: rand.New(rand.NewPCG(seed, 1))}, h: newHistory(t)}
 	o.fill(400)
@@ -60,7 +61,7 @@ func TestQueries_Oracle(t *testing.T) {
 	o.h.store(t, o.changes...)
 	o.conn = o.h.db.Connect(t)
 	rounds := 0
-	for end := time.Now().Add(time.Duration(environmentNumber(t, oracleSecondsEnv, seconds)) * time.Second); time.Now().Before(end) && !t.Failed(); rounds++ {
+	for end := time.Now().Add(time.Duration(faulttest.EnvNumber(t, oracleSecondsEnv, seconds)) * time.Second); time.Now().Before(end) && !t.Failed(); rounds++ {
 		q := o.question()
 		o.checkLists(t, q)
 		o.checkAggregates(t, q)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/hindsight-go/audit"
 	"github.com/hindsight-go/audit/audittest"
+	"github.com/hindsight-go/audit/internal/faulttest"
 )
 
 // bankSecondsEnv sets for how long the bank is open, bankSeedEnv repeats its choices.
@@ -94,7 +95,7 @@ func TestRevert_BankWithWriters(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			seed := environmentNumber(t, bankSeedEnv, rand.Uint64())
+			seed := faulttest.EnvNumber(t, bankSeedEnv, rand.Uint64())
 			t.Logf("%s=%d", bankSeedEnv, seed)
 			b := &busyBank{policies: policies, reverts: make(map[string]bankRevert), counts: make(map[string]int)}
 			b.Audited = audittest.New(t, audit.Config{Tables: []string{"public.*"}, NeverRestored: []string{"*.updated_at", "product.stock"}}, bankSchema)
@@ -113,7 +114,7 @@ func (b *busyBank) work(t *testing.T, seed uint64) {
 	for i := range conns {
 		conns[i] = b.Connect(t)
 	}
-	open, cancel := context.WithTimeout(t.Context(), time.Duration(environmentNumber(t, bankSecondsEnv, 3))*time.Second)
+	open, cancel := context.WithTimeout(t.Context(), time.Duration(faulttest.EnvNumber(t, bankSecondsEnv, 3))*time.Second)
 	defer cancel()
 	var work sync.WaitGroup
 	for i, conn := range conns {

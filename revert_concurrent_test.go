@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/internal/faulttest"
 )
 
 // realmRoundsEnv makes the tests of undo in random schemas look at more of them.
@@ -19,7 +20,7 @@ const realmRoundsEnv = "AUDIT_TEST_UNDO_ROUNDS"
 // realmSeeds are the seeds of some random schemas.
 func realmSeeds(t *testing.T, n uint64) []uint64 {
 	t.Helper()
-	return seeds(t, int(environmentNumber(t, realmRoundsEnv, n)))
+	return seeds(t, int(faulttest.EnvNumber(t, realmRoundsEnv, n)))
 }
 
 // committed is one transaction of a realm's history, with the states around it.

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/internal/faulttest"
 )
 
 // AUDIT_TEST_DDL_UNDO_SECONDS sets for how long requests are undone behind random DDL,
@@ -28,9 +29,9 @@ const (
 // why it cannot.
 func TestRevert_DDLSimulation(t *testing.T) {
 	t.Parallel()
-	seed := environmentNumber(t, ddlUndoSeedEnv, 20261126)
+	seed := faulttest.EnvNumber(t, ddlUndoSeedEnv, 20261126)
 	told := make(map[string]int)
-	end := time.Now().Add(time.Duration(environmentNumber(t, ddlUndoSecondsEnv, 3)) * time.Second)
+	end := time.Now().Add(time.Duration(faulttest.EnvNumber(t, ddlUndoSecondsEnv, 3)) * time.Second)
 	for stories := 0; stories == 0 || time.Now().Before(end); stories++ {
 		if !t.Run(fmt.Sprintf("%s=%d", ddlUndoSeedEnv, seed), func(t *testing.T) { undoBehindDDL(t, newDDLSimulation(t, seed), told) }) {
 			break

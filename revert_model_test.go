@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/internal/faulttest"
 )
 
 // family is two tables with a foreign key between them, whose action a later
@@ -55,7 +56,7 @@ const undoSeedEnv = "AUDIT_TEST_UNDO_SEED"
 // seeded prints the seed of a test, which a failure can be repeated with.
 func seeded(t *testing.T) *rand.Rand {
 	t.Helper()
-	seed := environmentNumber(t, undoSeedEnv, 20261121)
+	seed := faulttest.EnvNumber(t, undoSeedEnv, 20261121)
 	t.Logf("seed: %s=%d", undoSeedEnv, seed)
 	return rand.New(rand.NewPCG(seed, 0))
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/internal/faulttest"
 )
 
 // world is a random schema with foreign keys, and random work in it.
@@ -147,7 +148,7 @@ func (w *world) revert(t *testing.T, r audit.Reversal) (*audit.Result, bool) {
 
 func seeds(t *testing.T, n int) []uint64 {
 	t.Helper()
-	base := environmentNumber(t, undoSeedEnv, 20261121)
+	base := faulttest.EnvNumber(t, undoSeedEnv, 20261121)
 	t.Logf("seeds from %s=%d on", undoSeedEnv, base)
 	all := make([]uint64, n)
 	for i := range all {

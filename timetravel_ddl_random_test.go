@@ -15,6 +15,7 @@ import (
 
 	"github.com/hindsight-go/audit"
 	"github.com/hindsight-go/audit/audittest"
+	"github.com/hindsight-go/audit/internal/faulttest"
 )
 
 // AUDIT_TEST_DDL_SECONDS sets for how long the simulation of DDL goes on,
@@ -29,10 +30,10 @@ const (
 // asked of any moment is what a copy of then held, or is refused.
 func TestDDLSimulation(t *testing.T) {
 	t.Parallel()
-	seed := environmentNumber(t, ddlSeedEnv, 20261126)
+	seed := faulttest.EnvNumber(t, ddlSeedEnv, 20261126)
 	var told verdict
 	stories := 0
-	for end := time.Now().Add(time.Duration(environmentNumber(t, ddlSecondsEnv, 5)) * time.Second); stories == 0 || time.Now().Before(end); stories++ {
+	for end := time.Now().Add(time.Duration(faulttest.EnvNumber(t, ddlSecondsEnv, 5)) * time.Second); stories == 0 || time.Now().Before(end); stories++ {
 		if !t.Run(fmt.Sprintf("%s=%d", ddlSeedEnv, seed), func(t *testing.T) { newDDLSimulation(t, seed).run(t, &told) }) {
 			break
 		}

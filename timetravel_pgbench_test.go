@@ -19,6 +19,7 @@ import (
 
 	"github.com/hindsight-go/audit"
 	"github.com/hindsight-go/audit/audittest"
+	"github.com/hindsight-go/audit/internal/faulttest"
 )
 
 // pgbench's bank: every transaction adds the same amount to an account, a teller
@@ -35,7 +36,7 @@ const momentsEnv = "AUDIT_TEST_MOMENTS"
 
 func moments(t *testing.T, otherwise uint64) int {
 	t.Helper()
-	return int(environmentNumber(t, momentsEnv, otherwise))
+	return int(faulttest.EnvNumber(t, momentsEnv, otherwise))
 }
 
 // bank is a bank of which history is kept while tellers work.

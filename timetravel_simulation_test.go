@@ -16,6 +16,7 @@ import (
 
 	"github.com/hindsight-go/audit"
 	"github.com/hindsight-go/audit/audittest"
+	"github.com/hindsight-go/audit/internal/faulttest"
 )
 
 // The simulation does random things to tables of odd shapes and keeps every
@@ -140,7 +141,7 @@ type simulation struct {
 
 func newSimulation(t *testing.T) *simulation {
 	t.Helper()
-	seed := environmentNumber(t, pastSeedEnv, 20261121)
+	seed := faulttest.EnvNumber(t, pastSeedEnv, 20261121)
 	t.Logf("seed: %s=%d", pastSeedEnv, seed)
 	s := &simulation{Rand: rand.New(rand.NewPCG(seed, 4)), tables: simTables(), running: true} //nolint:gosec // It is to be repeatable.
 	setup := []string{simSetup}
@@ -600,7 +601,7 @@ func (s *simulation) askRows(t *testing.T, at int, p audit.Point, name string) {
 func TestThePastAgainstAModelOfEveryVersion(t *testing.T) {
 	t.Parallel()
 	s := newSimulation(t)
-	steps := int(environmentNumber(t, pastStepsEnv, 60))
+	steps := int(faulttest.EnvNumber(t, pastStepsEnv, 60))
 	for i := range steps {
 		s.step(t)
 		if i%8 == 7 {

@@ -269,7 +269,7 @@ func TestThePastIsWhatASnapshotHeld(t *testing.T) {
 	replication := must(pgx.Connect(t.Context(), a.URL()+replicationSuffix(a.URL())))
 	t.Cleanup(func() { _ = replication.Close(context.WithoutCancel(t.Context())) })
 	reader := a.Connect(t)
-	for i := range int(environmentNumber(t, "AUDIT_TEST_SNAPSHOTS", 3)) {
+	for i := range int(faulttest.EnvNumber(t, "AUDIT_TEST_SNAPSHOTS", 3)) {
 		held = append(held, snapshotWithPosition(t, a, replication, reader, i))
 		compareHeld(t, held[len(held)-1], "at once")
 	}
@@ -356,7 +356,7 @@ func TestThePastHoldsStillWhileOthersWrite(t *testing.T) {
 	first := make(map[audit.Position][]string)
 	var answered, refused atomic.Int64
 	began := time.Now()
-	rounds := int(environmentNumber(t, "AUDIT_TEST_ROUNDS", 4))
+	rounds := int(faulttest.EnvNumber(t, "AUDIT_TEST_ROUNDS", 4))
 	for n := range 3 {
 		readers.Go(func() error {
 			for i := range rounds {

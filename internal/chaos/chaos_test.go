@@ -9,12 +9,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/internal/faulttest"
 )
 
 const (
@@ -31,19 +31,6 @@ const (
 	// aftermath is how long a server's restart may still fail somebody's writes.
 	aftermath = 10 * time.Second
 )
-
-func number(t *testing.T, name string, otherwise uint64) uint64 {
-	t.Helper()
-	text := os.Getenv(name)
-	if text == "" {
-		return otherwise
-	}
-	n, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		t.Fatalf("%s: %v", name, err)
-	}
-	return n
-}
 
 // outcome is what came of one strike.
 type outcome struct {
@@ -84,7 +71,7 @@ func (o *outcome) allSaid() time.Duration {
 // writes are in it soon again, operators are told, and no write of others fails.
 func TestChaos(t *testing.T) {
 	t.Parallel()
-	seed := number(t, seedEnv, rand.Uint64()) //nolint:gosec // It is to be repeatable.
+	seed := faulttest.EnvNumber(t, seedEnv, rand.Uint64()) //nolint:gosec // It is to be repeatable.
 	t.Logf("seed: %s=%d", seedEnv, seed)
 	w := newWorld(t, seed, 20*time.Millisecond)
 	t.Logf("event triggers: %t, disk of its own: %t", w.traced, w.disk != nil)
@@ -101,9 +88,9 @@ func TestChaos(t *testing.T) {
 // strikeAll strikes until the time, or the number, is up.
 func (w *world) strikeAll(t *testing.T) (outcomes []*outcome, truths []truth) {
 	t.Helper()
-	w.length = time.Duration(number(t, secondsEnv, 6)) * time.Second //nolint:gosec // It is small.
+	w.length = time.Duration(faulttest.EnvNumber(t, secondsEnv, 6)) * time.Second //nolint:gosec // It is small.
 	until := time.Now().Add(w.length)
-	most := int(number(t, strikesEnv, 1<<20)) //nolint:gosec // It is small.
+	most := int(faulttest.EnvNumber(t, strikesEnv, 1<<20)) //nolint:gosec // It is small.
 	choice := chosen(t)
 	w.untilCaptured(t, againBound)
 	remembered := time.Now()

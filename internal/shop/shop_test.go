@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"strconv"
 	"testing"
 	"time"
 
@@ -15,6 +13,7 @@ import (
 
 	"github.com/hindsight-go/audit"
 	"github.com/hindsight-go/audit/audittest"
+	"github.com/hindsight-go/audit/internal/faulttest"
 	"github.com/hindsight-go/audit/internal/shop"
 )
 
@@ -26,19 +25,6 @@ const (
 
 // requests is how many requests a story has.
 const requests = 24
-
-func number(t *testing.T, name string, otherwise uint64) uint64 {
-	t.Helper()
-	text := os.Getenv(name)
-	if text == "" {
-		return otherwise
-	}
-	n, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		t.Fatalf("%s: %v", name, err)
-	}
-	return n
-}
 
 // opened is the shop with all that was done in it.
 type opened struct {
@@ -56,8 +42,8 @@ type opened struct {
 // after the other and done again.
 func TestShop_UndoAndRedo(t *testing.T) {
 	t.Parallel()
-	seed := number(t, seedEnv, rand.Uint64())
-	end := time.Now().Add(time.Duration(number(t, secondsEnv, 5)) * time.Second)
+	seed := faulttest.EnvNumber(t, seedEnv, rand.Uint64())
+	end := time.Now().Add(time.Duration(faulttest.EnvNumber(t, secondsEnv, 5)) * time.Second)
 	for n := uint64(0); n == 0 || time.Now().Before(end) && !t.Failed(); n++ {
 		t.Run(fmt.Sprint(seed+n), func(t *testing.T) {
 			t.Logf("%s=%d", seedEnv, seed+n)
