@@ -614,6 +614,7 @@ func TestMetrics(t *testing.T) {
 }
 
 func TestQueryOfAStoreThatWasNeverSetUpSaysSo(t *testing.T) {
+	ownStore(t, "its store is made before it is opened")
 	t.Parallel()
 	a := audittest.Open(t, audittest.NewDatabase(t), audit.Config{})
 	if _, err := a.Client.Changes().List(t.Context()); !errors.Is(err, audit.ErrNoHistory) {

@@ -121,6 +121,7 @@ func runScript(t *testing.T, db *audittest.Database, script string) {
 
 // Uninstall takes away everything, and puts everything back.
 func TestUninstallLeavesNoTrace(t *testing.T) {
+	ownStore(t, "it drops the store")
 	t.Parallel()
 	for name, remove := range map[string]func(t *testing.T, a *audittest.Audited){
 		"Uninstall": func(t *testing.T, a *audittest.Audited) {
