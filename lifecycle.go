@@ -46,8 +46,9 @@ type run struct {
 // Everything that would keep capture from working is found out here: the error
 // is a *SetupError that lists all of it with the SQL that sets it right, a
 // *SlotBlockedError, a *ForeignSlotError, a *SourceMismatchError, or that of a
-// connection: a server that says nothing for 20 seconds is an error, too. What goes wrong later is logged, shown by Status and retried. An end
-// that nobody asked for is logged as an error and stays in Status.Err.
+// connection: a server that says nothing for 20 seconds is an error, too. What goes
+// wrong later is logged, shown by Status and retried. An end that nobody asked for is
+// logged as an error and stays in Status.Err.
 //
 // Where another instance of the program captures already, Start returns nil and
 // this instance waits, to take over when the other ends. Start on a started
