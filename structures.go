@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -106,9 +107,55 @@ func (c *Client) lookAtStructures(ctx context.Context, r *run, tracked []capture
 			}
 		}
 	}
+	if err := c.lookForDropped(ctx, r, shapes, here); err != nil {
+		return err
+	}
 	r.shapes = shapes
 	r.looks.add(here)
 	return nil
+}
+
+// lookForDropped tells the stream of tables that are gone since the last look: somewhere
+// behind it they may have been altered, too, and their types.
+func (c *Client) lookForDropped(ctx context.Context, r *run, shapes map[uint32]string, here LSN) error {
+	if r.shapes != nil && !slices.ContainsFunc(slices.Collect(maps.Keys(r.shapes)), func(oid uint32) bool { return shapes[oid] == "" }) {
+		return nil
+	}
+	known, err := c.history.Structures(ctx, r.facts.Database)
+	if err != nil {
+		return err
+	}
+	token, err := c.history.Token(ctx, r.facts.Database)
+	if err != nil {
+		return err
+	}
+	for oid, k := range known {
+		if k.Dropped || k.Root != 0 || shapes[oid] != "" {
+			continue
+		}
+		s, err := capture.LookUpStructure(ctx, c.source, oid)
+		if err != nil {
+			return err
+		}
+		if s != nil {
+			continue // it has another name, or is a part of another table
+		}
+		gone := wal.Structure{OID: oid, Schema: k.Schema, Table: k.Table, Dropped: true}
+		if err := c.emitStructure(ctx, c.source, token, &gone, max(k.At, r.looks.until(here), 1)); err != nil {
+			return fmt.Errorf("tell that %s is gone: %w", qualifiedName(k.Schema, k.Table), err)
+		}
+	}
+	return nil
+}
+
+// emitStructure writes a message about a structure into the source's WAL.
+func (c *Client) emitStructure(ctx context.Context, on Execer, token string, s *wal.Structure, after LSN) error {
+	content, err := capture.StructureMessage(token, after, *s)
+	if err != nil {
+		return err
+	}
+	_, err = on.Exec(ctx, "SELECT pg_catalog.pg_logical_emit_message(true, $1, $2)", c.cfg.ContextPrefix+capture.StructureSuffix, string(content))
+	return err
 }
 
 // attached reports whether a table has a new partition with rows in it, which may
@@ -169,13 +216,8 @@ func (c *Client) tellStructure(ctx context.Context, r *run, s *wal.Structure, af
 		if err != nil || now == nil || !now.Same(s) {
 			return err
 		}
-		content, err := capture.StructureMessage(token, after, *s)
-		if err != nil {
-			return err
-		}
 		told = true
-		_, err = tx.Exec(ctx, "SELECT pg_catalog.pg_logical_emit_message(true, $1, $2)", c.cfg.ContextPrefix+capture.StructureSuffix, string(content))
-		return err
+		return c.emitStructure(ctx, tx, token, s, after)
 	})
 	if isCode(err, "55P03", "42P01") { // it is being altered, or is gone
 		return false, nil

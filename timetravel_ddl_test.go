@@ -335,6 +335,14 @@ var ddlStories = map[string]ddlStory{
 		},
 		refusals: true,
 	},
+	"types altered, column added, then dropped": {
+		setup: []string{"CREATE TYPE mood AS ENUM ('sad', 'ok')", "CREATE TABLE e (id int PRIMARY KEY, m mood)", "CREATE TYPE pair AS (x int, y int)", "CREATE TABLE k (id int PRIMARY KEY, p pair)", "CREATE TABLE n (id int PRIMARY KEY, a text)"},
+		steps: []string{
+			"INSERT INTO e VALUES (1, 'sad'); INSERT INTO k VALUES (1, '(1,2)'); INSERT INTO n VALUES (1, 'a')", "ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'", "ALTER TYPE pair DROP ATTRIBUTE y",
+			"ALTER TABLE n ADD b text DEFAULT 'later'", "DROP TABLE e, k, n", "CREATE TABLE e (id int PRIMARY KEY, m mood); INSERT INTO e VALUES (1, 'blue')",
+		},
+		refusals: true,
+	},
 	"attributes of a composite type": {
 		setup: []string{"CREATE TYPE pair AS (x int, y int)", "CREATE TABLE k (id int PRIMARY KEY, p pair)", "INSERT INTO k VALUES (1, '(1,2)'), (2, '(3,4)')"},
 		steps: []string{

@@ -58,6 +58,11 @@ func (p *pastTable) decide(versions []store.Version, at int) error {
 			return p.refuse(ErrIncomplete, fmt.Sprintf("it was altered at some time between %s and %s, and whether before the moment nobody saw (event triggers do, see Config.NoEventTrigger)", next.After, next.Position), next.Position)
 		}
 	}
+	for _, v := range p.facts.Versions {
+		if v.RelationID == p.oid && v.Dropped && v.After != 0 && v.After < p.through && p.through < v.Position {
+			return p.refuse(ErrIncomplete, fmt.Sprintf("it was dropped at some time between %s and %s, and whether it was altered before nobody saw (event triggers do, see Config.NoEventTrigger)", v.After, v.Position), 0)
+		}
+	}
 	if versions[at].Guessed {
 		return p.refuse(ErrIncomplete, "it was altered several times before capture saw it, and which of its columns was which cannot be told", 0)
 	}

@@ -436,7 +436,7 @@ func (s *session) structure(content []byte) error {
 	switch {
 	case known == nil && (found.Dropped || s.cfg.Wanted != nil && !s.cfg.Wanted(name, table)):
 		return nil
-	case known != nil && known.Same(&found):
+	case known != nil && (known.Same(&found) || known.Dropped && found.Dropped):
 		return nil
 	case found.Dropped:
 		gone := *known
