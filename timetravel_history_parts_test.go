@@ -155,3 +155,51 @@ func TestHistory_RowsOfPartitionsThatCome(t *testing.T) {
 		})
 	}
 }
+
+// What goes and comes may have parts itself, and may come to another table.
+func TestHistory_PartsOfPartsAndOfOthers(t *testing.T) {
+	t.Parallel()
+	for _, traced := range []bool{true, false} {
+		t.Run(fmt.Sprintf("traced %t", traced), func(t *testing.T) {
+			t.Parallel()
+			db := audittest.NewDatabase(t)
+			for _, sql := range []string{
+				"CREATE TABLE t (id int, part int, v text, PRIMARY KEY (id, part)) PARTITION BY LIST (part)",
+				"CREATE TABLE t_1 PARTITION OF t FOR VALUES IN (1)", "CREATE TABLE t_2 PARTITION OF t FOR VALUES IN (2) PARTITION BY RANGE (id)",
+				"CREATE TABLE t_2_a PARTITION OF t_2 FOR VALUES FROM (0) TO (10)", "CREATE TABLE t_2_b PARTITION OF t_2 FOR VALUES FROM (10) TO (20)",
+				"CREATE TABLE u (id int, part int, v text, PRIMARY KEY (id, part)) PARTITION BY LIST (part)", "CREATE TABLE u_1 PARTITION OF u FOR VALUES IN (1)",
+				"INSERT INTO t VALUES (1, 1, 'a'), (2, 2, 'x'), (12, 2, 'p')",
+			} {
+				db.Exec(t, sql)
+			}
+			a := audittest.Open(t, db, audit.Config{NoEventTrigger: !traced, RefreshInterval: -1})
+			mustStart(t, a)
+			t.Cleanup(func() { a.Stop(t) })
+			step := func(statements ...string) {
+				t.Helper()
+				for _, sql := range statements {
+					a.Exec(t, sql)
+				}
+				a.Sync(t)
+				if err := a.Client.Refresh(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			step("UPDATE t SET v = 'b' WHERE id = 1", "UPDATE t SET v = 'y' WHERE id = 2", "UPDATE t SET v = 'q' WHERE id = 12")
+			step("ALTER TABLE t_2 DETACH PARTITION t_2_b")
+			wantTold(t, a, "t", []any{12, 2}, "nothing: p", "UPDATE: q", "nothing: gone")
+			wantTold(t, a, "t", []any{2, 2}, "nothing: x", "UPDATE: y")
+			step("ALTER TABLE t DETACH PARTITION t_2")
+			wantTold(t, a, "t", []any{1, 1}, "nothing: a", "UPDATE: b")
+			wantTold(t, a, "t", []any{2, 2}, "nothing: x", "UPDATE: y", "nothing: gone")
+			step("ALTER TABLE u ATTACH PARTITION t_2 FOR VALUES IN (2)")
+			step("UPDATE u SET v = 'z' WHERE id = 2")
+			wantTold(t, a, "u", []any{2, 2}, "nothing: y, perhaps", "UPDATE: z")
+			wantTold(t, a, "t", []any{2, 2}, "nothing: x", "UPDATE: y", "nothing: gone")
+			step("ALTER TABLE t_2 ATTACH PARTITION t_2_b FOR VALUES FROM (10) TO (20)")
+			step("DELETE FROM u WHERE id = 12", "UPDATE u SET v = 'end' WHERE id = 2")
+			wantTold(t, a, "u", []any{12, 2}, "nothing: q, perhaps", "DELETE: gone")
+			wantTold(t, a, "t", []any{1, 1}, "nothing: a", "UPDATE: b")
+		})
+	}
+}
