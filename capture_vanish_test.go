@@ -96,6 +96,10 @@ func TestCatalog_ObjectsVanishWhileTheyAreRead(t *testing.T) {
 		},
 	} {
 		pool.Reset()
+		// The session is there before the read, which takes oids by then.
+		if err := pool.Ping(ctx); err != nil {
+			t.Fatal(err)
+		}
 		if err := read(); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
