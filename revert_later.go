@@ -21,6 +21,9 @@ type later struct {
 	undone bool
 	// remade tells that others have removed the row and made it anew.
 	remade bool
+	// elsewhere tells that the row has another key by now, and another row the one that
+	// it had.
+	elsewhere bool
 	// touched are the columns of a row to be removed that others have written to.
 	touched []int
 	// ours are those that hold what one of our reverts has left, and nobody else.
@@ -98,8 +101,8 @@ func (p *planner) traceRows(ctx context.Context) (behind bool, err error) {
 }
 
 // mayHaveLater reports whether the live row alone does not say what is to be done to
-// it.
-func (p *planner) mayHaveLater(r *netRow) bool { return r.action == Delete || p.mustTrace(r) }
+// it. One that holds what the selection left may be another one under the same key.
+func (p *planner) mayHaveLater(r *netRow) bool { return r.action != Create || p.mustTrace(r) }
 
 // mustTrace reports whether history has to say what is to be done to a row.
 func (p *planner) mustTrace(r *netRow) bool {

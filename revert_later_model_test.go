@@ -9,14 +9,14 @@ import (
 	"github.com/hindsight-go/audit"
 )
 
-// workOfOthers is what others did to a row that a request has made.
+// workOfOthers is what others did to a row that a request has made or changed.
 type workOfOthers struct {
 	touched []string // columns, whatever they hold now
 	remade  bool     // removed, and made anew
 	gone    bool
 }
 
-// laterWorkOn follows the rows that a request has made, by the names that they have in
+// laterWorkOn follows the rows that a request has made or changed, by the names that they have in
 // the end: "table[key]".
 func laterWorkOn(t *testing.T, client *audit.Client, request string) map[string]*workOfOthers {
 	t.Helper()
@@ -33,6 +33,8 @@ func laterWorkOn(t *testing.T, client *audit.Client, request string) map[string]
 		row, own := rows[from], c.Context.RequestID == request
 		switch {
 		case own && c.Operation == audit.Create:
+			rows[name] = &workOfOthers{}
+		case row == nil && own && c.Operation == audit.Update:
 			rows[name] = &workOfOthers{}
 		case row == nil:
 		case c.Operation == audit.Delete:

@@ -154,6 +154,9 @@ func familyConflicts(before, after, live familyState, later map[string]*workOfOt
 				case value != a[column], b == nil && work != nil && !work.remade && slices.Contains(work.touched, column):
 					add("column changed", name, column)
 				}
+				if b != nil && a[column] != b[column] && value == a[column] && work != nil && work.remade {
+					add("column changed", name, column)
+				}
 				if b == nil && work != nil && work.remade {
 					add("row created again", name, "")
 				}

@@ -107,7 +107,7 @@ func (r *netRow) conflictsToPutBack(leaving bool) []Conflict {
 // conflictsToRemove lists those of a row that the selection made. All that others
 // have done to it would go with it.
 func (r *netRow) conflictsToRemove() []Conflict {
-	if r.missing || r.displaced {
+	if r.missing || r.displaced || r.later.elsewhere {
 		r.done = true
 		if r.later.undone {
 			return nil
@@ -156,7 +156,7 @@ func (r *netRow) conflictsToRestore() []Conflict {
 	case r.later.undone:
 		r.done = true
 		return nil
-	case r.missing || r.displaced:
+	case r.missing, r.displaced, r.later.elsewhere, r.later.remade && r.keyChanges():
 		r.missing = true
 		r.forgetLive()
 		c := r.conflict(RowGone)
@@ -182,7 +182,7 @@ func (r *netRow) conflictsToRestore() []Conflict {
 			found = append(found, r.columnConflict(ValueReturned, c.column, c.restore, *c.live))
 		case c.live != nil:
 			found = append(found, r.columnConflict(ColumnChanged, c.column, c.restore, *c.live))
-		case c.unclear:
+		case c.unclear, r.later.remade && !c.undone:
 			found = append(found, r.columnConflict(ColumnChanged, c.column, c.restore, c.expect))
 		}
 	}

@@ -359,19 +359,28 @@ func (h *rowHistory) write(c *collapse, m *imageMap, at int, before, after json.
 	levels.write(value, by)
 }
 
+// isElsewhere tells that the row was given another key than the one that the selection
+// left it.
+func (h *rowHistory) isElsewhere() bool {
+	r := h.row
+	return len(h.moved) > 0 && h.key != store.KeyText(r.key...) && h.key != r.oldKey && h.key != r.rawKey &&
+		(r.printed == nil || h.key != store.KeyText(r.printed...))
+}
+
 // conclude notes on the row what its history says, and tells whether the live row is
 // ahead of that.
 func (h *rowHistory) conclude() (behind bool) {
 	r := h.row
 	r.later = later{}
 	gone := h.presence.top().value == rowGone
-	behind = gone != r.missing && (h.key == store.KeyText(r.key...) || r.oldKey != "" && h.key == r.oldKey)
+	r.later.elsewhere = !gone && !r.missing && h.isElsewhere()
+	r.later.remade = !gone && r.action != Create && h.presence.others()
+	behind = gone != r.missing && (h.key == store.KeyText(r.key...) || r.oldKey != "" && h.key == r.oldKey) || r.later.elsewhere
 	switch r.action {
 	case Create:
 		r.later.undone = h.presence.undone()
 	case Delete:
 		r.later.undone = h.presence.undone()
-		r.later.remade = !gone && h.presence.others()
 		behind = behind || len(r.unknown) > 0
 		for at := range r.table.columns.list {
 			levels := h.columns[at]
