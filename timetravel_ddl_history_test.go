@@ -72,6 +72,9 @@ func compareVersions(t *testing.T, copies []copied, name string, key []any, text
 		if c.tables[name].structure != last.structure || last.made || keyMoved(versions) {
 			continue
 		}
+		if i >= 0 && !sameSince(copies, name, versions[i].From.LSN, at.LSN) {
+			continue // the version is told by the names of when it began
+		}
 		past, err := audit.RawRow(t.Context(), c.point.Table(name), key...)
 		switch {
 		case err != nil && !errors.Is(err, audit.ErrNoRow):
@@ -92,6 +95,26 @@ func compareVersions(t *testing.T, copies []copied, name string, key []any, text
 			}
 		}
 	}
+}
+
+// sameSince reports whether a table was not altered from before one position to another.
+func sameSince(copies []copied, name string, from, to audit.LSN) bool {
+	structure := ""
+	for _, c := range slices.Backward(copies) {
+		if c.position.LSN > to {
+			continue
+		}
+		if structure == "" {
+			structure = c.tables[name].structure
+		}
+		if c.tables[name].structure != structure {
+			return false
+		}
+		if c.position.LSN < from {
+			return true
+		}
+	}
+	return from == 0
 }
 
 // keyMoved reports whether the row had other keys, under which a copy may have another row.

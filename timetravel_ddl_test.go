@@ -254,8 +254,9 @@ func viewRows(ctx context.Context, p audit.Point, name string) ([]string, error)
 // ddlStory is a database that is altered while it is written to.
 type ddlStory struct {
 	setup []string
-	// steps are statements; after each of them all tables are copied.
-	steps []string
+	// steps are statements; after each of them all tables are copied. later are those that
+	// follow when capture goes on, where it was behind.
+	steps, later []string
 	// refusals says that some of the past cannot be told, whatever saw the statements.
 	refusals bool
 	least    int // PostgreSQL's major version
@@ -341,6 +342,12 @@ var ddlStories = map[string]ddlStory{
 			"INSERT INTO e VALUES (1, 'sad'); INSERT INTO k VALUES (1, '(1,2)'); INSERT INTO n VALUES (1, 'a')", "ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'", "ALTER TYPE pair DROP ATTRIBUTE y",
 			"ALTER TABLE n ADD b text DEFAULT 'later'", "DROP TABLE e, k, n", "CREATE TABLE e (id int PRIMARY KEY, m mood); INSERT INTO e VALUES (1, 'blue')",
 		},
+		refusals: true,
+	},
+	"name of a table that was dropped": {
+		setup:    []string{"CREATE TABLE n (x int, y int, PRIMARY KEY (x, y))", "INSERT INTO n VALUES (5, 4)"},
+		steps:    []string{"INSERT INTO n VALUES (1, 2)", "DROP TABLE n; CREATE TABLE n (id int PRIMARY KEY, v int)"},
+		later:    []string{"INSERT INTO n VALUES (6, 1)", "INSERT INTO n VALUES (2, 2)", "DELETE FROM n WHERE id = 6"},
 		refusals: true,
 	},
 	"attributes of a composite type": {
@@ -453,8 +460,8 @@ func (s ddlStory) run(t *testing.T, traced, behind bool) {
 	mustStart(t, a)
 	t.Cleanup(func() { a.Stop(t) })
 	copies := []copied{copyTables(t, a, "the beginning")}
-	act := func() {
-		for _, step := range s.steps {
+	act := func(steps []string) {
+		for _, step := range steps {
 			a.Exec(t, step)
 			if !behind && strings.Contains(step, "CREATE TABLE") {
 				refresh(t, a)
@@ -463,10 +470,11 @@ func (s ddlStory) run(t *testing.T, traced, behind bool) {
 		}
 	}
 	if behind {
-		restart(t, a, act)
+		restart(t, a, func() { act(s.steps) })
 	} else {
-		act()
+		act(s.steps)
 	}
+	act(s.later)
 	a.Sync(t)
 	refresh(t, a)
 	a.Sync(t)

@@ -33,8 +33,8 @@ type RowVersion struct {
 	// Until is the position of the change that ended it; zero while it holds.
 	Until     Position  `json:"until,omitzero"`
 	UntilTime time.Time `json:"untilTime,omitzero"`
-	// Row is the row. It is empty where the row was gone: deleted, truncated, or
-	// given another key.
+	// Row is the row, by the names that its columns had when the version began. It is
+	// empty where the row was gone: deleted, truncated, or given another key.
 	Row Image `json:"row"`
 	// Change is what made the version, or nil.
 	Change *Change `json:"change,omitempty"`

@@ -192,7 +192,7 @@ func (t *travel) everNamed(name tableName) (ever, last []uint32) {
 		note(tableName{cov.Schema, cov.Table}, cov.RelationID, cov.From)
 	}
 	for _, v := range t.facts.Versions {
-		if v.Root == 0 {
+		if v.Root == 0 && !v.Dropped { // it is noted long after the drop, perhaps
 			note(tableName{v.Schema, v.Table}, v.RelationID, v.Position)
 		}
 	}
@@ -598,7 +598,7 @@ func (p *pastTable) spans(own []store.Version) []nameSpan {
 	}
 	for i, s := range spans {
 		for _, v := range p.facts.Versions {
-			foreign := v.Schema == s.schema && v.Table == s.name && v.RelationID != p.oid && !p.isPart(own, v)
+			foreign := !v.Dropped && v.Schema == s.schema && v.Table == s.name && v.RelationID != p.oid && !p.isPart(own, v)
 			switch {
 			case foreign && v.Position > s.from && v.Position <= spans[i].to && (len(own) == 0 || v.Position > own[0].Position):
 				spans[i].to = v.Position - 1
@@ -613,7 +613,7 @@ func (p *pastTable) spans(own []store.Version) []nameSpan {
 // lent tells that another table had the name for a while, before a position.
 func (p *pastTable) lent(own []store.Version, s nameSpan, before LSN) bool {
 	return slices.ContainsFunc(p.facts.Versions, func(v store.Version) bool {
-		return v.Schema == s.schema && v.Table == s.name && v.RelationID != p.oid && !p.isPart(own, v) && v.Position > s.from && v.Position < before
+		return !v.Dropped && v.Schema == s.schema && v.Table == s.name && v.RelationID != p.oid && !p.isPart(own, v) && v.Position > s.from && v.Position < before
 	})
 }
 
