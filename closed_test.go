@@ -83,6 +83,7 @@ func TestClose_EverythingSaysSo(t *testing.T) {
 		"Difference":   func() error { return first(c.DiffBetween(then, c.Now()).All(ctx)) },
 		"Baseline":     func() error { return c.Baseline(ctx, nil) },
 		"Mark":         func() error { _, err := c.Mark(ctx, "n"); return err },
+		"Marks":        func() error { _, err := c.Marks(ctx); return err },
 		"Token":        func() error { _, err := c.Token(ctx); return err },
 		"WaitFor":      func() error { return c.WaitFor(ctx, token) },
 		"Sync":         func() error { return c.Sync(ctx) },

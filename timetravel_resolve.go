@@ -462,6 +462,35 @@ func (c *Client) Mark(ctx context.Context, name string) (Position, error) {
 	return Position{LSN: target}, nil
 }
 
+// NamedMark is a moment that [Client.Mark] gave a name.
+type NamedMark struct {
+	// Name is what [AtMark] takes.
+	Name     string   `json:"name"`
+	Position Position `json:"position"`
+	// MarkedAt is when the mark was set, by the clock of the program that did.
+	MarkedAt time.Time `json:"markedAt"`
+}
+
+// Marks returns the marks of the source, the latest first.
+func (c *Client) Marks(ctx context.Context) ([]NamedMark, error) {
+	if err := c.open(); err != nil {
+		return nil, err
+	}
+	database, err := c.databaseName(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stored, err := c.history.Marks(ctx, database)
+	if err != nil {
+		return nil, wrap("read marks", err)
+	}
+	marks := make([]NamedMark, len(stored))
+	for i, m := range stored {
+		marks[i] = NamedMark{m.Name, Position{LSN: m.Position}, m.MarkedAt.UTC()}
+	}
+	return marks, nil
+}
+
 // Token stands for a moment of the source, in a form that can be handed from one
 // program to another: in a response header, a job. It is empty or the text of an
 // LSN.
@@ -518,6 +547,16 @@ func Mark(ctx context.Context, name string) (Position, error) {
 		return err
 	})
 	return p, err
+}
+
+// Marks is Client.Marks on the default client.
+func Marks(ctx context.Context) ([]NamedMark, error) {
+	var marks []NamedMark
+	err := withDefault(func(c *Client) (err error) {
+		marks, err = c.Marks(ctx)
+		return err
+	})
+	return marks, err
 }
 
 // WaitFor is Client.WaitFor on the default client.

@@ -253,6 +253,24 @@ func (r PastRow) FieldDescriptions() []pgconn.FieldDescription {
 	return fields
 }
 
+// PrimaryKey returns the text of the row's key, in the form of [Change.PrimaryKey]. It is
+// empty if the table has none, and if a column of it was not asked for.
+func (r PastRow) PrimaryKey() string {
+	if r.table == nil || len(r.table.key) == 0 {
+		return ""
+	}
+	columns := r.columns()
+	parts := make([]string, 0, len(r.table.key))
+	for _, name := range r.table.key {
+		at := slices.IndexFunc(columns, func(c column) bool { return c.name == name })
+		if at < 0 {
+			return ""
+		}
+		parts = append(parts, string(r.values[at]))
+	}
+	return store.KeyText(parts...)
+}
+
 // RawValues returns the texts of the values, nil for NULL. They must not be
 // changed.
 func (r PastRow) RawValues() [][]byte { return r.values }

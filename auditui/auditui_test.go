@@ -105,7 +105,7 @@ func TestPages(t *testing.T) {
 		c := first(t, s.Client.Changes().ForTable("product").Changed("price"))
 		page := ui.page("/changes/" + positionOf(c))
 		wantIn(t, page, "2800", "3200", "trace-1", "north", c.Position.String(), "Beside it in the transaction", "public.orders", "parameters")
-		for _, path := range []string{"/changes/FF-FF-1", "/changes/x", "/changes/" + positionOf(audit.Change{Position: audit.Position{LSN: c.Position.LSN}})} {
+		for _, path := range []string{"/changes/FF.FF.1", "/changes/x", "/changes/" + positionOf(audit.Change{Position: audit.Position{LSN: c.Position.LSN}})} {
 			if a := ui.get(path); a.code != http.StatusNotFound {
 				t.Errorf("%s: %d, want 404", path, a.code)
 			}
@@ -396,7 +396,7 @@ func TestErrors_StoreAway(t *testing.T) {
 	}
 	t.Cleanup(client.Close)
 	ui := serveClient(t, client, auditui.Config{})
-	for _, path := range []string{"/", "/requests", "/status", "/status.json", "/changes/1-1-1"} {
+	for _, path := range []string{"/", "/requests", "/status", "/status.json", "/changes/1.1.1"} {
 		a := ui.get(path)
 		if a.code != http.StatusServiceUnavailable || !strings.Contains(a.body, "away") {
 			t.Errorf("%s: %d\n%s", path, a.code, a.body)

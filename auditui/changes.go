@@ -58,9 +58,7 @@ func (q *request) changesPage() error {
 		err = q.fillChanges(&view, f)
 	}
 	view.Filter = f
-	for _, op := range operations {
-		view.Operations = append(view.Operations, operationChoice{string(op), slices.Contains(f.Operations, string(op))})
-	}
+	view.Operations = q.operationChoices(f)
 	// What is wrong with a filter is said beside it.
 	if problem := q.explainFilter(err); problem != "" {
 		view.Problem, code, err = problem, http.StatusBadRequest, nil
@@ -69,6 +67,14 @@ func (q *request) changesPage() error {
 		return err
 	}
 	return q.render(code, "changes", "changes", "Changes", View{Page: "changes", Tables: tablesOf(view.Changes), Rows: len(view.Changes)}, view)
+}
+
+func (q *request) operationChoices(f filter) []operationChoice {
+	var choices []operationChoice
+	for _, op := range operations {
+		choices = append(choices, operationChoice{string(op), slices.Contains(f.Operations, string(op))})
+	}
+	return choices
 }
 
 // explainFilter is what to say of an error that is about the filters themselves.

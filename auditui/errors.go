@@ -172,8 +172,8 @@ func (q *request) explainHistory(err *audit.HistoryError) errorView {
 		switch {
 		case query.Has("from"):
 			query.Set("from", at)
-		case query.Has("v"):
-			query.Set("v", at)
+		case query.Has("at"):
+			query.Set("at", at)
 		default:
 			query.Set("as-of", at)
 		}

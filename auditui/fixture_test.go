@@ -168,7 +168,10 @@ func wantNotIn(t *testing.T, page string, texts ...string) {
 
 // excerpt is the part of a page that it is about.
 func excerpt(page string) string {
-	if _, rest, ok := strings.Cut(page, "</form>"); ok {
+	if _, rest, ok := strings.Cut(page, "<main"); ok {
+		page = rest
+	}
+	if _, rest, ok := strings.Cut(page, `<div class="summary">`); ok {
 		page = rest
 	}
 	page, _, _ = strings.Cut(page, "</main>")
@@ -183,7 +186,7 @@ func by(user, request, endpoint string) audit.Context {
 }
 
 func positionOf(c audit.Change) string {
-	return strings.NewReplacer("/", "-", "#", "-").Replace(c.Position.String())
+	return strings.NewReplacer("/", ".", "#", ".").Replace(c.Position.String())
 }
 
 func first(t *testing.T, q audit.Query) audit.Change {

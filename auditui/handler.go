@@ -91,6 +91,7 @@ func (h *Handler) parseTemplates() (map[string]*template.Template, error) {
 		"iso":   isoText,
 		"count": groupedNumber,
 		"bytes": byteText,
+		"inc":   func(n int) int { return n + 1 },
 		"list":  func(items ...any) []any { return items },
 	})
 	shared, err := shared.ParseFS(templateFiles, "templates/layout.html", "templates/parts.html")
@@ -129,6 +130,11 @@ func (h *Handler) route() {
 		"GET /requests/{id}":            (*request).unitPage,
 		"GET /transactions/{id}":        (*request).unitPage,
 		"GET /traces/{id}":              (*request).unitPage,
+		"GET /rows/{table}/{key}":       (*request).rowPage,
+		"GET /tables":                   (*request).tablesPage,
+		"GET /tables/{table}":           (*request).tablePage,
+		"GET /tail":                     (*request).tailPage,
+		"GET /tail/events":              (*request).tailEvents,
 		"GET /status":                   (*request).statusPage,
 		"GET /status.json":              (*request).statusJSON,
 		"GET /export":                   (*request).export,

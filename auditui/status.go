@@ -138,20 +138,7 @@ func (q *request) fillStatus(view *statusView) {
 	s := *q.status
 	view.Status, view.State = s, string(s.State)
 	view.Position, view.Source = s.Position.String(), s.SourcePosition.String()
-	for _, t := range s.Tables {
-		name := tableName(t.Schema, t.Table)
-		if !q.mayTable(name) {
-			continue
-		}
-		line := tableLine{Name: name, Since: t.FromTime, Until: t.UntilTime, Changes: q.base() + "?" + (url.Values{"table": {name}}).Encode()}
-		if q.rowPages() {
-			line.Link = q.link("tables", []string{name}, nil)
-		}
-		if t.Pending != nil {
-			line.Pending = t.Pending.Error()
-		}
-		view.Tables = append(view.Tables, line)
-	}
+	q.fillTables(view)
 	view.UnstampedLink = q.base() + "?nocontext=1"
 	ctx, cancel := q.context(q.cfg.Timeout / 2)
 	defer cancel()
@@ -169,6 +156,24 @@ func (q *request) fillStatus(view *statusView) {
 		}
 	}
 	view.Recent, view.Shared = int64(len(newest)), true
+}
+
+// fillTables lists the tables that whoever asks may see.
+func (q *request) fillTables(view *statusView) {
+	for _, t := range q.status.Tables {
+		name := tableName(t.Schema, t.Table)
+		if !q.mayTable(name) {
+			continue
+		}
+		line := tableLine{Name: name, Since: t.FromTime, Until: t.UntilTime, Changes: q.base() + "?" + (url.Values{"table": {name}}).Encode()}
+		if q.rowPages() {
+			line.Link = q.link("tables", []string{name}, nil)
+		}
+		if t.Pending != nil {
+			line.Pending = t.Pending.Error()
+		}
+		view.Tables = append(view.Tables, line)
+	}
 }
 
 // statusJSON is for probes: 200 while somebody captures, and 503.

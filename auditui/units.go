@@ -45,9 +45,7 @@ func (q *request) requestsPage() error {
 		err = q.fillRequests(&view, f)
 	}
 	view.Filter = f
-	for _, op := range operations {
-		view.Operations = append(view.Operations, operationChoice{string(op), slices.Contains(f.Operations, string(op))})
-	}
+	view.Operations = q.operationChoices(f)
 	if problem := q.explainFilter(err); problem != "" {
 		view.Problem, code, err = problem, http.StatusBadRequest, nil
 	}
@@ -213,7 +211,7 @@ func (q *request) fillUnit(view *unitView, of audit.Query) error {
 		view.First = lines[0]
 	}
 	if page.More {
-		view.Older = q.with("after", string(page.Next), "database", q.query.Get("database"))
+		view.Older = q.here("after", string(page.Next))
 	}
 	return nil
 }

@@ -221,14 +221,15 @@ func (q *request) keyMasked(c *audit.Change) bool {
 	return false
 }
 
-// positionSegment is a position as a segment of a path, which holds no slash.
+// positionSegment is a position as a segment of a path, which holds no slash, and which
+// does not look like a date.
 func positionSegment(p audit.Position) string {
-	return strings.NewReplacer("/", "-", "#", "-").Replace(p.String())
+	return strings.NewReplacer("/", ".", "#", ".").Replace(p.String())
 }
 
 // parsePosition reads a position, in the form of positionSegment or of its String.
 func parsePosition(text string) (audit.Position, error) {
-	if parts := strings.Split(text, "-"); len(parts) == 2 || len(parts) == 3 {
+	if parts := strings.Split(text, "."); len(parts) == 2 || len(parts) == 3 {
 		text = parts[0] + "/" + parts[1]
 		if len(parts) == 3 {
 			text += "#" + parts[2]
@@ -271,4 +272,15 @@ func byteText(n any) string {
 		size /= 1024
 	}
 	return strconv.FormatFloat(size, 'f', 1, 64) + " TB"
+}
+
+// sqlValue makes what a page shows of a value as PostgreSQL prints it, nil for NULL.
+func (q *request) sqlValue(table, column string, text *string, longest int) value {
+	switch kind := q.hiding(table, column); {
+	case kind != "":
+		return value{Kind: kind}
+	case text == nil:
+		return value{Kind: "null"}
+	}
+	return textValue(*text, longest)
 }

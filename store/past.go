@@ -226,6 +226,33 @@ func (s *Store) SetMark(ctx context.Context, database, name string, position wal
 	return tag.RowsAffected() == 1, nil
 }
 
+// NamedMark is a moment that was given a name.
+type NamedMark struct {
+	Name     string
+	Position wal.LSN
+	MarkedAt time.Time
+}
+
+// Marks returns the marks of a database, the latest first.
+func (s *Store) Marks(ctx context.Context, database string) ([]NamedMark, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT name, position::text, marked_at
+		FROM `+s.schema+`.marks
+		WHERE database = $1
+		ORDER BY position DESC, name`, database)
+	if err != nil {
+		return nil, fmt.Errorf("read marks: %w", err)
+	}
+	marks, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (m NamedMark, err error) {
+		err = row.Scan(&m.Name, &m.Position, &m.MarkedAt)
+		return m, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read marks: %w", err)
+	}
+	return marks, nil
+}
+
 // Mark returns the position of a mark. It reports false if there is none of the
 // name.
 func (s *Store) Mark(ctx context.Context, database, name string) (wal.LSN, bool, error) {

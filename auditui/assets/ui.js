@@ -84,7 +84,159 @@ document.addEventListener('submit', (event) => {
   setTimeout(() => $$('[disabled]', event.target).forEach((field) => { field.disabled = false; }));
 });
 
+// Going to another moment of the same page, without loading all of it anew.
+let going = 0;
+async function go(address, push = true) {
+  const mine = ++going;
+  try {
+    const response = await fetch(address, { headers: { Accept: 'text/html' } });
+    const text = await response.text();
+    if (mine !== going) return;
+    const next = new DOMParser().parseFromString(text, 'text/html');
+    const main = $('#main', next);
+    if (!main) { location.href = address; return; }
+    const focused = document.activeElement?.id;
+    document.title = next.title;
+    $('#main').replaceWith(main);
+    if (push) history.pushState(null, '', address);
+    enhance(main);
+    if (focused) document.getElementById(focused)?.focus();
+  } catch {
+    if (mine === going) location.href = address;
+  }
+}
+addEventListener('popstate', () => { if ($('#slider, #time-slider')) go(location.href, false); });
+
+// The slider of a row snaps to its versions.
+function rowSlider(root) {
+  const slider = $('#slider', root);
+  if (!slider) return;
+  const versions = $$('a[data-version]', root);
+  slider.hidden = false;
+  const tell = () => {
+    const label = versions[slider.value];
+    if (!label) return;
+    $('#slider-label', root).replaceChildren(...[...label.childNodes].map((node) => node.cloneNode(true)));
+    slider.setAttribute('aria-valuetext', label.textContent.trim());
+  };
+  tell();
+  slider.addEventListener('input', tell);
+  slider.addEventListener('change', () => go(versions[slider.value].href));
+}
+
+// The slider of a table goes over time.
+function timeSlider(root) {
+  const slider = $('#time-slider', root);
+  if (!slider) return;
+  slider.hidden = false;
+  const at = () => new Date(Number(slider.value) * 1000);
+  const tell = () => {
+    $('#slider-label', root).textContent = inZone.format(at());
+    slider.setAttribute('aria-valuetext', inZone.format(at()));
+  };
+  tell();
+  slider.addEventListener('input', tell);
+  slider.addEventListener('change', () => {
+    const to = new URL(location.href);
+    if (slider.value === slider.max) to.searchParams.delete('as-of');
+    else to.searchParams.set('as-of', at().toISOString());
+    go(to.href);
+  });
+}
+
+// The live tail. Events are drawn once a frame, and the list is bounded, so that a thousand
+// a second do not hold the page up.
+const mostLines = 300;
+function tail(root) {
+  const table = $('#tail', root);
+  if (!table) return;
+  const body = $('tbody', table);
+  const state = $('#tail-state');
+  const pause = $('#pause');
+  const events = new URL(table.dataset.events, location.href);
+  let source, cursor = '', waiting = [], seen = 0, drawing = false;
+
+  const say = (text, bad = false) => { state.textContent = text; state.classList.toggle('bad', bad); };
+  const element = (name, content, properties = {}) => {
+    const made = Object.assign(document.createElement(name), properties);
+    made.append(...[content].flat().filter((part) => part !== '' && part != null));
+    return made;
+  };
+  const link = (to, text, properties) => element('a', element('bdi', text), { href: new URL(to, events).href, ...properties });
+  const filtered = (name, value) => link(`../?${new URLSearchParams({ [name]: value })}`, value);
+  const notes = { null: 'NULL', empty: 'empty text', none: '–', hidden: 'hidden', masked: 'masked', unknown: 'unknown' };
+  const value = (v) => {
+    if (v.Kind === 'text') return [element('bdi', v.Text, { className: 'v' }), v.Size ? element('span', '…', { className: 'cut' }) : ''];
+    return [element('span', notes[v.Kind] ?? `withheld (${v.Text})`, { className: 'v note' })];
+  };
+  const column = (c) => {
+    const parts = [element('span', c.Name, { className: 'name' }), ' '];
+    if (c.Old.Kind !== 'none') parts.push(...value(c.Old));
+    if (c.Old.Kind !== 'none' && c.New.Kind !== 'none') parts.push(' → ');
+    if (c.New.Kind !== 'none') parts.push(...value(c.New));
+    return element('span', parts, { className: 'col' });
+  };
+  const line = (c) => {
+    const row = document.createElement('tr');
+    row.dataset.line = '';
+    const time = element('time', inZone.format(new Date(c.At)), { dateTime: c.At, title: c.At });
+    const who = c.User ? filtered('user', c.User) : element('span', c.Stamped ? 'nobody named' : 'no context', { className: c.Stamped ? 'note' : 'flag' });
+    if (c.Name && c.User) who.firstChild.textContent = c.Name;
+    const key = c.KeyHidden ? 'masked' : c.RowLink ? link(c.RowLink, c.Key, { className: 'key row-link' }) : c.Key;
+    row.append(
+      element('td', element('a', time, { className: 'open', href: new URL(c.Link, events).href })),
+      element('td', who),
+      element('td', element('span', c.Operation, { className: `op op-${c.Operation}` })),
+      element('td', [filtered('table', c.Table), ' ', key]),
+      element('td', (c.Columns ?? []).flatMap((each) => [column(each), ' ']), { className: 'cols' }),
+      element('td', [c.Endpoint, ' ', c.Request ? link(c.RequestLink, c.Request) : '']),
+    );
+    return row;
+  };
+  const draw = () => {
+    drawing = false;
+    const fresh = waiting.splice(0, waiting.length).slice(-mostLines).reverse();
+    body.prepend(...fresh.map(line));
+    while (body.childElementCount > mostLines) body.lastElementChild.remove();
+    $('#tail-count').textContent = `${seen.toLocaleString()} changes seen${seen > mostLines ? `, the newest ${mostLines} are shown` : ''}`;
+  };
+  const open = () => {
+    const from = new URL(events);
+    if (cursor) from.searchParams.set('after', cursor);
+    source = new EventSource(from);
+    source.addEventListener('begin', (event) => { cursor = event.lastEventId || cursor; say('Following.'); });
+    source.onmessage = (event) => {
+      cursor = event.lastEventId;
+      const changes = JSON.parse(event.data);
+      seen += changes.length;
+      waiting.push(...changes);
+      if (!drawing) { drawing = true; requestAnimationFrame(draw); }
+    };
+    source.onerror = () => {
+      say(source.readyState === EventSource.CLOSED ? 'The stream was refused. Trying again…' : 'The stream broke off. Trying again…', true);
+      if (source.readyState === EventSource.CLOSED) { source.close(); setTimeout(() => { if (!paused()) open(); }, 2000); }
+    };
+  };
+  const paused = () => pause.dataset.on === 'yes';
+  pause.hidden = false;
+  pause.onclick = () => {
+    pause.dataset.on = paused() ? 'no' : 'yes';
+    pause.textContent = paused() ? 'Resume' : 'Pause';
+    if (paused()) { source.close(); say('Paused. Nothing is lost: it goes on from here.'); } else { say('Catching up…'); open(); }
+  };
+  addEventListener('pagehide', () => source.close());
+  open();
+}
+
+function enhance(root) {
+  current = -1;
+  showTimes(root);
+  rowSlider(root);
+  timeSlider(root);
+}
+
 const help = $('#help-button');
 if (help) { help.hidden = false; help.onclick = keys['?']; }
-showTimes(document);
+enhance(document);
+tail(document);
 savedFilters();
