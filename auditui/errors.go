@@ -80,6 +80,16 @@ func (q *request) explain(err error) errorView {
 			Code: 404, Title: "Not here", Text: "There is nothing at this address that you may see.",
 			Advice: "It may be older than the history, mistyped, or outside of what you have access to.",
 		}
+	case errors.Is(err, errPartly):
+		return errorView{
+			Code: 403, Title: "Not all of this is yours to see", Text: "It touches rows, or has later work in its way, outside of what you have access to. Nothing was written.",
+			Advice: "Ask somebody who may see all of it.",
+		}
+	case errors.Is(err, errForm):
+		return errorView{
+			Code: 403, Title: "This form does not hold any more", Text: "It was made for somebody else, for something else, or too long ago. Nothing was written.",
+			Advice: "Look at the plan again, and send that.",
+		}
 	case errors.As(err, &bad):
 		return errorView{Code: 400, Title: "That does not work", Text: bad.text}
 	case errors.As(err, &filter):

@@ -35,6 +35,7 @@ type Handler struct {
 	pages   map[string]*template.Template
 	assets  map[string]asset
 	streams chan struct{}
+	origins *http.CrossOriginProtection
 	facts   facts
 }
 
@@ -54,7 +55,7 @@ func New(client *audit.Client, cfg Config) (*Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &Handler{client: client, cfg: cfg, mux: http.NewServeMux(), streams: make(chan struct{}, cfg.MaxStreams)}
+	h := &Handler{client: client, cfg: cfg, mux: http.NewServeMux(), streams: make(chan struct{}, cfg.MaxStreams), origins: http.NewCrossOriginProtection()}
 	if h.assets, err = readAssets(); err != nil {
 		return nil, err
 	}
@@ -135,6 +136,10 @@ func (h *Handler) route() {
 		"GET /tables/{table}":           (*request).tablePage,
 		"GET /tail":                     (*request).tailPage,
 		"GET /tail/events":              (*request).tailEvents,
+		"GET /undo":                     (*request).undoPage,
+		"POST /undo":                    (*request).applyPage,
+		"GET /reverts":                  (*request).revertsPage,
+		"GET /reverts/{id}":             (*request).revertPage,
 		"GET /status":                   (*request).statusPage,
 		"GET /status.json":              (*request).statusJSON,
 		"GET /export":                   (*request).export,
@@ -180,6 +185,8 @@ type request struct {
 	// it is.
 	from, until time.Time
 	tables      []string
+	// keys are what is known of the keys of tables.
+	keys map[string]tableKey
 	// sent tells that the answer has begun.
 	sent bool
 }
@@ -221,6 +228,12 @@ func (h *Handler) serve(page func(*request) error) http.Handler {
 			access.Revert = false
 		}
 		q.access = access
+		// What changes something has to come from a page of this host. A form has a
+		// signature besides.
+		if err := h.origins.Check(r); err != nil {
+			q.refuse(http.StatusForbidden)
+			return
+		}
 		if q.query, err = url.ParseQuery(r.URL.RawQuery); err != nil {
 			q.fail(&requestError{"The address is damaged."})
 			return
