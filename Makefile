@@ -44,6 +44,7 @@ examples: ## run the example programs
 	go run ./examples/timetravel
 	go run ./examples/sqlc
 	go run ./examples/worker
+	@echo 'examples/ui serves until it is stopped: go run ./examples/ui'
 	cd examples/gorm && go run .
 
 integration: ## test with GORM, ent, bun, sqlx, lib/pq, chi, gin, echo and gRPC
