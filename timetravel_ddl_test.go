@@ -350,6 +350,25 @@ var ddlStories = map[string]ddlStory{
 		later:    []string{"INSERT INTO n VALUES (6, 1)", "INSERT INTO n VALUES (2, 2)", "DELETE FROM n WHERE id = 6"},
 		refusals: true,
 	},
+	"name of a dropped table given to a partition": {
+		setup: []string{
+			"CREATE TABLE n (id int PRIMARY KEY, v int)", "CREATE TABLE t (id int, part int, v text, PRIMARY KEY (id, part)) PARTITION BY LIST (part)",
+			"CREATE TABLE t_1 PARTITION OF t FOR VALUES IN (1)", "INSERT INTO t VALUES (1, 1, 'a')",
+		},
+		steps: []string{
+			"INSERT INTO n VALUES (1, 1), (2, 2)", "ALTER TABLE n DROP CONSTRAINT n_pkey, ADD PRIMARY KEY (v, id)", "INSERT INTO t VALUES (2, 1, 'b')",
+			"DROP TABLE n", "ALTER TABLE t_1 RENAME TO n", "DELETE FROM t WHERE id = 1",
+		},
+		refusals: true,
+	},
+	"column replaced by another of its name": {
+		setup: []string{"CREATE TYPE pair AS (x int, y int)", "CREATE TABLE g (id int PRIMARY KEY, v int, twice int GENERATED ALWAYS AS (v * 2) STORED, w int)", "INSERT INTO g (id, v, w) VALUES (1, 1, 1), (2, 2, 2)"},
+		steps: []string{
+			"UPDATE g SET v = 10 WHERE id = 1", "ALTER TABLE g DROP twice; ALTER TABLE g ADD twice pair", "INSERT INTO g (id) VALUES (3)",
+			"ALTER TABLE g DROP w; ALTER TABLE g ADD w int DEFAULT 7", "UPDATE g SET w = 8 WHERE id = 1",
+		},
+		refusals: true,
+	},
 	"attributes of a composite type": {
 		setup: []string{"CREATE TYPE pair AS (x int, y int)", "CREATE TABLE k (id int PRIMARY KEY, p pair)", "INSERT INTO k VALUES (1, '(1,2)'), (2, '(3,4)')"},
 		steps: []string{

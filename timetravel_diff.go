@@ -5,6 +5,8 @@ import (
 	"context"
 	"iter"
 	"slices"
+
+	"github.com/hindsight-go/audit/store"
 )
 
 // Difference asks for the net changes between two moments. It begins with
@@ -40,7 +42,8 @@ func (d RowDiff) Diff() []ColumnChange {
 }
 
 // DiffBetween asks for the net changes from one moment to another: rows that were
-// changed and changed back are not among them. The first moment may be the later
+// changed and changed back are not among them, nor are those that differ in nothing but
+// columns that only one of the moments has. The first moment may be the later
 // one; the changes are then those that would lead back.
 func DiffBetween(from, to Point) Difference { return Difference{from: from, to: to} }
 
@@ -180,12 +183,12 @@ func (p *pastTable) differences(ctx context.Context, to *travel, yield func(RowD
 		return p.refuse(ErrIncomplete, "it got another primary key between the two moments, and which row is which cannot be told", 0)
 	}
 	parted := slices.ContainsFunc(p.parted, func(t turn) bool { return t.in(p.through, to.through) })
-	if truncated || parted || len(p.key) == 0 {
-		return p.compareWhole(ctx, to, yield)
-	}
 	later, err := to.table(ctx, p.qualified())
 	if err != nil {
 		return err
+	}
+	if truncated || parted || len(p.key) == 0 || p.rewritten(later) {
+		return p.compareWhole(ctx, later, yield)
 	}
 	// For each touched row: as its first change found it, and as its last left it.
 	before := make(map[string]Image)
@@ -202,6 +205,17 @@ func (p *pastTable) differences(ctx context.Context, to *travel, yield func(RowD
 			return err
 		}
 		return p.emit(e.key, before[e.key], after, yield)
+	})
+}
+
+// rewritten tells that a column has the name that another one had, or another type or
+// expression than it had, so that rows may differ that nobody wrote to.
+func (p *pastTable) rewritten(later *pastTable) bool {
+	if p.then == nil || later.then == nil {
+		return false
+	}
+	return slices.ContainsFunc(p.then.Columns, func(was store.Column) bool {
+		return slices.ContainsFunc(later.then.Columns, func(is store.Column) bool { return is.Name == was.Name && is != was })
 	})
 }
 
@@ -230,18 +244,23 @@ func (p *pastTable) emit(key string, before, after Image, yield func(RowDiff) er
 		diff.Operation, diff.Before = Create, nil
 	case after.IsEmpty():
 		diff.Operation, diff.After = Delete, nil
-	case bytes.Equal(before, after) || len(diff.Diff()) == 0:
+	case bytes.Equal(before, after) || !diff.inBoth():
 		return nil
 	}
 	return yield(diff)
 }
 
+// inBoth tells that a column differs that both versions of the row have.
+func (d RowDiff) inBoth() bool {
+	return slices.ContainsFunc(d.Diff(), func(c ColumnChange) bool {
+		_, was := d.Before.Get(c.Column)
+		_, is := d.After.Get(c.Column)
+		return was && is
+	})
+}
+
 // compareWhole reads the table at both moments.
-func (p *pastTable) compareWhole(ctx context.Context, to *travel, yield func(RowDiff) error) error {
-	later, err := to.table(ctx, p.qualified())
-	if err != nil {
-		return err
-	}
+func (p *pastTable) compareWhole(ctx context.Context, later *pastTable, yield func(RowDiff) error) error {
 	type found struct {
 		key   string
 		image Image
@@ -254,7 +273,7 @@ func (p *pastTable) compareWhole(ctx context.Context, to *travel, yield func(Row
 		}
 		return t.rowText(values)
 	}
-	err = p.rows(ctx, func(values [][]byte) error {
+	err := p.rows(ctx, func(values [][]byte) error {
 		id := identify(p, values)
 		if rows[id] == nil {
 			rows[id] = &found{key: p.keyText(values), image: p.image(values)}
