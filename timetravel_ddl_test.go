@@ -361,6 +361,16 @@ var ddlStories = map[string]ddlStory{
 		},
 		refusals: true,
 	},
+	"name of a table given to a partition": {
+		setup: []string{
+			"CREATE TABLE n (id int PRIMARY KEY, v int)", "CREATE TABLE t (id int, part int, v text, PRIMARY KEY (id, part)) PARTITION BY LIST (part)",
+			"CREATE TABLE t_1 PARTITION OF t FOR VALUES IN (1)", "INSERT INTO t VALUES (1, 1, 'a')",
+		},
+		steps: []string{"INSERT INTO n VALUES (1, 1), (2, 2)", "INSERT INTO t VALUES (2, 1, 'b')"},
+		later: []string{"ALTER TABLE t_1 RENAME TO swap; ALTER TABLE n RENAME TO t_1; ALTER TABLE swap RENAME TO n", "DELETE FROM t WHERE id = 1", "INSERT INTO t_1 VALUES (3, 3)"},
+
+		refusals: true,
+	},
 	"column replaced by another of its name": {
 		setup: []string{"CREATE TYPE pair AS (x int, y int)", "CREATE TABLE g (id int PRIMARY KEY, v int, twice int GENERATED ALWAYS AS (v * 2) STORED, w int)", "INSERT INTO g (id, v, w) VALUES (1, 1, 1), (2, 2, 2)"},
 		steps: []string{

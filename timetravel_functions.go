@@ -395,6 +395,9 @@ func (g *guard) checkNow(schema, name string, m meant) error {
 	if m.table != nil && m.table.changed() {
 		return g.refuse(qualifiedName(schema, name), "it is read as it is now; write "+m.table.written())
 	}
+	if err := g.checkPart(schema, name); err != nil {
+		return err
+	}
 	return g.checkLive(schema, name, false)
 }
 

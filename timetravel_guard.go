@@ -140,9 +140,9 @@ func (g *guard) checkPlan(ctx context.Context, sql string, tokens []sqlToken) (s
 	return sent, again, nil
 }
 
-// checkUnread refuses a query that names a table without a past which the plan does not
-// read: that of now is known to have no rows for it, by its constraints or because it has
-// no partition any more, and that of then is not.
+// checkUnread refuses a query that names a partition, or a table without a past which
+// the plan does not read: that of now is known to have no rows for it, by its constraints
+// or because it has no partition any more, and that of then is not.
 func (g *guard) checkUnread(tokens []sqlToken, plan *queryPlan, looked map[*relation]bool) error {
 	for _, named := range sqlRelations(tokens) {
 		if err, ok := g.view.missing[named.name]; ok && !slices.ContainsFunc(plan.scans, func(s scan) bool { return s.name == named.name }) {
@@ -153,6 +153,11 @@ func (g *guard) checkUnread(tokens []sqlToken, plan *queryPlan, looked map[*rela
 				if named.certain || named.listed && r.kind == "p" {
 					return err
 				}
+			}
+		}
+		if named.certain {
+			if err := g.checkPart(named.schema, named.name); err != nil {
+				return err
 			}
 		}
 		for _, r := range g.view.relations[named.name] {
@@ -166,6 +171,28 @@ func (g *guard) checkUnread(tokens []sqlToken, plan *queryPlan, looked map[*rela
 		}
 	}
 	return nil
+}
+
+// checkPart refuses the name of a partition: history has the rows of the whole table, and
+// not what its partitions were called. Another table may have had the name.
+func (g *guard) checkPart(schema, name string) error {
+	path := g.view.schemas
+	if schema != "" {
+		path = []string{schema}
+	}
+	m, ok := g.view.on(path, name)
+	if !ok || m.live == nil {
+		return nil
+	}
+	qualified := qualifiedName(m.live.schema, name)
+	t := g.view.holder(m.live.schema, name)
+	switch {
+	case t == nil, t.oid == m.live.oid, g.allowed[name], g.allowed[qualified]:
+		return nil
+	case g.view.missing[name] != nil:
+		return g.view.missing[name]
+	}
+	return g.refuse(qualified, "it is a partition, and what was called so then is not in history: write "+t.written()+", or say WithLive if its present will do")
 }
 
 // checkSystemColumns refuses what the server says of where and when it stored a
