@@ -206,6 +206,9 @@ func (r runner) backOut(ctx context.Context, s pending) error {
 
 // isDeallocated reports whether a prepared statement is not there any more.
 func isDeallocated(err error) bool {
+	if err == nil {
+		return false // without what errors.As allocates
+	}
 	var pgErr *pgconn.PgError
 	return errors.As(err, &pgErr) && pgErr.Code == "26000"
 }
@@ -247,6 +250,9 @@ func shift(err error, beginning, added string) {
 // mustBeAlone reports whether the server refused to run a statement together
 // with its stamp. Nothing of it has happened then.
 func mustBeAlone(err error) bool {
+	if err == nil {
+		return false // without what errors.As allocates
+	}
 	var pgErr *pgconn.PgError
 	return errors.As(err, &pgErr) && (pgErr.Code == "25001" || pgErr.Code == "2D000")
 }

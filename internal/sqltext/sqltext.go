@@ -5,7 +5,7 @@ package sqltext
 import "strings"
 
 // Class says what a statement means for stamping.
-type Class int
+type Class int8
 
 const (
 	// Control changes no row, whatever functions there are: what begins or sets up
@@ -28,7 +28,8 @@ const (
 	Unknown
 )
 
-// Text is what the words of one or more statements say.
+// Text is what the words of one or more statements say. It is small, since a batch
+// has one for each of its statements.
 type Text struct {
 	// Class is that of the statement that matters most.
 	Class Class
@@ -41,22 +42,22 @@ type Text struct {
 	Copies bool
 	// Acts says that a statement is more than Control and Ends.
 	Acts bool
-	// First is where a stamp can go before all statements that act: behind those
-	// that begin, end or set up the transaction, or lock tables before its first
-	// snapshot.
-	First int
 	// Late says that an end comes before First.
 	Late bool
 	// Behind is the Class of what comes behind an end, Control if nothing does.
 	Behind Class
-	// Executes is the name of the prepared statement if the text is one EXECUTE.
-	Executes string
 	// Prepares says that a statement prepares others, or deallocates them.
 	Prepares bool
+	// First is where a stamp can go before all statements that act: behind those
+	// that begin, end or set up the transaction, or lock tables before its first
+	// snapshot.
+	First int
+	// Executes is the name of the prepared statement if the text is one EXECUTE.
+	Executes string
 }
 
 // Session is whether a session is in a transaction.
-type Session int
+type Session int8
 
 const (
 	// AsItWas says that nothing begins or ends a transaction.
