@@ -15,14 +15,17 @@ import (
 // again before the first one behind a COMMIT.
 func (r runner) batch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	texts := make([]sqltext.Text, len(b.QueuedQueries))
-	wanted, ending := false, false
+	wanted, ending, anew := false, false, false
 	for i, query := range b.QueuedQueries {
 		if i > 0 && query.SQL == b.QueuedQueries[i-1].SQL {
 			texts[i] = texts[i-1] // one statement many times
 			continue
 		}
 		texts[i] = r.s.Parse(query.SQL)
-		if stamp.InContext(ctx) { // else nothing is stamped
+		switch {
+		case texts[i].Prepares:
+			r.state().names, anew = nil, true
+		case stamp.InContext(ctx) && !anew: // else nothing is stamped, or not as it is now
 			texts[i] = r.lookUp(ctx, query.SQL, texts[i])
 		}
 		wanted = wanted || stamp.Wants(ctx, texts[i])
@@ -79,6 +82,16 @@ func enterBatch(ctx context.Context, s *stamp.Stamper, b *pgx.Batch, covered boo
 		}
 	}
 	return ctx, false
+}
+
+// prepares reports whether a batch prepares statements, or deallocates them.
+func prepares(s *stamp.Stamper, b *pgx.Batch) bool {
+	for i, query := range b.QueuedQueries {
+		if (i == 0 || query.SQL != b.QueuedQueries[i-1].SQL) && s.Parse(query.SQL).Prepares {
+			return true
+		}
+	}
+	return false
 }
 
 // stamped returns the batch with stamps in it.

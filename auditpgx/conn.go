@@ -35,7 +35,9 @@ func (c *Conn) runner() runner { return runner{s: c.s, q: lone{c.open()}} }
 func (c *Conn) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
 	ctx, ok := c.s.Enter(ctx, sql, false)
 	if !ok {
-		return c.open().Exec(ctx, sql, args...)
+		tag, err := c.open().Exec(ctx, sql, args...)
+		c.runner().ran(sql)
+		return tag, err
 	}
 	return c.runner().exec(ctx, sql, args)
 }
@@ -44,7 +46,9 @@ func (c *Conn) Exec(ctx context.Context, sql string, args ...any) (pgconn.Comman
 func (c *Conn) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
 	ctx, ok := c.s.Enter(ctx, sql, false)
 	if !ok {
-		return c.open().Query(ctx, sql, args...)
+		rows, err := c.open().Query(ctx, sql, args...)
+		c.runner().ran(sql)
+		return rows, err
 	}
 	return c.runner().query(ctx, sql, args)
 }
@@ -53,7 +57,9 @@ func (c *Conn) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, er
 func (c *Conn) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
 	ctx, ok := c.s.Enter(ctx, sql, false)
 	if !ok {
-		return c.open().QueryRow(ctx, sql, args...)
+		row := c.open().QueryRow(ctx, sql, args...)
+		c.runner().ran(sql)
+		return row
 	}
 	rows, _ := c.runner().query(ctx, sql, args) //nolint:sqlclosecheck // Scan closes them and gives the error
 	return row{rows}
@@ -97,10 +103,11 @@ func (c *Conn) Prepare(ctx context.Context, name, sql string) (*pgconn.Statement
 // Ping is Ping of *pgx.Conn.
 func (c *Conn) Ping(ctx context.Context) error { return c.open().Ping(ctx) }
 
-// Conn returns the connection of pgx, which does not stamp.
+// Conn returns the connection of pgx, which does not stamp. What is known of prepared
+// statements is forgotten, since it may be used to prepare others.
 func (c *Conn) Conn() *pgx.Conn {
 	conn := c.open()
-	stateOf(conn).names = nil // it may be used to prepare others
+	stateOf(conn).names = nil
 	return conn
 }
 

@@ -34,10 +34,12 @@ type DB struct {
 	s    *stamp.Stamper
 }
 
-// passes reports whether a statement goes to the pool as it is.
+// passes reports whether a statement goes to the pool as it is. One that prepares
+// others does not: it has to be noted at its connection.
 func (db *DB) passes(ctx context.Context, sql string) (context.Context, bool) {
 	ctx, ok := db.s.Enter(ctx, sql, false)
-	return ctx, !ok || !stamp.Wants(ctx, db.s.Parse(sql))
+	text := db.s.Parse(sql)
+	return ctx, !text.Prepares && (!ok || !stamp.Wants(ctx, text))
 }
 
 // Exec is Exec of *pgxpool.Pool.
@@ -93,7 +95,7 @@ func (db *DB) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
 // SendBatch is SendBatch of *pgxpool.Pool.
 func (db *DB) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	ctx, ok := enterBatch(ctx, db.s, b, false)
-	if !ok {
+	if !ok && !prepares(db.s, b) {
 		br := db.pool.SendBatch(ctx, b)
 		if br.Tx() == nil {
 			return br

@@ -23,8 +23,8 @@
 // DELETE, MERGE, TRUNCATE, COPY, WITH around one of those, SELECT INTO, CREATE TABLE
 // AS. Of the name of a prepared statement, and of EXECUTE, the statement counts that is
 // prepared: it is remembered from Prepare, or asked of the server once. A name that is
-// deallocated and prepared anew on the connection of pgx, kept from before, stays what
-// it was. A SELECT that calls a function that writes looks like a read: run it
+// deallocated and prepared anew on the connection of pgx, kept from before or by a hook of
+// the pool, stays what it was. A SELECT that calls a function that writes looks like a read: run it
 // with [AsWrite], which leaves transaction control alone. CALL and DO may commit in
 // their middle when they are alone, which a stamp in front would forbid: they
 // are stamped inside a transaction only.

@@ -52,7 +52,7 @@ func (r runner) exec(ctx context.Context, sql string, args []any) (pgconn.Comman
 // prepare looks at a call and decides what to stamp it with, if at all.
 func (r runner) prepare(ctx context.Context, isQuery bool, sql string, args []any) (call, []byte) {
 	text := r.s.Parse(sql)
-	if !stamp.Wants(ctx, text) || r.status() == 'E' {
+	if !stamp.InContext(ctx) || !stamp.Wants(ctx, text) || r.status() == 'E' {
 		return call{original: sql, options: args, given: args, text: text}, nil
 	}
 	c := parseCall(ctx, r.q.Conn(), isQuery, sql, args)

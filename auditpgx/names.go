@@ -31,6 +31,9 @@ func (r runner) remember(name string, text sqltext.Text) {
 // that writes a stamp.
 func (r runner) lookUp(ctx context.Context, sql string, text sqltext.Text) sqltext.Text {
 	name := text.Executes
+	if text.Prepares {
+		return text // and then runs what it has prepared itself
+	}
 	if name == "" {
 		if text.Class != sqltext.Unknown {
 			return text

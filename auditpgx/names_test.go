@@ -1,13 +1,16 @@
 package auditpgx_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/hindsight-go/audit"
 	"github.com/hindsight-go/audit/auditpgx"
@@ -133,6 +136,116 @@ func TestNames_WritesAreStamped(t *testing.T) {
 		}
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestNames_PreparedAnewUnseen prepares under a name that was known to read what writes,
+// in ways in which nothing is stamped.
+func TestNames_PreparedAnewUnseen(t *testing.T) {
+	t.Parallel()
+	a := audittest.New(t, audit.Config{}, todoSQL)
+	ann, nobody := by(t.Context(), "ann"), t.Context()
+	anew := func(cell string) []string {
+		name := pgx.Identifier{cell}.Sanitize()
+		return []string{"DEALLOCATE " + name, "PREPARE " + name + " AS INSERT INTO todo VALUES ('" + cell + "', 1, '')", "EXECUTE " + name}
+	}
+	each := func(ctx context.Context, run func(context.Context, string) error) func(string) error {
+		return func(cell string) error {
+			sql := anew(cell)
+			return errors.Join(run(ctx, sql[0]), run(ctx, sql[1]), run(ann, sql[2]))
+		}
+	}
+	batch := func(ctx context.Context, q auditpgx.Querier) func(string) error {
+		return func(cell string) error {
+			var b pgx.Batch
+			sql := anew(cell)
+			b.Queue(sql[0])
+			b.Queue(sql[1])
+			err := q.SendBatch(ctx, &b).Close()
+			_, err2 := q.Exec(ann, sql[2])
+			return errors.Join(err, err2)
+		}
+	}
+	exec := func(q auditpgx.Querier) func(context.Context, string) error {
+		return func(ctx context.Context, sql string) error {
+			_, err := q.Exec(ctx, sql)
+			return err
+		}
+	}
+	query := func(q auditpgx.Querier) func(context.Context, string) error {
+		return func(ctx context.Context, sql string) error {
+			rows, err := q.Query(ctx, sql)
+			if err != nil {
+				return err
+			}
+			rows.Close()
+			return rows.Err()
+		}
+	}
+	row := func(q auditpgx.Querier) func(context.Context, string) error {
+		return func(ctx context.Context, sql string) error {
+			if err := q.QueryRow(ctx, sql).Scan(); !errors.Is(err, pgx.ErrNoRows) {
+				return err
+			}
+			return nil
+		}
+	}
+	inTx := func(q auditpgx.Querier, run func(auditpgx.Querier) error) error {
+		return pgx.BeginFunc(ann, q, func(tx pgx.Tx) error { return run(tx) })
+	}
+	want := map[string]string{}
+	for _, mode := range modes {
+		pool := newPool(t, a.Database, func(c *pgxpool.Config) {
+			c.MaxConns, c.ConnConfig.DefaultQueryExecMode = 1, mode
+		})
+		db, conn := auditpgx.Wrap(pool), auditpgx.WrapConn(connectMode(t, a.Database, mode, nil))
+		for name, way := range map[string]func(cell string) error{
+			"DB.Exec":                          each(ann, exec(db)),
+			"DB.Exec without a context":        each(nobody, exec(db)),
+			"DB.Query":                         each(ann, query(db)),
+			"DB.Query without a context":       each(nobody, query(db)),
+			"DB.QueryRow":                      each(ann, row(db)),
+			"DB.QueryRow without a context":    each(nobody, row(db)),
+			"DB.SendBatch":                     batch(ann, db),
+			"DB.SendBatch without a context":   batch(nobody, db),
+			"Conn.Exec without a context":      each(nobody, exec(conn)),
+			"Conn.Query without a context":     each(nobody, query(conn)),
+			"Conn.QueryRow without a context":  each(nobody, row(conn)),
+			"Conn.SendBatch":                   batch(ann, conn),
+			"Conn.SendBatch without a context": batch(nobody, conn),
+			"Tx.SendBatch": func(cell string) error {
+				return inTx(conn, func(tx auditpgx.Querier) error { return batch(ann, tx)(cell) })
+			},
+			"one text": func(cell string) error {
+				return exec(db)(ann, strings.Join(anew(cell), ";"))
+			},
+			"one batch": func(cell string) error {
+				var b pgx.Batch
+				for _, sql := range anew(cell) {
+					b.Queue(sql)
+				}
+				return db.SendBatch(ann, &b).Close()
+			},
+		} {
+			if name == "one batch" && mode != pgx.QueryExecModeSimpleProtocol {
+				continue // the server describes it before it runs
+			}
+			cell := fmt.Sprint(mode, " ", name)
+			var q auditpgx.Querier = conn
+			if strings.HasPrefix(name, "DB") || strings.HasPrefix(name, "one") {
+				q = db
+			}
+			name := pgx.Identifier{cell}.Sanitize()
+			_, err := q.Exec(ann, "PREPARE "+name+" AS SELECT 1")
+			_, err2 := q.Exec(ann, "EXECUTE "+name) // known to read
+			if err := errors.Join(err, err2, way(cell)); err != nil {
+				t.Errorf("%s: %v", cell, err)
+			}
+			want[cell] = " by ann"
+		}
+	}
+	if diff := cmp.Diff(want, tasksBy(t, a)); diff != "" {
 		t.Error(diff)
 	}
 }

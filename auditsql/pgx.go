@@ -38,11 +38,11 @@ func newPgxConn(conn *stdlib.Conn, s *stamp.Stamper) *pgxConn {
 // Conn returns the connection of pgx, which does not stamp.
 func (c *pgxConn) Conn() *pgx.Conn {
 	c.tx = nil // it may be used to roll back
-	return c.stdlibConn.Conn()
+	return c.lone.Conn()
 }
 
 func (c *pgxConn) unwrap() driver.Conn {
-	c.tx = nil
+	c.Conn() // which it leads to
 	return c.stdlibConn
 }
 
@@ -87,6 +87,9 @@ func (c *pgxConn) session() querier {
 
 // ran takes note of what stdlib ran.
 func (c *pgxConn) ran(text sqltext.Text) {
+	if text.Prepares {
+		c.lone.Conn() // forgets what is prepared
+	}
 	if text.Ends || text.Leaves != sqltext.AsItWas || text.Class == sqltext.Unknown || c.stdlibConn.Conn().PgConn().TxStatus() == 'I' {
 		c.tx = nil
 	}
