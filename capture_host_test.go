@@ -1,10 +1,13 @@
 package audit_test
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -286,4 +289,32 @@ func TestHost_RefreshDoesNotWaitForTheStream(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A program that is frozen while it has a table join, or whose host vanishes just then,
+// holds the lock on that table. Others write to it again within seconds.
+func TestHost_ProgramFreezesWhileATableJoins(t *testing.T) {
+	t.Parallel()
+	db := audittest.NewDatabase(t)
+	proxy := faulttest.NewProxy(t, db.URL())
+	client := openClient(t, audit.Config{SourceURL: proxy.URL(), StoreURL: audittest.NewDatabase(t).URL(), Tables: []string{"public.*"}, NoEventTrigger: true, RefreshInterval: -1})
+	if err := client.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(proxy.Thaw) // before it is closed
+	db.Exec(t, "CREATE TABLE late (id int PRIMARY KEY)")
+	var once sync.Once
+	proxy.Rewrite(func(answer []byte) {
+		if bytes.Contains(answer, []byte("ALTER PUBLICATION\x00")) {
+			once.Do(proxy.Freeze)
+		}
+	})
+	go func() { _ = client.Refresh(t.Context()) }() // which is stuck
+	faulttest.Poll(t, faulttest.Patience, "the table is locked", func() error {
+		if !audittest.Value[bool](t, db, "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'late'::regclass AND mode = 'AccessExclusiveLock' AND granted)") {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	db.Exec(t, "SET lock_timeout = '15s'; INSERT INTO late VALUES (1)")
 }

@@ -22,6 +22,11 @@ const (
 	// lock, and so how long it may hold up the application's statements that
 	// queue behind it.
 	alterLockTimeout = 100 * time.Millisecond
+	// alterSilence is how long the server keeps those locks for a program that is frozen,
+	// or gone without a word, and so how long the application's statements wait for it.
+	alterSilence = 3 * time.Second
+	// joinRounds is how often Join looks again whether all has joined.
+	joinRounds = 3
 )
 
 // Setup checks the source and makes what capture needs there: the publication,
@@ -173,38 +178,45 @@ func (s *Setup) Join(ctx context.Context, remember func(ctx context.Context, ide
 		return nil, nil, err
 	}
 	done := make(map[uint32]joined)
-	for _, t := range tables {
-		if !t.Persistent || len(t.statements(s.Publication)) == 0 {
-			continue
+	for range joinRounds {
+		joining := false
+		for _, t := range tables {
+			if !t.Persistent || len(t.statements(s.Publication)) == 0 || slices.ContainsFunc(pending, t.is) {
+				continue
+			}
+			if err := remember(ctx, t.identities()); err != nil {
+				return nil, pending, err
+			}
+			j, err := s.join(ctx, t, tell)
+			switch {
+			case ctx.Err() != nil:
+				return nil, pending, ctx.Err()
+			case err != nil:
+				pending = append(pending, t.pending(err))
+			default:
+				done[t.OID], joining = done[t.OID].and(j), true
+			}
 		}
-		if err := remember(ctx, t.identities()); err != nil {
-			return nil, pending, err
+		if !joining {
+			break
 		}
-		j, err := s.join(ctx, t, tell)
-		switch {
-		case ctx.Err() != nil:
-			return nil, pending, ctx.Err()
-		case err != nil:
-			pending = append(pending, Pending{OID: t.OID, Schema: t.Schema, Name: t.Name, Reason: err, Published: t.published()})
-		default:
-			done[t.OID] = j
-		}
-	}
-	if len(done) > 0 {
+		// Again: a part of a table may have come while the others joined.
 		if tables, err = s.tables(ctx, s.DB); err != nil {
 			return nil, pending, err
 		}
 	}
 	for _, t := range tables {
 		switch reason := t.incomplete(); {
-		case !t.Persistent:
+		case !t.Persistent, slices.ContainsFunc(pending, t.is):
 		case reason != "":
-			if !slices.ContainsFunc(pending, func(p Pending) bool { return p.OID == t.OID }) {
-				pending = append(pending, Pending{OID: t.OID, Schema: t.Schema, Name: t.Name, Never: true, Reason: &UntrackableError{Table: t.Ident(), Reason: reason}})
-			}
+			p := t.pending(&UntrackableError{Table: t.Ident(), Reason: reason})
+			p.Never, p.Published = true, false
+			pending = append(pending, p)
 		case t.tracked():
 			j := done[t.OID]
 			tracked = append(tracked, Tracked{OID: t.OID, Schema: t.Schema, Name: t.Name, From: j.from, Held: j.from != 0 && j.held, Membership: t.membership(), Whole: t.entries(j.whole)})
+		default:
+			pending = append(pending, t.pending(fmt.Errorf("track table %s: %w", t.Ident(), errMadeAnew)))
 		}
 	}
 	return tracked, pending, nil
@@ -222,7 +234,7 @@ func (s *Setup) Waiting(ctx context.Context, reason error) (pending []Pending, e
 	}
 	for _, t := range tables {
 		if t.Persistent && !t.tracked() && t.untrackable() == "" {
-			pending = append(pending, Pending{OID: t.OID, Schema: t.Schema, Name: t.Name, Reason: reason, Published: t.published()})
+			pending = append(pending, t.pending(reason))
 		}
 	}
 	return pending, nil
@@ -236,6 +248,14 @@ type joined struct {
 	held bool // every part was locked
 	// whole are the OIDs of those parts that have lost nothing by coming now.
 	whole []uint32
+}
+
+// and returns what came of j and then of another join of the same table.
+func (j joined) and(then joined) joined {
+	if j.from == 0 && len(j.whole) == 0 {
+		return then
+	}
+	return joined{from: max(j.from, then.from), held: j.held && then.held, whole: append(j.whole, then.whole...)}
 }
 
 // join makes one table tracked. The locks it holds when it reads the position keep out
@@ -310,7 +330,8 @@ func (s *Setup) alter(ctx context.Context, lock string, statements []string, don
 	return pgx.BeginFunc(ctx, s.DB, func(tx pgx.Tx) error {
 		ctx, cancel := deadpeer.Bound(ctx)
 		defer cancel()
-		script := fmt.Sprintf("SET LOCAL lock_timeout = '%dms';\n%s%s", alterLockTimeout.Milliseconds(), lock, strings.Join(statements, ";\n"))
+		script := fmt.Sprintf("SET LOCAL lock_timeout = '%dms';\nSET LOCAL idle_in_transaction_session_timeout = '%dms';\n%s%s",
+			alterLockTimeout.Milliseconds(), alterSilence.Milliseconds(), lock, strings.Join(statements, ";\n"))
 		if _, err := tx.Conn().PgConn().Exec(ctx, script).ReadAll(); err != nil {
 			return err
 		}

@@ -76,6 +76,13 @@ func (t Table) Ident() string { return pgx.Identifier{t.Schema, t.Name}.Sanitize
 // Ident returns the leaf's name, quoted.
 func (l Leaf) Ident() string { return pgx.Identifier{l.Schema, l.Name}.Sanitize() }
 
+// is reports whether p is about the table.
+func (t Table) is(p Pending) bool { return p.OID == t.OID }
+
+func (t Table) pending(reason error) Pending {
+	return Pending{OID: t.OID, Schema: t.Schema, Name: t.Name, Reason: reason, Published: t.published()}
+}
+
 // byRoot reports whether the root of a partitioned table stands in the publication for
 // its leaves, because somebody with more rights than the role put it there. We publish
 // leaves: a root publishes each new partition from the moment it is made, before it has a
