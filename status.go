@@ -135,8 +135,8 @@ type view struct {
 	pending []capture.Pending
 	// setup is who keeps this instance from setting up, or nil.
 	setup *store.SetupLockedError
-	// verified is a position at which all tables were seen to be published.
-	verified LSN
+	// published tells until when tables were seen to be published.
+	published publishedUntil
 	// straddled are, by OID of tables that are not covered yet, the transactions that
 	// were writing to them when they were first seen in the publication.
 	straddled map[uint32][]string

@@ -22,9 +22,13 @@ type looks struct {
 // looksKept bounds what is remembered: more than two hours of looks.
 const looksKept = 4096
 
+// add adds a look that is behind all others; of another it knows already, or need not.
 func (l *looks) add(at LSN) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if at == 0 || len(l.positions) > 0 && at <= l.positions[len(l.positions)-1] {
+		return
+	}
 	if len(l.positions) == looksKept {
 		l.positions = slices.Delete(l.positions, 0, looksKept/4)
 	}
@@ -48,15 +52,15 @@ func (l *looks) until(position LSN) LSN {
 // lookAtStructures tells the stream of tables that are not as they were at the
 // last look: the event triggers tell it at the very place, but not every role may
 // make them, and nobody is told by the stream before the next change of a row.
-// here is a position before the look.
-func (c *Client) lookAtStructures(ctx context.Context, r *run, tracked []capture.Tracked, here LSN) error {
+// here is a position before the look. It reports whether the stream was told of all.
+func (c *Client) lookAtStructures(ctx context.Context, r *run, tracked []capture.Tracked, here LSN) (all bool, err error) {
 	oids := make([]uint32, len(tracked))
 	for i, t := range tracked {
 		oids[i] = t.OID
 	}
 	rows, err := c.source.Query(ctx, capture.DigestsSQL, oids)
 	if err != nil {
-		return fmt.Errorf("look at structures: %w", err)
+		return false, fmt.Errorf("look at structures: %w", err)
 	}
 	shapes := make(map[uint32]string, len(oids))
 	var oid uint32
@@ -65,8 +69,9 @@ func (c *Client) lookAtStructures(ctx context.Context, r *run, tracked []capture
 		shapes[oid] = digest
 		return nil
 	}); err != nil {
-		return fmt.Errorf("look at structures: %w", err)
+		return false, fmt.Errorf("look at structures: %w", err)
 	}
+	all = true
 	var changed []*wal.Structure
 	for _, oid := range oids {
 		if digest, there := shapes[oid]; !there || r.shapes[oid] == digest {
@@ -74,7 +79,7 @@ func (c *Client) lookAtStructures(ctx context.Context, r *run, tracked []capture
 		}
 		s, err := capture.LookUpStructure(ctx, c.source, oid)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if s == nil {
 			delete(shapes, oid)
@@ -85,14 +90,14 @@ func (c *Client) lookAtStructures(ctx context.Context, r *run, tracked []capture
 	if len(changed) > 0 {
 		known, err := c.history.Structures(ctx, r.facts.Database)
 		if err != nil {
-			return err
+			return false, err
 		}
 		for _, s := range changed {
 			if k := known[s.OID]; k != nil && k.Matches(s) {
 				continue
 			}
 			if s.Attached, err = c.attached(ctx, known[s.OID], s); err != nil {
-				return err
+				return false, err
 			}
 			var after LSN
 			if k := known[s.OID]; k != nil {
@@ -100,19 +105,19 @@ func (c *Client) lookAtStructures(ctx context.Context, r *run, tracked []capture
 			}
 			told, err := c.tellStructure(ctx, r, s, after)
 			if err != nil {
-				return err
+				return false, err
 			}
 			if !told {
 				delete(shapes, s.OID) // the next look will see it
+				all = false
 			}
 		}
 	}
 	if err := c.lookForDropped(ctx, r, shapes, here); err != nil {
-		return err
+		return false, err
 	}
 	r.shapes = shapes
-	r.looks.add(here)
-	return nil
+	return all, nil
 }
 
 // lookForDropped tells the stream of tables that are gone since the last look: somewhere
@@ -200,7 +205,7 @@ func (c *Client) tellStructure(ctx context.Context, r *run, s *wal.Structure, af
 		return false, err
 	}
 	err = pgx.BeginFunc(ctx, c.source, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '100ms'"); err != nil {
+		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '100ms'; SET LOCAL idle_in_transaction_session_timeout = '3s'"); err != nil {
 			return err
 		}
 		var may bool

@@ -146,7 +146,7 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]captu
 	if err != nil {
 		return err
 	}
-	before, err := c.position(ctx)
+	before, err := c.lookFrom(ctx)
 	if err != nil {
 		return err
 	}
@@ -176,7 +176,9 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]captu
 			}
 		}
 	}
-	if err := c.closeGone(ctx, r, open, tracked, pending, before); err != nil {
+	verified := c.verified(checkpoint)
+	r.looks.add(verified) // of whoever captured before
+	if err := c.closeGone(ctx, r, open, tracked, pending, before.position, verified); err != nil {
 		return err
 	}
 	wait := newStraddlers(c)
@@ -190,23 +192,114 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]captu
 			stay = stay && (whole[member] || slices.Contains(t.Whole, member))
 		}
 		if repaired {
-			t.From, t.Held = max(t.From, before), false
+			t.From, t.Held = max(t.From, before.position), false
 		}
-		if err := c.cover(ctx, r, t, stay, open, checkpoint, after, wait); err != nil {
+		if err := c.cover(ctx, r, t, stay, open, checkpoint, verified, after, wait); err != nil {
 			return err
 		}
 	}
 	c.setPending(append(pending, wait.pending...))
 	c.mu.Lock()
-	c.last.verified = before
 	c.last.straddled = wait.left
 	c.mu.Unlock()
-	return c.lookAtStructures(ctx, r, tracked, before)
+	told, err := c.lookAtStructures(ctx, r, tracked, before.position)
+	if err != nil || !told {
+		return err
+	}
+	return c.noteVerified(ctx, r, checkpoint, before)
+}
+
+// look is where a look at the tables begins. It does not see what was done by a
+// transaction that committed before the position and is in progress still: it may wait for
+// its WAL to be flushed, or for a standby.
+type look struct {
+	position LSN
+	// writers are the ids of those that were in progress.
+	writers []string
+}
+
+func (c *Client) lookFrom(ctx context.Context) (l look, err error) {
+	if l.position, err = c.position(ctx); err != nil {
+		return l, err
+	}
+	rows, err := c.source.Query(ctx, `
+		WITH locks AS MATERIALIZED (SELECT * FROM pg_catalog.pg_locks)
+		SELECT DISTINCT l.transactionid::text
+		FROM locks l
+		WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted
+			AND l.virtualtransaction IN (
+				SELECT r.virtualtransaction
+				FROM locks r
+				JOIN pg_catalog.pg_database d ON d.oid = r.database
+				WHERE r.locktype = 'relation' AND d.datname = pg_catalog.current_database())`)
+	if err != nil {
+		return l, fmt.Errorf("look for transactions in progress: %w", err)
+	}
+	if l.writers, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
+		return l, fmt.Errorf("look for transactions in progress: %w", err)
+	}
+	return l, nil
+}
+
+// publishedUntil is a position at which all tables were seen to be published, and as the
+// stream was told of them, on a timeline.
+type publishedUntil struct {
+	position LSN
+	timeline int32
+	// next is a look of whose writers some were in progress still at the last.
+	next look
+	// stored is what the store knows of position, since a time.
+	stored LSN
+	at     time.Time
+}
+
+// verifiedEvery is how often the store is told until when tables were published: what
+// was after it, the next holder cannot tell.
+const verifiedEvery = 10 * time.Second
+
+// verified returns a position at which all covered tables were published: one that is
+// not now was until then, and what it misses has begun behind it.
+func (c *Client) verified(checkpoint store.Checkpoint) LSN {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p := c.last.published; p.timeline == checkpoint.Timeline {
+		return max(p.position, checkpoint.Verified)
+	}
+	return checkpoint.Verified
+}
+
+// noteVerified takes down that all tables were published when a look began.
+func (c *Client) noteVerified(ctx context.Context, r *run, checkpoint store.Checkpoint, l look) error {
+	c.mu.Lock()
+	p := c.last.published
+	c.mu.Unlock()
+	if p.timeline != checkpoint.Timeline {
+		p = publishedUntil{timeline: checkpoint.Timeline}
+	}
+	switch left := slices.DeleteFunc(p.next.writers, func(id string) bool { return !slices.Contains(l.writers, id) }); {
+	case len(l.writers) == 0:
+		p.position, p.next = l.position, look{}
+	case len(left) > 0:
+		p.next.writers = left
+	default:
+		p.position, p.next = max(p.position, p.next.position), l
+	}
+	r.looks.add(p.position)
+	var err error
+	if p.position > p.stored && time.Since(p.at) >= verifiedEvery {
+		if err = c.history.SetVerified(ctx, checkpoint.Database, p.position); err == nil {
+			p.stored, p.at = p.position, time.Now()
+		}
+	}
+	c.mu.Lock()
+	c.last.published = p
+	c.mu.Unlock()
+	return err
 }
 
 // cover makes the coverage of one table true. stay tells that no part of it has been out
 // of the publication.
-func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool, open map[uint32]store.Coverage, checkpoint store.Checkpoint, here LSN, wait *straddlers) error {
+func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool, open map[uint32]store.Coverage, checkpoint store.Checkpoint, verified, here LSN, wait *straddlers) error {
 	cov, ok := open[t.OID]
 	renamed := ok && (cov.Schema != t.Schema || cov.Table != t.Name)
 	left := ok && !stay
@@ -231,9 +324,7 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool
 		if left {
 			// It was out of the publication, or a part of it was. Until when it
 			// was not is known only from the last look.
-			c.mu.Lock()
-			until = max(c.last.verified, cov.From)
-			c.mu.Unlock()
+			until = max(verified, cov.From)
 			c.cfg.Logger.Warn("audit: table was not tracked for a while", "schema", t.Schema, "table", t.Name, "from", until, "until", from)
 		}
 		if err := c.history.CloseCoverage(ctx, r.facts.Database, t.OID, until, now); err != nil {
@@ -322,17 +413,14 @@ func (s *straddlers) over(ctx context.Context, t capture.Tracked) (bool, error) 
 
 // closeGone ends the coverage of tables that are gone, have left what
 // Config.Tables names by a new name or schema, or are not published.
-func (c *Client) closeGone(ctx context.Context, r *run, open map[uint32]store.Coverage, tracked []capture.Tracked, pending []capture.Pending, here LSN) error {
-	c.mu.Lock()
-	verified := c.last.verified
-	c.mu.Unlock()
+func (c *Client) closeGone(ctx context.Context, r *run, open map[uint32]store.Coverage, tracked []capture.Tracked, pending []capture.Pending, here, verified LSN) error {
 	seen, unpublished := make(map[uint32]bool), make(map[uint32]bool)
 	for _, t := range tracked {
 		seen[t.OID] = true
 	}
 	for _, p := range pending {
 		seen[p.OID] = p.Published
-		unpublished[p.OID] = !p.Published && !p.Never
+		unpublished[p.OID] = !p.Published
 	}
 	for oid, cov := range open {
 		if seen[oid] {
@@ -344,8 +432,8 @@ func (c *Client) closeGone(ctx context.Context, r *run, open map[uint32]store.Co
 		}
 		until := here
 		if unpublished[oid] {
-			// Somebody took it out, and it could not be put back yet: what it
-			// misses has begun behind the last look.
+			// Somebody took it out, or it has a part that is not in it: what it misses has
+			// begun behind the last look.
 			until = max(verified, cov.From)
 		}
 		if err := c.history.CloseCoverage(ctx, r.facts.Database, oid, until, now); err != nil {

@@ -70,6 +70,7 @@ var storeFunctions = []function{
 	{name: "take_over", arguments: "text"},
 	{name: "name_writer", arguments: "text, bigint, integer, timestamptz"},
 	{name: "set_timeline", arguments: "text, integer"},
+	{name: "set_verified", arguments: "text, pg_lsn"},
 	{name: "record_gap", arguments: "text, pg_lsn, pg_lsn, text, timestamptz, text"},
 	{name: "record_structure", arguments: "text, bigint, pg_lsn, integer, pg_lsn, text, text, text, bigint, bigint[], jsonb, text[], boolean, boolean, boolean, bigint"},
 	{name: "note_time", arguments: "text, pg_lsn, timestamptz"},

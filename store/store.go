@@ -53,6 +53,8 @@ type Checkpoint struct {
 	Timeline         int32
 	Position         wal.LSN
 	Epoch            int64
+	// Verified is a position at which all covered tables were seen in the publication, or 0.
+	Verified wal.LSN
 	// CommittedAt is the running maximum of commit times; zero before the first
 	// change.
 	CommittedAt time.Time
@@ -68,10 +70,10 @@ func (s *Store) Checkpoint(ctx context.Context, database string) (Checkpoint, er
 	c := Checkpoint{Database: database}
 	var committed *time.Time
 	err := s.pool.QueryRow(ctx, `
-		SELECT slot, system_identifier, timeline, position::text, epoch, committed_at, changes, updated_at
+		SELECT slot, system_identifier, timeline, position::text, epoch, coalesce(verified, '0/0')::text, committed_at, changes, updated_at
 		FROM `+s.schema+`.checkpoints
 		WHERE database = $1`, database).
-		Scan(&c.Slot, &c.SystemIdentifier, &c.Timeline, &c.Position, &c.Epoch, &committed, &c.Changes, &c.UpdatedAt)
+		Scan(&c.Slot, &c.SystemIdentifier, &c.Timeline, &c.Position, &c.Epoch, &c.Verified, &committed, &c.Changes, &c.UpdatedAt)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return c, ErrNoCheckpoint
 	}
@@ -120,6 +122,16 @@ func (s *Store) SetTimeline(ctx context.Context, database string, timeline int32
 	_, err := s.pool.Exec(ctx, `SELECT `+s.schema+`.set_timeline($1, $2)`, database, timeline)
 	if err != nil {
 		return fmt.Errorf("record timeline of %q: %w", database, err)
+	}
+	return nil
+}
+
+// SetVerified records that all covered tables were in the publication at a position. An
+// earlier one than is recorded changes nothing.
+func (s *Store) SetVerified(ctx context.Context, database string, at wal.LSN) error {
+	_, err := s.pool.Exec(ctx, `SELECT `+s.schema+`.set_verified($1, $2)`, database, at.String())
+	if err != nil {
+		return fmt.Errorf("record what was seen of %q: %w", database, err)
 	}
 	return nil
 }

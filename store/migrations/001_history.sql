@@ -76,6 +76,7 @@ CREATE TABLE {{schema}}.checkpoints (
     changes           bigint      NOT NULL DEFAULT 0,
     writer_pid        integer,
     writer_start      timestamptz,
+    verified          pg_lsn,
     created_at        timestamptz NOT NULL DEFAULT now(),
     updated_at        timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
@@ -83,6 +84,7 @@ CREATE TABLE {{schema}}.checkpoints (
 COMMENT ON COLUMN {{schema}}.checkpoints.position IS 'End LSN of the last transaction that the store holds.';
 COMMENT ON COLUMN {{schema}}.checkpoints.epoch IS 'Counts the holders of the slot; a writer of an earlier epoch is fenced.';
 COMMENT ON COLUMN {{schema}}.checkpoints.writer_pid IS 'Backend of the writer in office, which whoever takes over ends.';
+COMMENT ON COLUMN {{schema}}.checkpoints.verified IS 'A position at which all covered tables were seen in the publication: one that is not there now was there until then.';
 COMMENT ON COLUMN {{schema}}.checkpoints.committed_at IS 'Running maximum of the commit times up to position.';
 
 -- Maps a time to a position. A row says: the running maximum of commit times
@@ -295,7 +297,8 @@ AS $$
     WHERE database = of_database AND epoch = of_epoch;
 $$;
 
--- set_timeline notes that the source goes on on another timeline.
+-- set_timeline notes that the source goes on on another timeline, which may have left the
+-- one before anywhere behind the checkpoint.
 CREATE FUNCTION {{schema}}.set_timeline(of_database text, to_timeline integer)
 RETURNS void
 LANGUAGE sql
@@ -303,7 +306,19 @@ SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
     UPDATE {{schema}}.checkpoints
-    SET timeline = to_timeline, updated_at = now()
+    SET timeline = to_timeline, verified = least(verified, position), updated_at = now()
+    WHERE database = of_database;
+$$;
+
+-- set_verified notes that all covered tables were in the publication at a position.
+CREATE FUNCTION {{schema}}.set_verified(of_database text, at_position pg_lsn)
+RETURNS void
+LANGUAGE sql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE {{schema}}.checkpoints
+    SET verified = greatest(verified, at_position)
     WHERE database = of_database;
 $$;
 
