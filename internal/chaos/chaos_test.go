@@ -153,6 +153,7 @@ func (w *world) finishCheck(t *testing.T, outcomes []*outcome, truths []truth) {
 	if err := client.Sync(ctx); err != nil {
 		t.Fatalf("sync: %v; %s", err, w.lastWords())
 	}
+	w.untilTracked(t)
 	c := &comparison{journal: w.load.journal.transactions()}
 	var gaps []gapRecord
 	c.history, gaps, c.spans = history(t, w.store)

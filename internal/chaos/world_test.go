@@ -221,6 +221,20 @@ func (w *world) untilCaptured(t *testing.T, within time.Duration) time.Duration 
 	return time.Since(began)
 }
 
+// untilTracked waits for the last tables to join: until then their past is refused.
+func (w *world) untilTracked(t *testing.T) {
+	t.Helper()
+	conn := faulttest.Connect(t, w.store.URL())
+	faulttest.Poll(t, againBound, "all tables are tracked", func() error {
+		var open int
+		err := conn.QueryRow(t.Context(), `SELECT count(*) FROM audit.coverage WHERE schema = 'public' AND "table" = ANY ($1) AND until_position IS NULL`, lastingTables).Scan(&open)
+		if err == nil && open < len(lastingTables) {
+			err = fmt.Errorf("%d of %d are; %s", open, len(lastingTables), w.lastWords())
+		}
+		return err
+	})
+}
+
 // lastWords are what the instances say.
 func (w *world) lastWords() string {
 	var b strings.Builder
