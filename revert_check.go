@@ -5,8 +5,9 @@ import (
 	"slices"
 )
 
-// different finds the rows of a group that are not as they were to be written.
-func (a *applier) different(ctx context.Context, g *group) ([]AdjustedRow, error) {
+// different finds the rows of a group that are not as they were to be written. staged is
+// where they were written from, nil if that is not there any more.
+func (a *applier) different(ctx context.Context, g *group, staged *stage) ([]AdjustedRow, error) {
 	want := &group{table: g.table, action: Update, rows: make([]*netRow, len(g.rows))}
 	for i, r := range g.rows {
 		w := &netRow{table: r.table, action: Update, key: r.key}
@@ -20,8 +21,16 @@ func (a *applier) different(ctx context.Context, g *group) ([]AdjustedRow, error
 	}
 	want.settle()
 	var found []AdjustedRow
-	for _, part := range want.chunks() {
-		if err := part.inspect(ctx, a.tx, part.stageArrays(), false, unlimited()); err != nil {
+	parts, inputs := want.chunks(), g.writtenFrom(staged)
+	if inputs != nil {
+		parts = []*group{want}
+	}
+	for _, part := range parts {
+		input := inputs
+		if input == nil {
+			input = part.stageArrays()
+		}
+		if err := part.inspect(ctx, a.tx, input, false, unlimited()); err != nil {
 			return nil, err
 		}
 		for _, r := range part.rows {
@@ -47,8 +56,8 @@ func (a *applier) different(ctx context.Context, g *group) ([]AdjustedRow, error
 
 // noteEarly remembers which columns the triggers of a statement have set to
 // something else at once: they have the last word there.
-func (a *applier) noteEarly(ctx context.Context, g *group) error {
-	found, err := a.different(ctx, g)
+func (a *applier) noteEarly(ctx context.Context, g *group, staged *stage) error {
+	found, err := a.different(ctx, g, staged)
 	if err != nil {
 		return err
 	}
@@ -124,7 +133,7 @@ func (a *applier) correct(ctx context.Context) error {
 		if s.side || g.table.keyless || g.action == Delete && !g.table.triggers {
 			continue
 		}
-		found, err := a.different(ctx, g)
+		found, err := a.different(ctx, g, nil)
 		if err != nil {
 			return err
 		}
@@ -144,7 +153,7 @@ func (a *applier) correct(ctx context.Context) error {
 			if err := a.do(ctx, &step{group: fix, side: true}); err != nil {
 				return err
 			}
-			if found, err = a.different(ctx, g); err != nil {
+			if found, err = a.different(ctx, g, nil); err != nil {
 				return err
 			}
 		}

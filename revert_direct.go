@@ -12,18 +12,18 @@ import (
 )
 
 // directRows is from how many rows on a revert is first tried with statements that
-// compare and write at once. For fewer, locking them in the order of their keys
-// first costs nothing, and never meets another revert halfway.
+// compare and write at once, or put back without comparing. For fewer, locking them in the
+// order of their keys first costs nothing, and never meets another revert halfway.
 const directRows = 500
 
 // errDiffers ends a direct attempt: some row is not as it is expected.
 var errDiffers = errors.New("audit: a row is not as expected")
 
-// direct tries to write without looking first: one UPDATE for each table, of the
-// rows that are as the selection left them, or as the plan saw them. That is all
-// there is to a revert if all rows are so, and only columns are restored that
-// nothing else in the database depends on. Else it leaves the transaction as it was,
-// for the revert to look at the rows one by one.
+// direct tries to write without looking first: one INSERT for each table and set of
+// columns, of rows that are put back, and one UPDATE for each table, of the rows that are as
+// the selection left them, or as the plan saw them. That is all there is to a revert if all
+// rows are so and the server takes them: what depends on them, its constraints tell. Else it
+// leaves the transaction as it was, for the revert to look at the rows one by one.
 func (a *applier) direct(ctx context.Context, p *planner, plan *Plan) (done bool, err error) {
 	if a.r.noTriggers {
 		return false, nil
@@ -38,7 +38,7 @@ func (a *applier) direct(ctx context.Context, p *planner, plan *Plan) (done bool
 			return false, err
 		}
 		p.collapsed = true
-		if !plain(groupRows(p.rows), len(p.rows), a.client.directRows) {
+		if !a.plain(groupRows(p.rows), len(p.rows)) {
 			return false, nil
 		}
 		if err := p.findReverts(ctx); err != nil {
@@ -50,7 +50,8 @@ func (a *applier) direct(ctx context.Context, p *planner, plan *Plan) (done bool
 		if plan, err = p.finish(ctx); err != nil {
 			return false, nil //nolint:nilerr // conflicts come first, and rows that are skipped
 		}
-	} else if plan.Already != nil || len(plan.Blocked()) > 0 || !plan.plain(a.client.directRows) {
+	}
+	if plan.Already != nil || len(plan.Blocked()) > 0 || !a.plainPlan(plan) {
 		return false, nil
 	}
 	if a.r.hash != "" && a.r.hash != plan.Hash || plan.Refused() != nil {
@@ -82,10 +83,9 @@ func isForAnotherWay(err error) bool {
 	return errors.Is(err, errDiffers) || errors.As(err, &pg) && !isTransient(pg.Code)
 }
 
-// plain tells that a plan only restores columns of rows, many of them, on which
-// nothing else depends, and of which PostgreSQL itself can tell whether they are as
-// the plan saw them.
-func (p *Plan) plain(atLeast int) bool {
+// plainPlan tells that a plan, of many rows, only has statements of which PostgreSQL itself
+// tells whether they find all as the plan saw it.
+func (a *applier) plainPlan(p *Plan) bool {
 	groups := make([]*group, len(p.p.steps))
 	for i, s := range p.p.steps {
 		if s.side {
@@ -93,36 +93,61 @@ func (p *Plan) plain(atLeast int) bool {
 		}
 		groups[i] = s.group
 	}
-	return plain(groups, p.Inserts+p.Updates+p.Deletes, atLeast)
+	return a.plain(groups, p.Inserts+p.Updates+p.Deletes)
 }
 
 // plain tells the same of groups, which have to have all of the rows.
-func plain(groups []*group, rows, atLeast int) bool {
+func (a *applier) plain(groups []*group, rows int) bool {
 	found := 0
 	for _, g := range groups {
-		if !g.plain() {
+		switch {
+		case !g.plain(), !a.isEnforced(g.table) && (g.action == Create || g.isDependedOn()):
 			return false
+		case g.table.triggers && (len(groups) > 1 || !a.env.printsAlike(g)):
+			return false // a trigger may write to the rows of another statement
 		}
 		found += len(g.rows)
 	}
-	return found > 0 && found == rows && rows >= atLeast
+	return found > 0 && found == rows && rows >= a.client.directRows
 }
 
+// isEnforced tells that the server refuses whatever would violate a foreign key of the
+// table, from it or to it.
+func (a *applier) isEnforced(t *target) bool {
+	return !t.unenforced && a.env.home[triggerRole] != "replica"
+}
+
+// plain tells that the rows are put back or restored, and that the server would refuse what
+// other rows stand in the way of, instead of doing something to those.
 func (g *group) plain() bool {
 	t := g.table
-	if g.action != Update || t.keyless || t.triggers {
+	if g.action == Delete || t.keyless || t.triggers && g.action == Create {
+		return false
+	}
+	if t.deferrable && (g.action == Create || g.touches(t.key)) { // two rows can have one key for a moment
+		return false
+	}
+	if slices.ContainsFunc(t.children, func(f *foreignKey) bool {
+		return f.onUpdate != "a" && f.onUpdate != "r" && g.action == Update && g.touches(f.refs)
+	}) {
 		return false
 	}
 	for _, at := range g.columns {
-		c := &t.columns.list[at]
-		if c.kind.Base == wal.JSON && c.typeOID != jsonbOID || t.dependsOn(c.name) {
+		if c := &t.columns.list[at]; g.action == Update && c.kind.Base == wal.JSON && c.typeOID != jsonbOID {
 			return false
 		}
 	}
 	return !slices.ContainsFunc(g.rows, func(r *netRow) bool {
-		return r.retyped || r.missing || r.recreated || r.displaced || len(r.lost) > 0 ||
-			slices.ContainsFunc(r.cells, func(c cell) bool { return c.interleaved || !c.restore.known || !c.seen().known })
+		return r.retyped || r.missing && g.action != Create || r.recreated || r.displaced || r.again || len(r.lost) > 0 ||
+			slices.ContainsFunc(r.cells, func(c cell) bool {
+				return !c.restore.known || g.action == Update && (c.interleaved || !c.seen().known)
+			})
 	})
+}
+
+// isDependedOn tells that anything else depends on the columns that are restored.
+func (g *group) isDependedOn() bool {
+	return slices.ContainsFunc(g.columns, func(at int) bool { return g.table.dependsOn(g.table.columns.list[at].name) })
 }
 
 const jsonbOID = 3802
@@ -136,22 +161,52 @@ func (t *target) dependsOn(column string) bool {
 		slices.ContainsFunc(t.unique, func(u *uniqueIndex) bool { return slices.Contains(u.columns, column) })
 }
 
-// doGuarded writes those rows of a step that are as expected, and gives errDiffers if
-// not all of them are. There are no triggers that would look for the application's
-// settings, and texts compare only with ours; but functions in constraints and
+// doGuarded puts rows back, or restores those of a step that are as expected, and gives
+// errDiffers if not all of them are. Where there are no triggers that would look for the
+// application's settings, texts are compared with ours; functions in constraints and
 // generated columns find what they name.
 func (a *applier) doGuarded(ctx context.Context, g *group, staged *stage) error {
-	if err := a.env.set(ctx, a.tx, a.env.guarded); err != nil {
+	settings, sql := a.env.guarded, ""
+	switch {
+	case g.action == Create:
+		settings, sql = a.env.theirs, g.insertSQL(staged)
+	case g.table.triggers:
+		settings, sql = a.env.theirs, g.guardedSQL(staged)
+	default:
+		sql = g.guardedSQL(staged)
+	}
+	if err := a.env.set(ctx, a.tx, settings); err != nil {
 		return err
 	}
-	tag, err := a.tx.Exec(ctx, g.guardedSQL(staged), staged.args...)
+	tag, err := a.tx.Exec(ctx, sql, staged.args...)
 	if err != nil {
 		return g.applyError(err)
 	}
 	if int(tag.RowsAffected()) != len(g.rows) {
 		return errDiffers
 	}
-	return a.env.pinned(ctx, a.tx)
+	if err := a.env.pinned(ctx, a.tx); err != nil || !g.table.triggers {
+		return err
+	}
+	return a.noteEarly(ctx, g, staged)
+}
+
+// printsAlike tells that the values of a group's columns print under the application's
+// settings as under ours.
+func (e *environment) printsAlike(g *group) bool {
+	return e.theirs["datestyle"] == e.pins["datestyle"] && e.theirs["timezone"] == e.pins["timezone"] &&
+		e.theirs["intervalstyle"] == e.pins["intervalstyle"] && e.theirs["bytea_output"] == e.pins["bytea_output"] &&
+		e.theirs["extra_float_digits"] == e.pins["extra_float_digits"] ||
+		!slices.ContainsFunc(g.columns, func(at int) bool { return !g.table.columns.list[at].printsWithoutSettings() })
+}
+
+// printsWithoutSettings tells that no setting says how the values of a column print.
+func (c *column) printsWithoutSettings() bool {
+	switch c.typeOID {
+	case 16, 20, 21, 23, 25, 1042, 1043, 1700, 2950, jsonbOID: // bool, integers, texts, numeric, uuid, jsonb
+		return true
+	}
+	return len(c.labels) > 0 // an enum
 }
 
 // guardedSQL is updateSQL for those rows that are as expected.

@@ -115,9 +115,9 @@ func TestDirectUndoThatCannotBe(t *testing.T) {
 		"Skip":        {work: plainWork, later: "UPDATE account SET balance = 5 WHERE id = 7", policy: audit.Skip, updated: 699},
 		"Overwrite":   {work: plainWork, later: "UPDATE account SET balance = 5 WHERE id = 7", policy: audit.Overwrite, updated: 700},
 		"Done":        {work: "UPDATE account SET owner = 'x'", later: "UPDATE account SET owner = NULL WHERE id = 3", policy: audit.Overwrite, updated: 699, unchanged: 1},
-		"Unique":      {work: "UPDATE account SET code = 'd' || id", updated: 700},
+		"Unique":      {work: "UPDATE account SET code = 'd' || id", updated: 700, direct: true},
 		"JSON":        {work: `UPDATE account SET raw = '{"a":1,   "b": 2}'`, updated: 700},
-		"Reference":   {work: "UPDATE entry SET account = 1; " + plainWork, updated: 749},
+		"Reference":   {work: "UPDATE entry SET account = 1; " + plainWork, updated: 749, direct: true},
 		"Insert":      {work: plainWork + "; INSERT INTO account (id) VALUES (1000)", updated: 700},
 		"Trigger": {
 			work: plainWork, later: `CREATE FUNCTION loud() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.seen := 'epoch'; RETURN NEW; END $$;

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -165,6 +166,31 @@ func (g *group) has(i int) string {
 type stage struct {
 	from string
 	args []any
+	// table is the temporary table that they are in, empty if they are parameters.
+	table string
+}
+
+// writtenFrom is the stage from which the rows were written, as one of what they hold then;
+// nil if there is none that can be read once more.
+func (g *group) writtenFrom(s *stage) *stage {
+	if s == nil || s.table == "" || g.action == Delete {
+		return nil
+	}
+	columns := []string{"n"}
+	for i, at := range g.table.keyAt {
+		key := fmt.Sprintf("k%d", i)
+		if k := slices.Index(g.columns, at); k >= 0 {
+			key = fmt.Sprintf("CASE WHEN %s THEN s.r%d ELSE s.k%d END AS k%d", g.has(k), at, i, i)
+		}
+		columns = append(columns, key)
+	}
+	for _, at := range g.columns {
+		columns = append(columns, fmt.Sprintf("r%[1]d AS e%[1]d, r%[1]d", at))
+	}
+	if !g.uniform {
+		columns = append(columns, "m")
+	}
+	return &stage{from: fmt.Sprintf("(SELECT %s FROM %s AS s) AS s", strings.Join(columns, ", "), s.table), table: s.table}
 }
 
 // stageArrays stages rows as parameters of the statement.
@@ -205,7 +231,7 @@ func (g *group) stageTable(ctx context.Context, tx pgx.Tx, name string) (*stage,
 	if _, err := tx.Conn().PgConn().CopyFrom(ctx, &stageReader{rows: g.rows, columns: columns}, "COPY "+ident+" FROM STDIN"); err != nil {
 		return nil, wrap("fill temporary table", err)
 	}
-	return &stage{from: ident + " AS s"}, nil
+	return &stage{from: ident + " AS s", table: ident}, nil
 }
 
 // stageReader gives rows in the text format of COPY.

@@ -37,6 +37,8 @@ type target struct {
 	// triggers tells that the application has triggers on the table, hidden that
 	// row-level security may keep rows of it from the role.
 	triggers, hidden bool
+	// unenforced tells that triggers are off by which the server enforces a foreign key.
+	unenforced bool
 	// parents are the foreign keys of this table, children those of others (or its
 	// own) that reference it.
 	parents, children []*foreignKey
@@ -186,10 +188,7 @@ func (c *Client) describeTargets(ctx context.Context, db capture.Querier, target
 // triggers, on partitions, too.
 func readKeys(ctx context.Context, db capture.Querier, oids []uint32, targets map[uint32]*target) error {
 	rows, err := db.Query(ctx, `
-		SELECT c.oid,
-			EXISTS (SELECT FROM pg_catalog.pg_trigger g
-				WHERE NOT g.tgisinternal AND g.tgenabled IN ('O', 'A')
-				  AND (g.tgrelid = c.oid OR c.relkind = 'p' AND g.tgrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid)))),
+		SELECT c.oid, triggers.own, triggers.off,
 			pg_catalog.row_security_active(c.oid),
 			coalesce((SELECT array_agg('OPERATOR(' || pg_catalog.quote_ident(n.nspname) || '.' || o.oprname || ')' ORDER BY k.n)
 				FROM pg_catalog.pg_index i, unnest(i.indclass::oid[]) WITH ORDINALITY k(class, n)
@@ -199,16 +198,21 @@ func readKeys(ctx context.Context, db capture.Querier, oids []uint32, targets ma
 				JOIN pg_catalog.pg_operator o ON o.oid = a.amopopr AND CASE m.amname WHEN 'btree' THEN a.amopstrategy = 3 ELSE o.oprname = '=' END -- keys WITHOUT OVERLAPS are in a gist
 				JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
 				WHERE i.indrelid = c.oid AND i.indisprimary), '{}')
-		FROM pg_catalog.pg_class c
+		FROM pg_catalog.pg_class c,
+		LATERAL (
+			SELECT coalesce(bool_or(NOT g.tgisinternal AND g.tgenabled IN ('O', 'A')), false) AS own,
+				coalesce(bool_or(g.tgisinternal AND g.tgenabled NOT IN ('O', 'A')), false) AS off
+			FROM pg_catalog.pg_trigger g
+			WHERE g.tgrelid = c.oid OR c.relkind = 'p' AND g.tgrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid))) AS triggers
 		WHERE c.oid = ANY($1::oid[])`, oids)
 	if err != nil {
 		return err
 	}
 	var oid uint32
-	var triggers, hidden bool
+	var triggers, unenforced, hidden bool
 	var ops []string
-	_, err = pgx.ForEachRow(rows, []any{&oid, &triggers, &hidden, &ops}, func() error {
-		targets[oid].triggers, targets[oid].hidden, targets[oid].keyOps = triggers, hidden, ops
+	_, err = pgx.ForEachRow(rows, []any{&oid, &triggers, &unenforced, &hidden, &ops}, func() error {
+		targets[oid].triggers, targets[oid].unenforced, targets[oid].hidden, targets[oid].keyOps = triggers, unenforced, hidden, ops
 		if targets[oid].keyless {
 			targets[oid].keyOps = placeOps
 		}

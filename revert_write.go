@@ -107,7 +107,7 @@ func (a *applier) do(ctx context.Context, s *step) error {
 		}
 	}
 	if g.table.triggers && !a.r.noTriggers && g.action != Delete && !s.side {
-		return a.noteEarly(ctx, g)
+		return a.noteEarly(ctx, g, staged)
 	}
 	return nil
 }
@@ -124,7 +124,7 @@ func (p *planner) takesAlong(g *group) bool {
 // key already: undoing their parent's change of key has cascaded to them. It
 // returns the rows that are not as they should be even then.
 func (a *applier) finishMoved(ctx context.Context, g *group) ([]AdjustedRow, error) {
-	left, err := a.different(ctx, g)
+	left, err := a.different(ctx, g, nil)
 	if err != nil || g.action != Update || len(left) == 0 {
 		return left, err
 	}
@@ -141,7 +141,7 @@ func (a *applier) finishMoved(ctx context.Context, g *group) ([]AdjustedRow, err
 	if err := a.do(ctx, &step{group: moved, side: true}); err != nil {
 		return nil, err
 	}
-	return a.different(ctx, g)
+	return a.different(ctx, g, nil)
 }
 
 func (g *group) applyError(err error) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -11,9 +12,38 @@ import (
 	"github.com/hindsight-go/audit"
 )
 
-// revert measures the undo of one transaction of 100,000 updated rows against the
-// UPDATE ... FROM history that would do the same by hand, and the undo of a
-// request of 5 rows with a large history in the store.
+// largeWork is work on all rows of item, and what undoes it by hand: $history stands for
+// the changes of its request, as c.
+type largeWork struct {
+	name, prepare, sql, byHand string
+}
+
+var largeWorks = []largeWork{
+	{name: "updated rows in one transaction", sql: work, byHand: workByHand},
+	{name: "deleted rows", sql: "DELETE FROM item", byHand: `
+		INSERT INTO item SELECT (jsonb_populate_record(NULL::item, c.before)).* FROM $history`},
+	{name: "rows with another key", sql: "UPDATE item SET id = id + 10000000", byHand: `
+		UPDATE item i SET id = (c.before ->> 'id')::bigint FROM $history AND i.id = c.primary_key::bigint`},
+	{
+		name: "updated rows of a table with a trigger", sql: work, byHand: workByHand,
+		prepare: `
+			CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.updated := clock_timestamp(); RETURN NEW; END $$;
+			CREATE TRIGGER touch BEFORE UPDATE ON item FOR EACH ROW EXECUTE FUNCTION touch()`,
+	},
+}
+
+// work is what is done to all rows of item.
+const (
+	work       = "UPDATE item SET price = price + 1, title = 'changed', updated = now()"
+	workByHand = `
+		UPDATE item i
+		SET price = (c.before ->> 'price')::numeric, title = c.before ->> 'title', updated = (c.before ->> 'updated')::timestamptz
+		FROM $history AND i.id = c.primary_key::bigint`
+)
+
+// revert measures the undo of one transaction that has changed 100,000 rows against the
+// statement that would do the same from history by hand, and the undo of a request of
+// 5 rows with a large history in the store.
 func revert(ctx context.Context, b *bench) error {
 	client, err := b.capturing(ctx)
 	if err != nil {
@@ -27,29 +57,29 @@ func revert(ctx context.Context, b *bench) error {
 	if err := b.noise(ctx, client, b.n(5_000_000)); err != nil {
 		return err
 	}
-	if err := b.largeReverts(ctx, client, n, "updated rows in one transaction"); err != nil {
-		return err
-	}
 	if err := b.smallReverts(ctx, client); err != nil {
 		return err
 	}
 	if err := b.revertMemory(ctx, client, n); err != nil {
 		return err
 	}
-	if err := b.exec(ctx, `
-		CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.updated := clock_timestamp(); RETURN NEW; END $$;
-		CREATE TRIGGER touch BEFORE UPDATE ON item FOR EACH ROW EXECUTE FUNCTION touch()`); err != nil {
-		return err
+	for _, w := range largeWorks {
+		if err := b.exec(ctx, w.prepare); err != nil {
+			return err
+		}
+		if err := b.largeReverts(ctx, client, n, w); err != nil {
+			return fmt.Errorf("%s: %w", w.name, err)
+		}
 	}
-	return b.largeReverts(ctx, client, n, "updated rows of a table with a trigger")
+	return nil
 }
 
-// largeReverts measures the undo of all n rows of item.
-func (b *bench) largeReverts(ctx context.Context, client *audit.Client, n int, what string) error {
+// largeReverts measures the undo of work on all n rows of item.
+func (b *bench) largeReverts(ctx context.Context, client *audit.Client, n int, w largeWork) error {
 	var byHand, undone []time.Duration
 	for i := range 3 {
-		request := fmt.Sprintf("%s-%d", what, i)
-		if err := b.asRequest(ctx, request, work); err != nil {
+		request := fmt.Sprintf("%s-%d", w.name, i)
+		if err := b.asRequest(ctx, request, w.sql); err != nil {
 			return err
 		}
 		if err := settled(ctx, client); err != nil {
@@ -63,22 +93,18 @@ func (b *bench) largeReverts(ctx context.Context, client *audit.Client, n int, w
 		}
 		undone = append(undone, time.Since(began))
 		b.printf("undo %d: %s (%s)\n", i+1, time.Since(began).Round(time.Millisecond), phases.since(began))
-		if result.Updated != n {
-			return fmt.Errorf("%d of %d rows were restored", result.Updated, n)
+		if done := result.Inserted + result.Updated + result.Deleted; done != n {
+			return fmt.Errorf("%d of %d rows were restored", done, n)
 		}
-		if err := b.asRequest(ctx, "again-"+request, work); err != nil {
+		if err := b.asRequest(ctx, "again-"+request, w.sql); err != nil {
 			return err
 		}
 		if err := settled(ctx, client); err != nil {
 			return err
 		}
+		history := fmt.Sprintf(`audit.changes c WHERE c.context @> '{"requestId": "again-%s"}'`, request)
 		began = time.Now()
-		err = b.exec(ctx, fmt.Sprintf(`
-			UPDATE item i
-			SET price = (c.before ->> 'price')::numeric, title = c.before ->> 'title', updated = (c.before ->> 'updated')::timestamptz
-			FROM audit.changes c
-			WHERE c.context @> '{"requestId": "again-%s"}' AND i.id = c.primary_key::bigint`, request))
-		if err != nil {
+		if err := b.exec(ctx, strings.ReplaceAll(w.byHand, "$history", history)); err != nil {
 			return err
 		}
 		byHand = append(byHand, time.Since(began))
@@ -87,13 +113,10 @@ func (b *bench) largeReverts(ctx context.Context, client *audit.Client, n int, w
 			return err
 		}
 	}
-	b.printf("undo of %d %s: %s; UPDATE ... FROM history by hand: %s; ratio %.2f (medians of 3)\n",
-		n, what, middle(undone), middle(byHand), float64(middle(undone))/float64(middle(byHand)))
+	b.printf("undo of %d %s: %s; by hand from history: %s; ratio %.2f (medians of 3)\n",
+		n, w.name, middle(undone), middle(byHand), float64(middle(undone))/float64(middle(byHand)))
 	return nil
 }
-
-// work is what is done to all rows of item.
-const work = "UPDATE item SET price = price + 1, title = 'changed', updated = now()"
 
 // settled waits until capture has nothing to do: after the change itself, it has
 // to read over what the store wrote for that, in the same WAL.
