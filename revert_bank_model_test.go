@@ -22,13 +22,10 @@ type bankModel struct {
 	*busyBank
 	cells map[string][]*bankEntry // by table, key and column
 	// taken is what the transactions of reverts did, by the cells.
-	taken map[string]map[string]bankTaken
-	made  map[string]string // the transactions of reverts, by the reverts
-	// overwritten are the cells in which Overwrite wrote over others' work. Whose a value
-	// is there, and so what undoing leaves, cannot be told any more: the model follows.
-	overwritten map[string]bool
-	versions    map[string]int64 // by the accounts
-	done        []*bankTransaction
+	taken    map[string]map[string]bankTaken
+	made     map[string]string // the transactions of reverts, by the reverts
+	versions map[string]int64  // by the accounts
+	done     []*bankTransaction
 }
 
 // bankEntry is a writing that is in force. Its owners are the request and the transaction
@@ -52,7 +49,7 @@ type bankTransaction struct {
 func newBankModel(b *busyBank) *bankModel {
 	return &bankModel{
 		busyBank: b, cells: make(map[string][]*bankEntry), taken: make(map[string]map[string]bankTaken), made: make(map[string]string),
-		overwritten: make(map[string]bool), versions: make(map[string]int64),
+		versions: make(map[string]int64),
 	}
 }
 
@@ -223,16 +220,9 @@ func (m *bankModel) applyRevert(t *testing.T, tx *bankTransaction, r bankRevert)
 	for _, cell := range slices.Sorted(maps.Keys(m.cells)) {
 		wrote, did := tx.wrote[cell]
 		entries, gone := m.without(cell, units)
-		if m.overwritten[cell] {
-			if did {
-				m.cells[cell] = append(slices.Clone(m.cells[cell]), &bankEntry{value: wrote[1], owners: []string{self, "revert " + tx.revert}})
-			}
-			continue
-		}
 		switch {
 		case did && entries[len(entries)-1].value == wrote[1]:
 		case did && r.policy == audit.Overwrite && named:
-			m.overwritten[cell] = true
 			entries = m.below(cell, wrote[1])
 			if taken := m.taken[m.made[r.unit]][cell]; entries == nil && taken.before != nil && taken.before[len(taken.before)-1].value == wrote[1] {
 				entries = append(slices.Clone(m.cells[cell]), taken.before[len(taken.before)-1]) // done again over others' work

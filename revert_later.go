@@ -28,6 +28,15 @@ type later struct {
 	touched []int
 	// ours are those that hold what one of our reverts has left, and nobody else.
 	ours []int
+	// inForce is what is in force of others, by the columns of which history tells.
+	inForce map[int]othersWork
+}
+
+// othersWork is where changes of others are that are in force in a column, oldest first, and
+// the last of them; nil if there are none.
+type othersWork struct {
+	at   []Position
+	last *Change
 }
 
 // traceLater finds out whose the values are in the rows that are not just as the

@@ -204,6 +204,20 @@ func (l *levels) others() bool {
 	return false
 }
 
+// othersWork is what others wrote that is in force or covered by the selection. It reports
+// false where one of our reverts has left something of its own.
+func (l *levels) othersWork() (work othersWork, ok bool) {
+	for _, level := range l.stack {
+		switch level.by {
+		case writtenByRevert:
+			return othersWork{}, false
+		case writtenByOther:
+			work.at, work.last = append(work.at, level.wrote.change.Position), &level.wrote.change
+		}
+	}
+	return work, true
+}
+
 // covers reports whether a change belongs to the unit, as far as the change tells.
 func (u Unit) covers(c *Change) bool {
 	id := ""

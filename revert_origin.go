@@ -60,6 +60,22 @@ func (p *planner) findOrigins(ctx context.Context, conflicts []Conflict) error {
 	return p.findOriginsNow(ctx, conflicts)
 }
 
+// keepInForce leaves out of what has to be reverted for a conflict to go away what is out
+// of force in its column: what others wrote there and a revert has undone or written over.
+func (c *Conflict) keepInForce() {
+	if c.Kind != ColumnChanged && c.Kind != ColumnInterleaved {
+		return
+	}
+	work, told := c.row.later.inForce[c.row.table.columns.index[c.Column]]
+	if !told || !c.origin.ownRow {
+		return
+	}
+	c.origin.later = slices.Clone(work.at)
+	if work.last != nil {
+		c.Change = work.last
+	}
+}
+
 func (p *planner) findOriginsNow(ctx context.Context, conflicts []Conflict) error {
 	for range maxCascades {
 		if err := p.findOriginsByKey(ctx, conflicts); err != nil {

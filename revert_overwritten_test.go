@@ -31,8 +31,8 @@ func TestRevert_CascadeAfterOverwrite(t *testing.T) {
 		"Overwriting":          {false, func(u *undo, id string) audit.Reversal { return u.Client.Redo(id) }, 0, "'{80,120,100}'"},
 		"OverwritingLater":     {true, func(u *undo, id string) audit.Reversal { return u.Client.Redo(id) }, 2, "'{80,120,100}'"},
 		"Beneath":              {false, func(u *undo, _ string) audit.Reversal { return u.Client.RevertRequest("first") }, 0, "'{100,120,100}'"},
-		// All that has changed the column since goes along, whole: bob's half that is left, too.
-		"BeneathLater": {true, func(u *undo, _ string) audit.Reversal { return u.Client.RevertRequest("first") }, 6, "'{100,100,100}'"},
+		// Of those behind it, only cyd's work is in force there: bob's half that is left stays.
+		"BeneathLater": {true, func(u *undo, _ string) audit.Reversal { return u.Client.RevertRequest("first") }, 2, "'{100,120,100}'"},
 		"Later":        {true, func(u *undo, _ string) audit.Reversal { return u.Client.RevertRequest("cyd") }, 0, "'{110,120,100}'"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -371,7 +371,12 @@ func (h *rowHistory) isElsewhere() bool {
 // ahead of that.
 func (h *rowHistory) conclude() (behind bool) {
 	r := h.row
-	r.later = later{}
+	r.later = later{inForce: make(map[int]othersWork, len(h.columns))}
+	for at, levels := range h.columns {
+		if work, ok := levels.othersWork(); ok {
+			r.later.inForce[at] = work
+		}
+	}
 	gone := h.presence.top().value == rowGone
 	r.later.elsewhere = !gone && !r.missing && h.isElsewhere()
 	r.later.remade = !gone && r.action != Create && h.presence.others()
