@@ -3,9 +3,12 @@ GOLANGCI_LINT         ?= go run github.com/golangci/golangci-lint/v2/cmd/golangc
 TEST_FLAGS            ?= -timeout 10m
 FUZZ_TIME             ?= 30s
 CHAOS_SECONDS         ?= 600
+AGAINST               ?= HEAD
+AGAINST_FLAGS         ?= -rounds 5 -scale 0.1
+AGAINST_BENCHMARKS    ?= drain latency memory source stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help test least-rights race fuzz vet lint fmt examples integration peers regress ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert bench-watch chaos
+.PHONY: help test least-rights race fuzz vet lint fmt examples integration peers regress ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert bench-watch bench-against chaos
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -96,3 +99,6 @@ bench-revert: ## undo of 100,000 rows against the UPDATE by hand, and of a reque
 
 bench-watch: ## from commit to the watch it is for: one watch, and 1,000 with different filters
 	go run ./internal/bench watch
+
+bench-against: ## benchmarks of commit AGAINST and of this tree, in turns, and the ratios
+	go run ./internal/bench/against $(AGAINST_FLAGS) $(AGAINST) $(AGAINST_BENCHMARKS)

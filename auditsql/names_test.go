@@ -50,7 +50,10 @@ func TestNames_PreparedAnewUnseen(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				return errors.Join(rows.Close(), rows.Err())
+				defer func() { _ = rows.Close() }()
+				for rows.Next() {
+				}
+				return rows.Err()
 			},
 			"a transaction": func(c *sql.Conn, sql string) error {
 				tx, err := c.BeginTx(ann, nil)

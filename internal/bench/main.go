@@ -14,7 +14,6 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/pprof"
-	"strings"
 	"syscall"
 	"time"
 
@@ -138,24 +137,16 @@ func cpu() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// processCPU returns the processor time of another process, in clock ticks of
-// 10 ms.
+// processCPU returns the processor time of another process. It is that of its only
+// thread, as a backend has.
 func processCPU(pid int) (time.Duration, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/schedstat", pid))
 	if err != nil {
 		return 0, err
 	}
-	_, after, _ := strings.Cut(string(text), ") ")
-	fields := strings.Fields(after)
-	if len(fields) < 13 {
-		return 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
+	var nanoseconds int64
+	if _, err := fmt.Sscan(string(text), &nanoseconds); err != nil {
+		return 0, fmt.Errorf("/proc/%d/schedstat: %w", pid, err)
 	}
-	var user, system int64
-	if _, err := fmt.Sscan(fields[11], &user); err != nil {
-		return 0, err
-	}
-	if _, err := fmt.Sscan(fields[12], &system); err != nil {
-		return 0, err
-	}
-	return time.Duration(user+system) * 10 * time.Millisecond, nil
+	return time.Duration(nanoseconds), nil
 }

@@ -40,27 +40,12 @@ func stamp(ctx context.Context, b *bench) error {
 	if err := b.exec(ctx, stampTable, "INSERT INTO todo (task) SELECT 'Sleep' FROM generate_series(1, 1000)"); err != nil {
 		return err
 	}
-	written := audit.WithContext(ctx, audit.Context{
-		UserID: 187234, RequestID: "5f1c8a52-6c3b-4d53-9a53-9d3f5a1c2b3e", Endpoint: "POST /todo/{id}",
-		TraceID: "4bf92f3577b34da6a3ce929d0e0e4736", SpanID: "00f067aa0ba902b7",
-	})
 	b.printf("%-26s %-6s %8s %8s %5s %11s %12s %12s %11s\n", "what", "sync", "plain/s", "stamp/s", "ratio", "range", "server CPU", "client CPU", "trips")
 	for _, commit := range []string{"off", "on"} {
 		for _, shape := range stampShapes() {
-			plain, err := newSide(ctx, b.url, commit, shape, false)
-			if err != nil {
-				return err
-			}
-			stamped, err := newSide(ctx, b.url, commit, shape, true)
-			if err != nil {
-				return err
-			}
-			if err := compare(ctx, written, b.n(300_000)/1000, plain, stamped); err != nil {
+			if err := b.stampOf(ctx, shape, commit); err != nil {
 				return fmt.Errorf("%s: %w", shape.name, err)
 			}
-			b.tell(shape.name, commit, plain, stamped)
-			plain.close()
-			stamped.close()
 			if err := b.exec(ctx, "DELETE FROM todo WHERE id > 1000", "VACUUM todo"); err != nil {
 				return err
 			}
@@ -69,11 +54,63 @@ func stamp(ctx context.Context, b *bench) error {
 	return nil
 }
 
+// stampOf measures one way to write.
+func (b *bench) stampOf(ctx context.Context, shape stampShape, commit string) error {
+	versions := []*version{nil, &thisVersion}
+	if earlierVersion != nil {
+		versions = append(versions, earlierVersion)
+	}
+	var sides []*side
+	for _, v := range versions {
+		s, err := newSide(ctx, b.url, commit, shape, v)
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		sides = append(sides, s)
+	}
+	if err := compare(b.n(300_000)/1000, sides...); err != nil {
+		return err
+	}
+	b.tell(shape.name, commit, sides[0], sides[1])
+	if earlierVersion != nil {
+		b.tell("  before", commit, sides[0], sides[2])
+		middle, least, most := ratio(sides[1], sides[2])
+		b.printf("  time of after to before %7s %9s %8.2f %5.2f-%5.2f\n", "", "", middle, least, most)
+	}
+	return nil
+}
+
+// version is a state of the wrappers.
+type version struct {
+	ofPool      func(*pgxpool.Pool) auditpgx.Querier
+	ofConnector func(driver.Connector) driver.Connector
+	with        func(context.Context) context.Context // a ctx with a context to stamp
+}
+
+var thisVersion = version{
+	ofPool:      func(pool *pgxpool.Pool) auditpgx.Querier { return auditpgx.Wrap(pool) },
+	ofConnector: auditsql.Wrap,
+	with: func(ctx context.Context) context.Context {
+		return audit.WithContext(ctx, audit.Context{
+			UserID: 187234, RequestID: "5f1c8a52-6c3b-4d53-9a53-9d3f5a1c2b3e", Endpoint: "POST /todo/{id}",
+			TraceID: "4bf92f3577b34da6a3ce929d0e0e4736", SpanID: "00f067aa0ba902b7",
+		})
+	},
+}
+
+// earlierVersion is that of an earlier commit, which takes its turns, too. It is nil
+// but in what command against builds.
+var earlierVersion *version
+
 // stampShape is a way to write.
 type stampShape struct {
 	name string
-	open func(ctx context.Context, config *pgx.ConnConfig, stamped bool) (work func(context.Context) error, pid int, done func(), err error)
+	open opener
 }
+
+// opener connects, for a version of the wrappers or, if that is nil, without them.
+type opener func(ctx context.Context, config *pgx.ConnConfig, v *version) (work func(context.Context) error, pid int, done func(), err error)
 
 func stampShapes() []stampShape {
 	transaction := func(statements ...string) func(context.Context, auditpgx.Querier) error {
@@ -138,8 +175,8 @@ func stampArgument(sql string) any {
 	return "Sleep"
 }
 
-func throughPgx(work func(context.Context, auditpgx.Querier) error) func(context.Context, *pgx.ConnConfig, bool) (func(context.Context) error, int, func(), error) {
-	return func(ctx context.Context, conn *pgx.ConnConfig, stamped bool) (func(context.Context) error, int, func(), error) {
+func throughPgx(work func(context.Context, auditpgx.Querier) error) opener {
+	return func(ctx context.Context, conn *pgx.ConnConfig, v *version) (func(context.Context) error, int, func(), error) {
 		config, err := pgxpool.ParseConfig(conn.ConnString())
 		if err != nil {
 			return nil, 0, nil, err
@@ -151,8 +188,8 @@ func throughPgx(work func(context.Context, auditpgx.Querier) error) func(context
 			return nil, 0, nil, err
 		}
 		var q auditpgx.Querier = pool
-		if stamped {
-			q = auditpgx.Wrap(pool)
+		if v != nil {
+			q = v.ofPool(pool)
 		}
 		var pid int
 		err = pool.QueryRow(ctx, "SELECT pg_backend_pid()").Scan(&pid)
@@ -160,11 +197,11 @@ func throughPgx(work func(context.Context, auditpgx.Querier) error) func(context
 	}
 }
 
-func throughSQL(work func(context.Context, *sql.DB) error) func(context.Context, *pgx.ConnConfig, bool) (func(context.Context) error, int, func(), error) {
-	return func(ctx context.Context, conn *pgx.ConnConfig, stamped bool) (func(context.Context) error, int, func(), error) {
+func throughSQL(work func(context.Context, *sql.DB) error) opener {
+	return func(ctx context.Context, conn *pgx.ConnConfig, v *version) (func(context.Context) error, int, func(), error) {
 		var connector driver.Connector = stdlib.GetConnector(*conn)
-		if stamped {
-			connector = auditsql.Wrap(connector)
+		if v != nil {
+			connector = v.ofConnector(connector)
 		}
 		db := sql.OpenDB(connector)
 		db.SetMaxOpenConns(1)
@@ -174,9 +211,9 @@ func throughSQL(work func(context.Context, *sql.DB) error) func(context.Context,
 	}
 }
 
-// side is one of the two that take turns.
+// side is one of those that take turns.
 type side struct {
-	work  func(context.Context) error
+	work  func() error
 	pid   int
 	close func()
 	trips turns
@@ -187,7 +224,7 @@ type side struct {
 	sent           int             // round trips, in all turns
 }
 
-func newSide(ctx context.Context, url, commit string, shape stampShape, stamped bool) (*side, error) {
+func newSide(ctx context.Context, url, commit string, shape stampShape, v *version) (*side, error) {
 	config, err := pgx.ParseConfig(url)
 	if err != nil {
 		return nil, err
@@ -199,18 +236,25 @@ func newSide(ctx context.Context, url, commit string, shape stampShape, stamped 
 		conn, err := dial(ctx, network, addr)
 		return countedConn{conn, &s.trips}, err
 	}
-	s.work, s.pid, s.close, err = shape.open(ctx, config, stamped)
+	work, pid, done, err := shape.open(ctx, config, v)
+	if v != nil {
+		ctx = v.with(ctx)
+	}
+	s.work, s.pid, s.close = func() error { return work(ctx) }, pid, done
 	return s, err
 }
 
-// compare lets the sides take turns of so many operations as fit into a slice.
-func compare(ctx, written context.Context, rounds int, plain, stamped *side) error {
+// compare lets the sides take turns of so many operations as the first one does in a
+// slice.
+func compare(rounds int, sides ...*side) error {
 	rounds = max(2*parts, rounds-rounds%parts)
-	if err := errors.Join(plain.turn(ctx, 200), stamped.turn(written, 200)); err != nil {
-		return err
+	for _, s := range sides {
+		if err := s.turn(200); err != nil {
+			return err
+		}
 	}
-	n := max(2, int(float64(plain.n)*slice.Seconds()/plain.took[0].Seconds()))
-	for _, s := range []*side{plain, stamped} {
+	n := max(2, int(float64(sides[0].n)*slice.Seconds()/sides[0].took[0].Seconds()))
+	for _, s := range sides {
 		s.took, s.n, s.client, s.sent = nil, 0, 0, 0
 		used, err := processCPU(s.pid)
 		if err != nil {
@@ -220,19 +264,13 @@ func compare(ctx, written context.Context, rounds int, plain, stamped *side) err
 	}
 	for round := range rounds {
 		// Whoever is second in one round is first in the next.
-		for i := range 2 {
-			err := error(nil)
-			if (round+i)%2 == 0 {
-				err = plain.turn(ctx, n)
-			} else {
-				err = stamped.turn(written, n)
-			}
-			if err != nil {
+		for i := range sides {
+			if err := sides[(round+i)%len(sides)].turn(n); err != nil {
 				return err
 			}
 		}
 	}
-	for _, s := range []*side{plain, stamped} {
+	for _, s := range sides {
 		used, err := processCPU(s.pid)
 		if err != nil {
 			return err
@@ -242,10 +280,10 @@ func compare(ctx, written context.Context, rounds int, plain, stamped *side) err
 	return nil
 }
 
-func (s *side) turn(ctx context.Context, n int) error {
+func (s *side) turn(n int) error {
 	used, sent, began := cpu(), s.trips.count(), time.Now()
 	for range n {
-		if err := s.work(ctx); err != nil {
+		if err := s.work(); err != nil {
 			return err
 		}
 	}
@@ -256,22 +294,28 @@ func (s *side) turn(ctx context.Context, n int) error {
 	return nil
 }
 
-// tell prints a line. The ratio is the median of those of neighbouring turns,
-// which a pause of the machine does not move, and the range that of its medians
-// in the parts of the run.
-func (b *bench) tell(name, commit string, plain, stamped *side) {
-	ratios := make([]float64, len(plain.took))
+// ratio compares how much two sides do in the same time. It is the median of the ratios of
+// neighbouring turns, which a pause of the machine does not move, and the range of
+// their medians in the parts of the run.
+func ratio(one, other *side) (middle, least, most float64) {
+	ratios := make([]float64, len(one.took))
 	for i := range ratios {
-		ratios[i] = plain.took[i].Seconds() / stamped.took[i].Seconds()
+		ratios[i] = one.took[i].Seconds() / other.took[i].Seconds()
 	}
 	var medians []float64
 	for part := range slices.Chunk(ratios, len(ratios)/parts) {
 		medians = append(medians, median(part))
 	}
+	return median(ratios), slices.Min(medians), slices.Max(medians)
+}
+
+// tell prints a line.
+func (b *bench) tell(name, commit string, plain, stamped *side) {
+	middle, least, most := ratio(plain, stamped)
 	rate := func(s *side) float64 { return float64(s.n) / float64(len(s.took)) / median(s.took).Seconds() }
 	each := func(used time.Duration, s *side) float64 { return used.Seconds() * 1e6 / float64(s.n) }
 	b.printf("%-26s %-6s %8.0f %8.0f %5.2f %5.2f-%5.2f %5.0f x%5.2f %5.0f x%5.2f %5.2f %5.2f\n", name, commit, rate(plain), rate(stamped),
-		median(ratios), slices.Min(medians), slices.Max(medians),
+		middle, least, most,
 		each(plain.server, plain), stamped.server.Seconds()/plain.server.Seconds(),
 		each(plain.client, plain), stamped.client.Seconds()/plain.client.Seconds(),
 		float64(plain.sent)/float64(plain.n), float64(stamped.sent)/float64(stamped.n))
