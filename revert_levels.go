@@ -218,6 +218,13 @@ func (l *levels) othersWork() (work othersWork, ok bool) {
 	return work, true
 }
 
+// othersBehind is others, of what is in force behind a position.
+func (l *levels) othersBehind(at Position) bool {
+	return slices.ContainsFunc(l.stack, func(level level) bool {
+		return level.by == writtenByOther && level.wrote.change.Position.Compare(at) > 0
+	})
+}
+
 // covers reports whether a change belongs to the unit, as far as the change tells.
 func (u Unit) covers(c *Change) bool {
 	id := ""

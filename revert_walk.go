@@ -379,7 +379,7 @@ func (h *rowHistory) conclude() (behind bool) {
 	}
 	gone := h.presence.top().value == rowGone
 	r.later.elsewhere = !gone && !r.missing && h.isElsewhere()
-	r.later.remade = !gone && r.action != Create && h.presence.others()
+	r.later.remade = !gone && r.action == Delete && h.presence.others() || !gone && r.action == Update && h.presence.othersBehind(r.last())
 	behind = gone != r.missing && (h.key == store.KeyText(r.key...) || r.oldKey != "" && h.key == r.oldKey) || r.later.elsewhere
 	switch r.action {
 	case Create:
