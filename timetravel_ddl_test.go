@@ -262,6 +262,9 @@ type ddlStory struct {
 	least    int // PostgreSQL's major version
 }
 
+// lookAgain is a step of a story in which tables are looked at.
+const lookAgain = "look again"
+
 var ddlStories = map[string]ddlStory{
 	"primary key moved to more columns": {
 		setup: []string{"CREATE TABLE p (id int PRIMARY KEY, tenant int NOT NULL DEFAULT 7, v int)", "INSERT INTO p VALUES (1, 7, 10), (2, 7, 20)"},
@@ -368,6 +371,13 @@ var ddlStories = map[string]ddlStory{
 		},
 		steps: []string{"INSERT INTO n VALUES (1, 1), (2, 2)", "INSERT INTO t VALUES (2, 1, 'b')"},
 		later: []string{"ALTER TABLE t_1 RENAME TO swap; ALTER TABLE n RENAME TO t_1; ALTER TABLE swap RENAME TO n", "DELETE FROM t WHERE id = 1", "INSERT INTO t_1 VALUES (3, 3)"},
+
+		refusals: true,
+	},
+	"name of a table that came later": {
+		setup: []string{"CREATE TABLE b (id int PRIMARY KEY, v int)", "INSERT INTO b VALUES (1, 1)"},
+		steps: []string{"UPDATE b SET v = 2", "CREATE TABLE n (id int, w text)", "INSERT INTO b VALUES (2, 2)"},
+		later: []string{lookAgain, "ALTER TABLE n RENAME TO swap; ALTER TABLE b RENAME TO n; ALTER TABLE swap RENAME TO b", "UPDATE n SET v = 3 WHERE id = 1", "INSERT INTO b VALUES (1, 'x')"},
 
 		refusals: true,
 	},
@@ -491,6 +501,11 @@ func (s ddlStory) run(t *testing.T, traced, behind bool) {
 	copies := []copied{copyTables(t, a, "the beginning")}
 	act := func(steps []string) {
 		for _, step := range steps {
+			if step == lookAgain {
+				a.Sync(t)
+				refresh(t, a)
+				continue
+			}
 			a.Exec(t, step)
 			if !behind && strings.Contains(step, "CREATE TABLE") {
 				refresh(t, a)

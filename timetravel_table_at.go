@@ -155,7 +155,7 @@ func (t *travel) coverageOf(ctx context.Context, name tableName) (store.Coverage
 		if found := t.holding(then); len(found) > 0 {
 			return t.one(ctx, name, found)
 		}
-		if t.lent(name, ever) {
+		if t.lent(name, ever) || t.lentSince(name, last) {
 			e := &HistoryError{Table: qualifiedName(name.schema, name.table), Asked: t.point.String(), Reason: ErrNotTracked, Detail: "another table had the name then, and was not tracked yet"}
 			return store.Coverage{}, e
 		}
@@ -226,6 +226,19 @@ func (t *travel) lent(name tableName, others []store.Coverage) bool {
 		}
 	}
 	return false
+}
+
+// lentSince reports whether a table that is none of those got the name behind the moment:
+// it may have had it before that, when nobody looked.
+func (t *travel) lentSince(name tableName, holders []uint32) bool {
+	for _, v := range t.facts.Versions {
+		if v.Position > t.through && v.Root == 0 && !v.Dropped && !slices.Contains(holders, v.RelationID) && name.matches(tableName{v.Schema, v.Table}) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(t.facts.Coverage, func(cov store.Coverage) bool {
+		return cov.From > t.through && !slices.Contains(holders, cov.RelationID) && name.matches(tableName{cov.Schema, cov.Table})
+	})
 }
 
 // renamedTo returns the stays of a table that has been given the name so lately
