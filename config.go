@@ -162,8 +162,8 @@ type Config struct {
 	// not captured by then is a recorded gap. Default: no bound. At least 64 MiB.
 	MaxRetainedWAL int64
 
-	// RefreshInterval is how often the catalog is asked for new tables; each
-	// time costs one query. Client.Refresh asks at once. Default: 2 seconds.
+	// RefreshInterval is how often the catalog is asked for new tables; which
+	// costs one statement where nothing was written since. Client.Refresh asks at once. Default: 2 seconds.
 	// Negative: never.
 	RefreshInterval time.Duration
 

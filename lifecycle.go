@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hindsight-go/audit/capture"
@@ -35,6 +36,9 @@ type run struct {
 	// holds the lock on setting up.
 	shapes map[uint32]string
 	looks  looks
+	// rest is where the source's WAL ended when the last look at the tables began, if that
+	// left nothing to do and saw all that was committed; else 0.
+	rest atomic.Uint64
 }
 
 // Start checks the source, sets up what is missing, and then captures in the
@@ -353,7 +357,7 @@ func (c *Client) maintain(ctx context.Context, r *run) {
 			return
 		case <-tables.C:
 			if c.cfg.RefreshInterval > 0 && c.state() == capture.Streaming {
-				err = c.refreshTables(ctx, r)
+				err = c.refreshIfWritten(ctx, r)
 			}
 		case <-c.poke:
 			err = c.refreshTables(ctx, r)

@@ -49,6 +49,18 @@ func (c *Client) Refresh(ctx context.Context) error {
 	return errors.Join(problems...)
 }
 
+// refreshIfWritten is refreshTables, unless nothing was written to the source since the
+// last look: a catalog does not change without WAL.
+func (c *Client) refreshIfWritten(ctx context.Context, r *run) error {
+	if rest := LSN(r.rest.Load()); rest != 0 {
+		here, err := c.position(ctx)
+		if err != nil || here == rest {
+			return err
+		}
+	}
+	return c.refreshTables(ctx, r)
+}
+
 // refreshTables is joinTables while nobody else sets up.
 func (c *Client) refreshTables(ctx context.Context, r *run) error {
 	locked, release, err := c.lockSetup(ctx, refreshPatience)
@@ -142,6 +154,7 @@ func (c *Client) joinAtStart(ctx context.Context, r *run) (map[uint32]capture.Tr
 // that were published just before; repaired tells that the publication may have
 // left something out of every table.
 func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]capture.Tracked, repaired bool) error {
+	r.rest.Store(0)
 	checkpoint, err := c.history.Checkpoint(ctx, r.facts.Database)
 	if err != nil {
 		return err
@@ -198,7 +211,8 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]captu
 			return err
 		}
 	}
-	c.setPending(append(pending, wait.pending...))
+	pending = append(pending, wait.pending...)
+	c.setPending(pending)
 	c.mu.Lock()
 	c.last.straddled = wait.left
 	c.mu.Unlock()
@@ -206,7 +220,13 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]captu
 	if err != nil || !told {
 		return err
 	}
-	return c.noteVerified(ctx, r, checkpoint, before)
+	if err := c.noteVerified(ctx, r, checkpoint, before); err != nil {
+		return err
+	}
+	if len(before.writers) == 0 && !slices.ContainsFunc(pending, func(p capture.Pending) bool { return !p.Never }) {
+		r.rest.Store(uint64(before.position))
+	}
+	return nil
 }
 
 // look is where a look at the tables begins. It does not see what was done by a
