@@ -326,6 +326,7 @@ func (q *request) segment(name string, number int) string {
 
 // render writes a page. Nothing is written before all of it is made.
 func (q *request) render(code int, name, nav, title string, view View, body any) error {
+	q.users[q.access.User] = true
 	p := &page{Title: title, Nav: nav, Base: q.base(), Access: q.access, Body: body, People: q.names()}
 	p.Complete = q.completeness()
 	var b bytes.Buffer

@@ -144,7 +144,7 @@ function timeSlider(root) {
   });
 }
 
-// The live tail. Events are drawn once a frame, and the list is bounded, so that a thousand
+// The live tail. Events are drawn some times a second, and the list is bounded, so that a thousand
 // a second do not hold the page up.
 const mostLines = 300;
 function tail(root) {
@@ -210,7 +210,7 @@ function tail(root) {
       const changes = JSON.parse(event.data);
       seen += changes.length;
       waiting.push(...changes);
-      if (!drawing) { drawing = true; requestAnimationFrame(draw); }
+      if (!drawing) { drawing = true; setTimeout(() => requestAnimationFrame(draw), seen > mostLines ? 200 : 0); }
     };
     source.onerror = () => {
       say(source.readyState === EventSource.CLOSED ? 'The stream was refused. Trying again…' : 'The stream broke off. Trying again…', true);
