@@ -21,8 +21,8 @@ import (
 type bankModel struct {
 	*busyBank
 	cells map[string][]*bankEntry // by table, key and column
-	// taken is what the transactions of reverts did, by the cells.
-	taken    map[string]map[string]bankTaken
+	// taken is what the transactions of reverts did to the cells, oldest first.
+	taken    map[string][]bankTaken
 	made     map[string]string // the transactions of reverts, by the reverts
 	versions map[string]int64  // by the accounts
 	done     []*bankTransaction
@@ -35,8 +35,11 @@ type bankEntry struct {
 	owners []string
 }
 
-// bankTaken is what was in force in a cell before and after a revert.
-type bankTaken struct{ before, after []*bankEntry }
+// bankTaken is what was in force in a cell before and after the transaction of a revert.
+type bankTaken struct {
+	by            string
+	before, after []*bankEntry
+}
 
 // bankTransaction is what one transaction did.
 type bankTransaction struct {
@@ -48,7 +51,7 @@ type bankTransaction struct {
 
 func newBankModel(b *busyBank) *bankModel {
 	return &bankModel{
-		busyBank: b, cells: make(map[string][]*bankEntry), taken: make(map[string]map[string]bankTaken), made: make(map[string]string),
+		busyBank: b, cells: make(map[string][]*bankEntry), taken: make(map[string][]bankTaken), made: make(map[string]string),
 		versions: make(map[string]int64),
 	}
 }
@@ -224,8 +227,10 @@ func (m *bankModel) applyRevert(t *testing.T, tx *bankTransaction, r bankRevert)
 		case did && entries[len(entries)-1].value == wrote[1]:
 		case did && r.policy == audit.Overwrite && named:
 			entries = m.below(cell, wrote[1])
-			if taken := m.taken[m.made[r.unit]][cell]; entries == nil && taken.before != nil && taken.before[len(taken.before)-1].value == wrote[1] {
-				entries = append(slices.Clone(m.cells[cell]), taken.before[len(taken.before)-1]) // done again over others' work
+			for _, taken := range m.taken[cell] {
+				if before := taken.before[len(taken.before)-1]; entries == nil && taken.by == m.made[r.unit] && before.value == wrote[1] {
+					entries = append(slices.Clone(m.cells[cell]), before) // done again over others' work
+				}
 			}
 			if entries == nil {
 				t.Errorf("%s writes %s to %s, which was not there before it: %s", who, wrote[1], cell, m.story(cell))
@@ -246,12 +251,8 @@ func (m *bankModel) applyRevert(t *testing.T, tx *bankTransaction, r bankRevert)
 			t.Errorf("%s is half done: it leaves %s in %s, and others' work makes it %s: %s", who, m.top(cell), cell, entries[len(entries)-1].value, m.story(cell))
 			continue
 		}
-		before := m.cells[cell]
+		m.taken[cell] = append(m.taken[cell], bankTaken{self, m.cells[cell], entries})
 		m.cells[cell] = entries
-		if m.taken[self] == nil {
-			m.taken[self] = make(map[string]bankTaken)
-		}
-		m.taken[self][cell] = bankTaken{before, entries}
 	}
 }
 
@@ -267,9 +268,8 @@ func (m *bankModel) without(cell string, units map[string]bool) (entries, gone [
 		return slices.ContainsFunc(e.owners, func(owner string) bool { return units[owner] })
 	}
 	now := slices.Clone(m.cells[cell])
-	for _, tx := range slices.Backward(m.done) {
-		taken, ok := m.taken[fmt.Sprintf("transaction %d", tx.id)][cell]
-		if !ok || !units[fmt.Sprintf("transaction %d", tx.id)] {
+	for _, taken := range slices.Backward(m.taken[cell]) {
+		if !units[taken.by] {
 			continue
 		}
 		for len(now) > len(taken.after) && ofUnits(now[len(now)-1]) {

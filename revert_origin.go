@@ -35,8 +35,10 @@ type conflictOrigin struct {
 	// row is to reference again may have been made by the selection.
 	instead *conflictOrigin
 
-	// later are the changes that have to be reverted for the conflict to go away.
+	// later are the changes that have to be reverted for the conflict to go away, moved tells
+	// that any of them put the row there, took it away or gave it another key.
 	later []Position
+	moved bool
 }
 
 // originChunk is how many rows one query asks for.
@@ -62,8 +64,9 @@ func (p *planner) findOrigins(ctx context.Context, conflicts []Conflict) error {
 
 // keepInForce leaves out of what has to be reverted for a conflict to go away what is out
 // of force in its column: what others wrote there and a revert has undone or written over.
-func (c *Conflict) keepInForce() {
-	if c.Kind != ColumnChanged && c.Kind != ColumnInterleaved {
+// Where the row itself went or came meanwhile, all of it stays.
+func (p *planner) keepInForce(c *Conflict) {
+	if len(p.reverts) == 0 || c.Kind != ColumnChanged && c.Kind != ColumnInterleaved || c.origin.moved {
 		return
 	}
 	work, told := c.row.later.inForce[c.row.table.columns.index[c.Column]]
@@ -234,6 +237,7 @@ func (c *Conflict) consider(change *Change, left bool) {
 		}
 		c.Change = change
 		o.later = append(o.later, change.Position)
+		o.moved = o.moved || puts || takesAway
 		return
 	}
 	// What followed on the change behind it has to be reverted with it.

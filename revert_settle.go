@@ -228,7 +228,7 @@ func (p *planner) settle(ctx context.Context, found []Conflict) (more, fresh boo
 		if c := &found[i]; c.origin.unseen && c.Change != nil {
 			c.origin.unseen = false // it is gone, and not only hidden
 		}
-		found[i].keepInForce()
+		p.keepInForce(&found[i])
 		found[i].stays = found[i].stays || found[i].origin.unseen
 	}
 	var transactions, requests []Position
