@@ -36,7 +36,8 @@ const (
 type outcome struct {
 	strike
 	began, ended time.Time
-	again        time.Duration // from its end until new writes were in history
+	again        time.Duration // from its end, or that of the last that came with it, until new writes were in history
+	over         time.Time     // when they were
 	said         [ways]time.Duration
 	text         string // the first that was said
 }
@@ -111,7 +112,7 @@ func (w *world) strikeAll(t *testing.T) (outcomes []*outcome, truths []truth) {
 		w.probes.close()
 		pause(t, 600*time.Millisecond) // for the answers under way
 		for _, o := range these {
-			o.again = again
+			o.again, o.over = again, time.Now()
 			o.listen(w)
 		}
 		outcomes = append(outcomes, these...)
@@ -243,7 +244,7 @@ func (w *world) judge(t *testing.T, outcomes []*outcome, problems []problem, gap
 	}
 	for _, g := range gaps {
 		mayBe := slices.ContainsFunc(outcomes, func(o *outcome) bool {
-			return o.gap && !o.began.After(g.At) && g.At.Before(o.ended.Add(o.again).Add(aftermath))
+			return o.gap && !o.began.After(g.At) && g.At.Before(o.over.Add(aftermath))
 		})
 		if !mayBe {
 			t.Errorf("a gap was recorded at %s that no strike explains: %s", g.At.Format(time.TimeOnly), g.Reason)
