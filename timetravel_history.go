@@ -186,6 +186,14 @@ func (p *pastTable) versionsOf(ctx context.Context, key []any) ([]RowVersion, er
 			}
 		case !there && c.Operation == Truncate:
 			continue
+		case c.Operation == Truncate && truncatesPart(&c.Defect):
+			gone, told := wentWithPart(changes[i+1:])
+			switch {
+			case !told && values == nil && !absent:
+				return nil, p.refuse(ErrIncomplete, "only a partition was emptied at "+c.Position.String()+", and whether the row was in it is not in history", 0)
+			case !told && !absent, told && !gone:
+				continue
+			}
 		case !there && c.Operation != Create && !c.Before.IsEmpty():
 			if came, ok := p.arrived(from, c.Position.LSN, c.Before, len(versions) == 0); ok {
 				add(came)
@@ -203,6 +211,17 @@ func (p *pastTable) versionsOf(ctx context.Context, key []any) ([]RowVersion, er
 		}
 	}
 	return versions, nil
+}
+
+// wentWithPart tells by the changes that follow whether a row was in a partition that was
+// emptied. They do not tell if none follows.
+func wentWithPart(next []Change) (gone, told bool) {
+	for i := range next {
+		if next[i].Operation != Truncate {
+			return next[i].Operation == Create, true
+		}
+	}
+	return false, false
 }
 
 // sameRow reports whether two images have the same values, in the columns that both have.

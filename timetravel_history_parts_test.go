@@ -203,3 +203,44 @@ func TestHistory_PartsOfPartsAndOfOthers(t *testing.T) {
 		})
 	}
 }
+
+// A row is under the key that its table had when it was written, also where the partition
+// is heard of for the first time when the table has another one; and TRUNCATE of another
+// partition does not take it away.
+func TestHistory_OfPartitionsHeardOfLate(t *testing.T) {
+	t.Parallel()
+	db := audittest.NewDatabase(t)
+	for _, sql := range []string{
+		"CREATE TABLE t (id int, part int, v text, PRIMARY KEY (id, part)) PARTITION BY LIST (part)",
+		"CREATE TABLE t_1 PARTITION OF t FOR VALUES IN (1)", "CREATE TABLE t_2 (v text, part int NOT NULL, id int NOT NULL)",
+		"ALTER TABLE t ATTACH PARTITION t_2 FOR VALUES IN (2)", "INSERT INTO t VALUES (1, 1, 'a')",
+	} {
+		db.Exec(t, sql)
+	}
+	a := audittest.Open(t, db, audit.Config{RefreshInterval: -1})
+	mustStart(t, a)
+	t.Cleanup(func() { a.Stop(t) })
+	var then copied
+	restart(t, a, func() {
+		a.Exec(t, "INSERT INTO t VALUES (6, 2, 'x'), (2, 1, 'b')")
+		a.Exec(t, "TRUNCATE t_1")
+		then = copyTables(t, a, "emptied")
+		a.Exec(t, "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (part)")
+	})
+	a.Sync(t)
+	if key := audittest.Value[string](t, db, "SELECT string_agg(primary_key, ' ' ORDER BY sequence) FROM audit.changes WHERE operation = 'CREATE'"); key != `["6","2"] ["2","1"]` {
+		t.Errorf("the rows are stored under %s", key)
+	}
+	blames, err := then.point.Blame(t.Context(), "t", 6, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range blames {
+		if b.Change == nil || b.Change.Operation != audit.Create {
+			t.Errorf("%s was set by %v", b.Column, b.Change)
+		}
+	}
+	a.Exec(t, "UPDATE t SET v = 'y'")
+	a.Sync(t)
+	wantTold(t, a, "t", []any{2}, "CREATE: x", "UPDATE: y")
+}

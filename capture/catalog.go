@@ -94,11 +94,15 @@ func (s *session) structureOf(ctx context.Context, m relationMessage) (*wal.Stru
 	case found == nil:
 		found = known.As(m.Schema, m.Table, m.Columns)
 	case known == nil:
-		if root := s.rootOf(m.OID); root != nil { // it may have been detached since
+		root := s.rootOf(m.OID)
+		if root != nil { // it may have been detached since
 			found.Root, found.RootSchema, found.RootTable = root.OID, root.Schema, root.Table
 		}
 		if !found.Sends(m.Columns) {
 			err = s.align(ctx, found, known, m)
+		}
+		if root != nil {
+			found.KeyOf(root) // which the stream told, and may be another by now
 		}
 	case !found.Sends(m.Columns):
 		err = s.align(ctx, found, known, m)

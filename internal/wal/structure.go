@@ -141,6 +141,24 @@ func (s *Structure) HasKey() bool {
 	})
 }
 
+// KeyOf gives a partition the primary key of its root, whose columns have the same names. It
+// does nothing where the partition has other columns.
+func (s *Structure) KeyOf(root *Structure) {
+	key := make([]int16, 0, len(root.Key))
+	for _, attnum := range root.Key {
+		of := slices.IndexFunc(root.Columns, func(a Attribute) bool { return a.Attnum == attnum })
+		if of < 0 {
+			return
+		}
+		at := slices.IndexFunc(s.Columns, func(a Attribute) bool { return a.Name == root.Columns[of].Name })
+		if at < 0 {
+			return
+		}
+		key = append(key, s.Columns[at].Attnum)
+	}
+	s.Key = key
+}
+
 // As returns the structure under the names and with the columns of a Relation
 // message that came when the table was gone from the catalog. Columns that the
 // structure does not know as they are in the message have no number, and the copy
