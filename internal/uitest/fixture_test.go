@@ -141,7 +141,7 @@ func (s *shop) large(t *testing.T, n int) {
 	s.Exec(t, fmt.Sprintf(`
 		INSERT INTO audit.changes (position, sequence, committed_at, transaction_id, database, schema, "table", primary_key, operation, before, after, context, environment, queued_at)
 		SELECT '0/100000'::pg_lsn + (n / 3) * 8, n %% 3 + 1, now() - (%[1]d - n) * interval '2 s', 10 + n / 3, current_database(), 'public', 'past_' || n %% 20,
-			(n * 7919 %% 20000)::text, 'UPDATE', jsonb_build_object('id', n, 'state', 'new', 'filler', repeat('y', 60)), jsonb_build_object('id', n, 'state', '=paid', 'filler', repeat('x', 60)),
+			(n::bigint * 7919 %% 20000)::text, 'UPDATE', jsonb_build_object('id', n, 'state', 'new', 'filler', repeat('y', 60)), jsonb_build_object('id', n, 'state', '=paid', 'filler', repeat('x', 60)),
 			CASE WHEN n %% 10 > 0 THEN jsonb_build_object('userId', (n %% 1009)::text, 'requestId', 'request-' || n / 12, 'traceId', 'trace-' || n / 40, 'endpoint', 'POST /e' || n %% 10, 'worker', 'w' || n %% 7) END, 'test', now()
 		FROM generate_series(0, %[1]d - 1) AS n`, n))
 	s.Exec(t, "VACUUM ANALYZE audit.changes")
