@@ -4,6 +4,7 @@
 // audithttp; that is all the code that says who.
 //
 //	go run ./examples/todo
+//	go run ./examples/todo -ui    # and then look at it in the browser
 //
 // It needs nothing but Go and PostgreSQL's server binaries or a container
 // engine: the database is a throwaway one that is gone when the program ends.
@@ -13,6 +14,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -28,12 +30,15 @@ import (
 	"github.com/hindsight-go/audit/audithttp"
 	"github.com/hindsight-go/audit/auditpgx"
 	"github.com/hindsight-go/audit/audittest"
+	"github.com/hindsight-go/audit/auditui"
 )
 
 func main() {
+	inBrowser := flag.Bool("ui", false, "serve the story to the browser until Ctrl-C")
+	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, os.Stdout); err != nil {
+	if err := run(ctx, os.Stdout, *inBrowser); err != nil {
 		fmt.Fprintln(os.Stderr, "todo:", err)
 		stop()
 		os.Exit(1)
@@ -42,7 +47,7 @@ func main() {
 
 // run is the program: a database, the history of it, the service, and two people
 // who use it.
-func run(ctx context.Context, out io.Writer) (err error) {
+func run(ctx context.Context, out io.Writer, inBrowser bool) (err error) {
 	database, err := audittest.StartDatabase(ctx)
 	if err != nil {
 		return err
@@ -102,7 +107,33 @@ func run(ctx context.Context, out io.Writer) (err error) {
 	if err := tellStory(ctx, out, pool, address); err != nil {
 		return err
 	}
-	return history.Stop(ctx)
+	if !inBrowser {
+		fmt.Fprintln(out, "\nTo see all this in the browser: go run ./examples/todo -ui")
+		return history.Stop(ctx)
+	}
+	return show(ctx, out, history)
+}
+
+// show serves the history to the browser until ctx ends.
+func show(ctx context.Context, out io.Writer, history *audit.Client) error {
+	ui, err := auditui.New(history, auditui.Config{
+		// Whoever can reach this program may do anything: it is a database of its own, and
+		// listens on this machine only.
+		Access: func(*http.Request) (auditui.Access, error) {
+			return auditui.Access{User: "you", Values: true, Export: true, Revert: true}, nil
+		},
+	})
+	if err != nil {
+		return err
+	}
+	address, stop, err := serve(ctx, ui)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	fmt.Fprintf(out, "\nAll this is at %s/ until Ctrl-C.\n", address)
+	<-ctx.Done()
+	return history.Stop(context.WithoutCancel(ctx))
 }
 
 // serve runs a handler on a free port until stop is called.

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"io"
+	"net/http"
 	"os"
 	"regexp"
 	"strings"
@@ -27,13 +30,54 @@ func TestPrintsTheFiveRowsAndTheStory(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	if err := run(ctx, &out); err != nil {
+	if err := run(ctx, &out, false); err != nil {
 		t.Fatal(err)
 	}
 	got := committedAt.ReplaceAllString(out.String(), "2024-01-02 03:04:05+00")
 	got = transactionID.ReplaceAllString(got, "transaction 731")
 	if diff := cmp.Diff(string(want), got); diff != "" {
 		t.Errorf("the program printed something else (-want +got):\n%s", diff)
+	}
+}
+
+// With -ui the story can be looked at in a browser until the program is told to end.
+func TestShowsTheStoryInTheBrowser(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	out, in := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		err := run(ctx, in, true)
+		_ = in.Close()
+		done <- err
+	}()
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		address, found := strings.CutPrefix(lines.Text(), "All this is at ")
+		if !found {
+			continue
+		}
+		address, _, _ = strings.Cut(address, " ")
+		for page, want := range map[string]string{"": "todo", "rows/public.todo/29": "Write less code"} {
+			request, err := http.NewRequestWithContext(ctx, http.MethodGet, address+page, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			response, err := http.DefaultClient.Do(request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(response.Body)
+			_ = response.Body.Close()
+			if err != nil || response.StatusCode != http.StatusOK || !strings.Contains(string(body), want) {
+				t.Errorf("%s answers %s, %v, without %q", address+page, response.Status, err, want)
+			}
+		}
+		cancel()
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 
