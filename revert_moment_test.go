@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/audittest"
 )
 
 // Whatever was done since, tables go back to any moment that history covers, and
@@ -118,4 +120,25 @@ func TestRequestAcrossAGapIsRefused(t *testing.T) {
 	// Behind the gap all is well.
 	apply(t, u.Client.RevertTables(u.Client.AtPosition(to), "customer"))
 	u.Exec(t, "DELETE FROM audit.gaps")
+}
+
+// A moment before the table was tracked is refused, by whatever it is told: changes from
+// between are not in history.
+func TestRevert_ToAMomentBeforeTracking(t *testing.T) {
+	t.Parallel()
+	u := newUndo(t, shop)
+	before := must(audit.ParsePosition(audittest.Value[string](t, u.Database, "SELECT '0/1'::pg_lsn::text")))
+	u.request(t, "first", "UPDATE customer SET city = 'Bonn'")
+	u.Sync(t)
+	for name, moment := range map[string]audit.Point{
+		"a day ago": u.Client.AsOf(time.Now().Add(-24 * time.Hour)), "a year ago": u.Client.AsOf(time.Now().AddDate(-1, 0, 0)),
+		"long before the Unix epoch": u.Client.AsOf(time.Date(1800, 1, 1, 0, 0, 0, 0, time.UTC)), "position": u.Client.AtPosition(before),
+	} {
+		for what, revert := range map[string]audit.Reversal{"RevertTables": u.Client.RevertTables(moment, "customer"), "RevertRow": u.Client.RevertRow(moment, "customer", 1)} {
+			plan, err := revert.Plan(t.Context())
+			if !errors.Is(err, audit.ErrBeforeHistory) {
+				t.Errorf("%s to %s: %v, %v", what, name, plan, err)
+			}
+		}
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pgx/v5"
@@ -89,7 +90,7 @@ func (c *Client) newPlanner(ctx context.Context, r Reversal) (*planner, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := p.coveredSince(t.through); err != nil {
+		if err := p.coveredSince(t); err != nil {
 			return nil, err
 		}
 		p.through = &t.through
@@ -140,7 +141,8 @@ func (p *planner) sameKeySince(ctx context.Context, t *travel) error {
 
 // coveredSince refuses to go back to a moment if history misses something since:
 // of any of the tables, by the names that they have now.
-func (p *planner) coveredSince(through LSN) error {
+func (p *planner) coveredSince(t *travel) error {
+	through := t.through
 	if horizon := p.facts.Horizon; through < horizon.Position {
 		return &HistoryError{
 			Table: p.r.tables[0], Asked: p.r.to.String(), Reason: ErrPastRetention, Detail: "changes since were dropped",
@@ -157,14 +159,14 @@ func (p *planner) coveredSince(through LSN) error {
 		if err != nil {
 			return &FilterError{Filter: "ForTable", Reason: err.Error(), cause: err}
 		}
-		known, since := false, LSN(0)
+		known, since, sinceTime := false, LSN(0), time.Time{}
 		for _, v := range p.facts.Coverage {
 			if v.Table != name.table || name.schema != "" && v.Schema != name.schema {
 				continue
 			}
 			known = true
-			if v.Until == 0 {
-				since = max(since, v.From)
+			if v.Until == 0 && v.From > since {
+				since, sinceTime = v.From, v.FromTime.UTC()
 			}
 		}
 		switch {
@@ -172,8 +174,8 @@ func (p *planner) coveredSince(through LSN) error {
 			return &HistoryError{Table: table, Asked: p.r.to.String(), Reason: ErrNotTracked}
 		case since == 0:
 			return &HistoryError{Table: table, Asked: p.r.to.String(), Reason: ErrNotTracked, Detail: "there is no such table any more"}
-		case since > through:
-			return &HistoryError{Table: table, Asked: p.r.to.String(), Reason: ErrBeforeHistory, Earliest: Position{LSN: since}}
+		case since > through, !t.at.IsZero() && t.at.Before(sinceTime): // until the first commit behind a time nothing was written that is known
+			return &HistoryError{Table: table, Asked: p.r.to.String(), Reason: ErrBeforeHistory, Earliest: Position{LSN: since}, EarliestTime: sinceTime}
 		}
 	}
 	return nil
