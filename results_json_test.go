@@ -102,6 +102,7 @@ func results() []any {
 			State: "streaming", Err: errors.New("the store is away"), Database: "shop", Position: jsonAt.LSN, SourcePosition: jsonAt.LSN, LagBytes: 7, CommittedAt: jsonTime,
 			Changes: 9, Slot: slot, Warnings: []audit.Warning{warning}, Gaps: []audit.Gap{gap}, Tables: []audit.TableStatus{table},
 		},
+		audit.NamedMark{Name: "before the import", Position: jsonAt, MarkedAt: jsonTime},
 		audit.BaselineProgress{Table: "public.todo", Rows: 3, Done: true},
 		audit.ForkProgress{Table: "public.todo", Rows: 3, Done: true},
 		audit.ForkResult{Completeness: completeness, Rows: map[string]int64{"public.todo": 3}, Skipped: []string{"todo_pkey"}},

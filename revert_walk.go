@@ -20,6 +20,8 @@ type rowHistory struct {
 	// moved are the keys that it was given, the ones that it has lost again included:
 	// it may have been written to under any of them.
 	moved []string
+	// movedAt is where it was given the last of them.
+	movedAt Position
 	// presence tells whether there is a row, columns holds the values of those that
 	// matter.
 	presence *levels
@@ -202,7 +204,7 @@ func (w *historyWalk) take(ctx context.Context, c *Change) error {
 		}
 		index[from] = slices.DeleteFunc(slices.Clone(index[from]), func(o *rowHistory) bool { return o == h })
 		index[key] = append(index[key], h)
-		h.key, h.moved = key, append(h.moved, key)
+		h.key, h.moved, h.movedAt = key, append(h.moved, key), c.Position
 	}
 	return nil
 }
@@ -359,11 +361,10 @@ func (h *rowHistory) write(c *collapse, m *imageMap, at int, before, after json.
 	levels.write(value, by)
 }
 
-// isElsewhere tells that the row was given another key than the one that the selection
-// left it.
+// isElsewhere tells that the row was given another key behind the selection.
 func (h *rowHistory) isElsewhere() bool {
 	r := h.row
-	return len(h.moved) > 0 && h.key != store.KeyText(r.key...) && h.key != r.oldKey && h.key != r.rawKey &&
+	return !h.over && h.movedAt.Compare(r.last()) > 0 && h.key != store.KeyText(r.key...) && h.key != r.oldKey && h.key != r.rawKey &&
 		(r.printed == nil || h.key != store.KeyText(r.printed...))
 }
 
@@ -379,7 +380,7 @@ func (h *rowHistory) conclude() (behind bool) {
 	}
 	gone := h.presence.top().value == rowGone
 	r.later.elsewhere = !gone && !r.missing && h.isElsewhere()
-	r.later.remade = !gone && r.action == Delete && h.presence.others() || !gone && r.action == Update && h.presence.othersBehind(r.last())
+	r.later.remade = !gone && r.action == Delete && h.presence.others() || !gone && !h.over && r.action == Update && h.presence.othersBehind(r.last())
 	behind = gone != r.missing && (h.key == store.KeyText(r.key...) || r.oldKey != "" && h.key == r.oldKey) || r.later.elsewhere
 	switch r.action {
 	case Create:
