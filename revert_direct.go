@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"slices"
 
+	sq "github.com/Masterminds/squirrel"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hindsight-go/audit/internal/wal"
+	"github.com/hindsight-go/audit/store"
 )
 
 // directRows is from how many rows on a revert is first tried with statements that
@@ -63,6 +66,9 @@ func (a *applier) direct(ctx context.Context, p *planner, plan *Plan) (done bool
 	if past, err := p.pastOfUnit(ctx); past != nil || err != nil {
 		return false, err
 	}
+	if replaced, err := p.replaced(ctx, plan.p.rows); replaced || err != nil {
+		return false, err
+	}
 	before := *a
 	a.p, a.plan, a.guarded = plan.p, plan, true
 	a.result = &Result{Of: a.r.unit, Plan: plan, Unchanged: plan.Unchanged, Skipped: plan.Skipped}
@@ -73,6 +79,65 @@ func (a *applier) direct(ctx context.Context, p *planner, plan *Plan) (done bool
 	stages := a.stages
 	*a = before
 	a.stages = stages
+	return false, nil
+}
+
+// laterRead is how many changes behind the selection are read for each of its rows, to
+// know whether one of them was removed or renamed since.
+const laterRead = 10
+
+// replaced tells that a row that would be restored was removed since, or given another key,
+// so that the one under its key is another, or that there are too many later changes to
+// tell. The row itself may hold just what the selection left.
+func (p *planner) replaced(ctx context.Context, rows []*netRow) (bool, error) {
+	type wanted struct {
+		behind LSN
+		keys   map[string]bool
+	}
+	tables := make(map[*target]*wanted)
+	for _, r := range rows {
+		if r.action != Update {
+			continue
+		}
+		w := tables[r.table]
+		if w == nil {
+			w = &wanted{behind: maxLSN, keys: make(map[string]bool)}
+			tables[r.table] = w
+		}
+		w.behind = min(w.behind, r.last().LSN)
+		for _, key := range []string{store.KeyText(p.lastKey(r)...), r.rawKey, r.oldKey} {
+			w.keys[key] = true
+		}
+	}
+	for t, w := range tables {
+		for _, name := range p.namesOf(&conflictOrigin{oid: t.oid, schema: t.schema, table: t.name}) {
+			limit := laterRead * len(rows)
+			sql := sq.StatementBuilder.PlaceholderFormat(sq.Dollar).Select("c.operation", "coalesce(c.primary_key, '')", "coalesce(c.previous_key, '')").
+				From(p.client.table("changes")+" AS c").
+				Where(`c."table" = ? AND c.schema = ? AND c.database = ? AND c.position > ?::pg_lsn`, name.table, name.schema, p.database, w.behind.String()).
+				Limit(uint64(limit))
+			read, found := 0, false
+			_, err := collectAll(ctx, p.client, "look for rows that were replaced", sql, func(row pgx.CollectableRow) (none struct{}, err error) {
+				var operation, key, previous string
+				if err := row.Scan(&operation, &key, &previous); err != nil {
+					return none, err
+				}
+				read++
+				switch Operation(operation) {
+				case Truncate:
+					found = true
+				case Delete:
+					found = found || w.keys[key]
+				default:
+					found = found || previous != "" && w.keys[previous]
+				}
+				return none, nil
+			})
+			if err != nil || found || read == limit {
+				return true, err
+			}
+		}
+	}
 	return false, nil
 }
 
