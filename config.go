@@ -162,9 +162,9 @@ type Config struct {
 	// not captured by then is a recorded gap. Default: no bound. At least 64 MiB.
 	MaxRetainedWAL int64
 
-	// RefreshInterval is how often the catalog is asked for new tables; which
-	// costs one statement where nothing was written since. Client.Refresh asks at once. Default: 2 seconds.
-	// Negative: never.
+	// RefreshInterval is how often the catalog is asked for new tables, which costs
+	// one statement where nothing was written since the last time. Client.Refresh asks
+	// at once. Default: 2 seconds. Negative: never.
 	RefreshInterval time.Duration
 
 	// NoEventTrigger keeps Start from making the event triggers by which the history

@@ -169,7 +169,7 @@ type Execer interface {
 }
 
 // stampSQL names the types, since there is a variant for bytea as well.
-const stampSQL = `SELECT pg_catalog.pg_logical_emit_message(true, $1::text, $2::text)`
+const stampSQL = `SELECT pg_catalog.pg_logical_emit_message(true, $1::pg_catalog.text, $2::pg_catalog.text)`
 
 // Stamp puts the Context that ctx carries into the WAL of the transaction tx,
 // from where capture stitches it to the transaction's changes: to those that

@@ -61,7 +61,8 @@ func (d Difference) Tables(names ...string) Difference {
 
 // All returns the differences table by table, in no order within a table. The
 // rows that were touched between the moments are held in memory, a table at a
-// time.
+// time; all of its rows are where it was truncated in between, has no primary key, or a
+// column of it was replaced or got another type, expression or definition.
 //
 // Each pair is a value and nil, or a zero value and an error; after an error the
 // sequence ends. Each range runs the query again.

@@ -157,3 +157,48 @@ func TestMixedFleet(t *testing.T) {
 		t.Errorf("%v, %v", dans, err)
 	}
 }
+
+// A stamp means the server's types and operators, whatever stands in front of them on
+// the application's search_path: what others make there is not run by it.
+func TestStamp_SearchPathOfOthers(t *testing.T) {
+	t.Parallel()
+	a := audittest.New(t, audit.Config{}, todoSQL, `
+		CREATE SCHEMA x;
+		CREATE DOMAIN x.text AS pg_catalog.text CHECK (false);
+		CREATE DOMAIN x.jsonb AS pg_catalog.jsonb CHECK (false);
+		CREATE FUNCTION x.joined(pg_catalog.jsonb, pg_catalog.jsonb) RETURNS pg_catalog.jsonb LANGUAGE plpgsql AS 'BEGIN RAISE ''run as %'', current_user; END';
+		CREATE OPERATOR x.|| (LEFTARG = pg_catalog.jsonb, RIGHTARG = pg_catalog.jsonb, FUNCTION = x.joined)`)
+	wrote := 0
+	for _, mode := range modes {
+		for _, identity := range []bool{false, true} {
+			q := auditpgx.Config{Identity: identity}.Wrap(newPool(t, a.Database, func(c *pgxpool.Config) {
+				c.ConnConfig.DefaultQueryExecMode = mode
+				c.ConnConfig.RuntimeParams["search_path"] = "x, pg_catalog, public"
+			}))
+			ctx := by(t.Context(), "ann")
+			_, err := q.Exec(ctx, insert, fmt.Sprint(mode, identity), 1)
+			inTx := pgx.BeginFunc(ctx, q, func(tx pgx.Tx) error {
+				if err := audit.Stamp(ctx, tx); err != nil {
+					return err
+				}
+				_, err := tx.Exec(ctx, insert, fmt.Sprint(mode, identity), 2)
+				return err
+			})
+			if wrote += 2; errors.Join(err, inTx) != nil {
+				t.Errorf("%s, identity %t: %v", mode, identity, errors.Join(err, inTx))
+			}
+		}
+	}
+	a.Sync(t)
+	for change, err := range a.Client.Changes().All(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if wrote--; change.Context.UserID != "ann" {
+			t.Errorf("unstamped: %s", change.After)
+		}
+	}
+	if wrote != 0 {
+		t.Errorf("%d changes are missing", wrote)
+	}
+}

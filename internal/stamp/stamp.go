@@ -19,9 +19,9 @@ import (
 // On a standby the function would fail, and there is nothing to stamp: whatever
 // runs there changes nothing. So the stamp is harmless in every transaction.
 const (
-	plainSQL = `SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL ELSE pg_catalog.pg_logical_emit_message(true, $1::text, $2::text) END`
+	plainSQL = `SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL ELSE pg_catalog.pg_logical_emit_message(true, $1::pg_catalog.text, $2::pg_catalog.text) END`
 
-	identitySQL = `SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL ELSE pg_catalog.pg_logical_emit_message(true, $1::text, ($2::text::jsonb || pg_catalog.jsonb_build_object('db', pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('user', session_user, 'application', pg_catalog.current_setting('application_name'), 'address', pg_catalog.host(pg_catalog.inet_client_addr())))))::text) END`
+	identitySQL = `SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL ELSE pg_catalog.pg_logical_emit_message(true, $1::pg_catalog.text, ($2::pg_catalog.text::pg_catalog.jsonb OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_object('db', pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('user', session_user, 'application', pg_catalog.current_setting('application_name'), 'address', pg_catalog.host(pg_catalog.inet_client_addr())))))::pg_catalog.text) END`
 )
 
 // paddingSQL is a second column of a stamp in a savepoint: an empty message, which
