@@ -155,7 +155,8 @@ func (g *guard) checkUnread(tokens []sqlToken, plan *queryPlan, looked map[*rela
 				}
 			}
 		}
-		if named.certain {
+		// Where it may be something else, it is one that the plan reads.
+		if named.certain || slices.ContainsFunc(plan.scans, func(s scan) bool { return s.name == named.name }) {
 			if err := g.checkPart(named.schema, named.name); err != nil {
 				return err
 			}

@@ -251,3 +251,36 @@ func TestView_ReadURL(t *testing.T) {
 		t.Errorf("a bad ReadURL: %v", err)
 	}
 }
+
+// What a partition was called is not in history: its name is refused wherever a query has
+// it, since another may have had it.
+func TestView_NamesOfPartitions(t *testing.T) {
+	t.Parallel()
+	a := audittest.New(t, audit.Config{}, `
+		CREATE TABLE x (id int PRIMARY KEY); INSERT INTO x VALUES (1);
+		CREATE TABLE t (id int, part int, PRIMARY KEY (id, part)) PARTITION BY LIST (part);
+		CREATE TABLE t_1 PARTITION OF t FOR VALUES IN (1); CREATE TABLE t_2 PARTITION OF t FOR VALUES IN (2);
+		INSERT INTO t VALUES (1, 1), (2, 2), (3, 2)`)
+	a.Sync(t)
+	then := a.Client.AtPosition(must(audit.ParsePosition(audittest.Value[string](t, a.Database, "SELECT pg_current_wal_insert_lsn()::text"))))
+	a.Exec(t, "ALTER TABLE t_1 RENAME TO swap; ALTER TABLE t_2 RENAME TO t_1; ALTER TABLE swap RENAME TO t_2")
+	a.Sync(t)
+	for _, from := range []string{
+		"FROM t_1", "FROM public.t_1", "FROM ONLY t_1", "FROM x, t_1", "FROM x, public.t_1 AS p", "FROM (x CROSS JOIN t_1)", "FROM (t_1 CROSS JOIN x)",
+		"FROM x JOIN LATERAL (SELECT FROM t_1) l ON true", "FROM (TABLE t_1) l", "FROM t WHERE part IN (SELECT part FROM t_1)", "FROM t, t_1 WHERE t.id = t_1.id",
+	} {
+		var n int
+		err := then.View(t.Context(), func(tx pgx.Tx) error {
+			return tx.QueryRow(t.Context(), "SELECT count(*) "+from).Scan(&n)
+		})
+		if !refused(err) {
+			t.Errorf("%s: %d, %v", from, n, err)
+		}
+	}
+	var n int
+	if err := then.View(t.Context(), func(tx pgx.Tx) error {
+		return tx.QueryRow(t.Context(), "SELECT count(*) FROM t, x").Scan(&n)
+	}); err != nil || n != 3 {
+		t.Errorf("the whole table: %d, %v", n, err)
+	}
+}
