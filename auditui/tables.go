@@ -20,8 +20,6 @@ const (
 	mostPastRows = 1_000
 	// comparedRows is how many rows that differ from now a page of a table looks at.
 	comparedRows = 10_000
-	// timeStops is how many stops the slider over time has.
-	timeStops = 200
 )
 
 // tablesView is the list of tables.
@@ -105,13 +103,13 @@ type diffLine struct {
 	More      int
 }
 
-// timeSlider goes from when the table is tracked until now.
+// timeSlider goes from when the table is tracked until now, in milliseconds: a history of
+// less than a second has moments to look at, too.
 type timeSlider struct {
 	From, To  time.Time
-	FromUnix  int64
-	ToUnix    int64
-	AtUnix    int64
-	Step      int64
+	FromMilli int64
+	ToMilli   int64
+	AtMilli   int64
 	Marks     []tick
 	Gaps      []gapSpan
 	ViewWidth int
@@ -375,19 +373,18 @@ func (q *request) fillMarks(ctx context.Context, view *tableView) error {
 
 func (q *request) timeSlider(view *tableView) *timeSlider {
 	now := time.Now().UTC()
-	s := &timeSlider{From: view.Since, To: now, FromUnix: view.Since.Unix() + 1, ToUnix: now.Unix(), AtUnix: now.Unix(), ViewWidth: trackWidth}
-	span := max(s.ToUnix-s.FromUnix, 1)
-	s.Step = max(span/timeStops, 1)
+	s := &timeSlider{From: view.Since, To: now, FromMilli: view.Since.UnixMilli() + 1, ToMilli: now.UnixMilli(), AtMilli: now.UnixMilli(), ViewWidth: trackWidth}
+	span := max(s.ToMilli-s.FromMilli, 1)
 	if t, err := parseTime(view.AsOf); err == nil && !t.IsZero() {
-		s.AtUnix = t.Unix()
+		s.AtMilli = t.UnixMilli()
 	}
 	x := func(t time.Time) int {
-		return trackMargin + int((trackWidth-2*trackMargin)*max(0, min(span, t.Unix()-s.FromUnix))/span)
+		return trackMargin + int((trackWidth-2*trackMargin)*max(0, min(span, t.UnixMilli()-s.FromMilli))/span)
 	}
 	for _, m := range view.Marks {
 		s.Marks = append(s.Marks, tick{X: x(m.At), Label: "mark " + m.Name, Link: m.Link})
 		if view.AsOf == "mark:"+m.Name {
-			s.AtUnix = m.At.Unix()
+			s.AtMilli = m.At.UnixMilli()
 		}
 	}
 	for _, gap := range q.status.Gaps {

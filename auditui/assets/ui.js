@@ -129,7 +129,7 @@ function timeSlider(root) {
   const slider = $('#time-slider', root);
   if (!slider) return;
   slider.hidden = false;
-  const at = () => new Date(Number(slider.value) * 1000);
+  const at = () => new Date(Number(slider.value));
   const tell = () => {
     $('#slider-label', root).textContent = inZone.format(at());
     slider.setAttribute('aria-valuetext', inZone.format(at()));
