@@ -23,13 +23,8 @@ const (
 
 // changesView is the list of changes.
 type changesView struct {
-	Filter filter
-	// Problem is what is wrong with the filter.
-	Problem    string
-	Operations []operationChoice
-	Tables     []string
-	Chips      []chip
-	Changes    []changeView
+	filterView
+	Changes []changeView
 	// Older and Newer lead on, Newest to the beginning; empty where there is nothing.
 	Older, Newer, Newest string
 	// Count is how many changes there are, Capped that there are more, Counted that it is
@@ -40,51 +35,16 @@ type changesView struct {
 	Warnings        []string
 	CSV, JSONL      string
 	Tail            string
-	// Saved is the query of the address, as a saved filter keeps it.
-	Saved string
-}
-
-type operationChoice struct {
-	Name string
-	On   bool
 }
 
 func (q *request) changesPage() error {
 	q.loadStatus()
-	view := changesView{Chips: q.chips(), Tables: q.knownTables(), Saved: q.filters().Encode()}
-	code := http.StatusOK
-	f, err := q.filter()
-	if err == nil {
-		err = q.fillChanges(&view, f)
-	}
-	view.Filter = f
-	view.Operations = q.operationChoices(f)
-	// What is wrong with a filter is said beside it.
-	if problem := q.explainFilter(err); problem != "" {
-		view.Problem, code, err = problem, http.StatusBadRequest, nil
-	}
+	var view changesView
+	code, err := q.fillFilter(&view.filterView, func(f filter) error { return q.fillChanges(&view, f) })
 	if err != nil {
 		return err
 	}
 	return q.render(code, "changes", "changes", "Changes", View{Page: "changes", Tables: tablesOf(view.Changes), Rows: len(view.Changes)}, view)
-}
-
-func (q *request) operationChoices(f filter) []operationChoice {
-	var choices []operationChoice
-	for _, op := range operations {
-		choices = append(choices, operationChoice{string(op), slices.Contains(f.Operations, string(op))})
-	}
-	return choices
-}
-
-// explainFilter is what to say of an error that is about the filters themselves.
-func (q *request) explainFilter(err error) string {
-	var bad *requestError
-	var filter *audit.FilterError
-	if errors.As(err, &bad) || errors.As(err, &filter) {
-		return q.explain(err).Text
-	}
-	return ""
 }
 
 func tablesOf(changes []changeView) []string {
@@ -99,11 +59,7 @@ func tablesOf(changes []changeView) []string {
 // fillChanges reads a page of the list, and beside it counts what there is, which may
 // take too long without taking the list along.
 func (q *request) fillChanges(view *changesView, f filter) error {
-	all, err := q.changes()
-	if err != nil {
-		return err
-	}
-	matching, err := q.apply(f, all)
+	matching, err := q.matching(f)
 	if err != nil {
 		return err
 	}

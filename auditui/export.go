@@ -29,15 +29,7 @@ func (q *request) export() error {
 		return errNoPage
 	}
 	q.loadStatus()
-	f, err := q.filter()
-	if err != nil {
-		return err
-	}
-	all, err := q.changes()
-	if err != nil {
-		return err
-	}
-	matching, err := q.apply(f, all)
+	matching, err := q.filtered()
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,8 @@
 package auditui
 
 import (
+	"errors"
+	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
@@ -63,6 +65,68 @@ func (q *request) filter() (filter, error) {
 		q.tables = []string{f.Table}
 	}
 	return f, nil
+}
+
+// filterView is what the pages of lists show of their filter.
+type filterView struct {
+	Filter filter
+	// Problem is what is wrong with the filter.
+	Problem    string
+	Operations []operationChoice
+	Tables     []string
+	Chips      []chip
+	// Saved is the query of the address, as a saved filter keeps it.
+	Saved string
+}
+
+type operationChoice struct {
+	Name string
+	On   bool
+}
+
+// fillFilter reads the filter, fills the list with it, and says beside the filter what is
+// wrong with that.
+func (q *request) fillFilter(view *filterView, fill func(filter) error) (code int, err error) {
+	view.Chips, view.Tables, view.Saved = q.chips(), q.knownTables(), q.filters().Encode()
+	view.Filter, err = q.filter()
+	if err == nil {
+		err = fill(view.Filter)
+	}
+	for _, op := range operations {
+		view.Operations = append(view.Operations, operationChoice{string(op), slices.Contains(view.Filter.Operations, string(op))})
+	}
+	if view.Problem = q.explainFilter(err); view.Problem != "" {
+		return http.StatusBadRequest, nil
+	}
+	return http.StatusOK, err
+}
+
+// explainFilter is what to say of an error that is about the filters themselves.
+func (q *request) explainFilter(err error) string {
+	var bad *requestError
+	var filter *audit.FilterError
+	if errors.As(err, &bad) || errors.As(err, &filter) {
+		return q.explain(err).Text
+	}
+	return ""
+}
+
+// filtered are the changes that the address asks for.
+func (q *request) filtered() (audit.Query, error) {
+	f, err := q.filter()
+	if err != nil {
+		return audit.Query{}, err
+	}
+	return q.matching(f)
+}
+
+// matching are the changes that a filter leaves of those that whoever asks may see.
+func (q *request) matching(f filter) (audit.Query, error) {
+	all, err := q.changes()
+	if err != nil {
+		return all, err
+	}
+	return q.apply(f, all)
 }
 
 // parseTime reads a time as people and browsers write it, in UTC unless it says otherwise.

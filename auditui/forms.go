@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -49,6 +50,11 @@ func (q *request) sign(view *undoView, plan *audit.Plan) {
 	}
 	view.Expires = strconv.FormatInt(time.Now().Add(formTime).Unix(), 10)
 	view.Token = q.token(view.Query, view.Hash, view.Key, view.Need, view.Expires)
+}
+
+// overwrites reports whether later work is overwritten.
+func overwrites(plan *audit.Plan) bool {
+	return slices.ContainsFunc(plan.Conflicts, func(c audit.Conflict) bool { return c.Resolution == audit.Overwrite })
 }
 
 // signed reports whether a form is one that sign has made for whoever sends it, for the

@@ -26,25 +26,14 @@ const (
 
 // tailView is the page that follows history.
 type tailView struct {
-	Filter     filter
-	Problem    string
-	Operations []operationChoice
-	Tables     []string
-	Chips      []chip
-	Saved      string
-	Events     string
+	filterView
+	Events string
 }
 
 func (q *request) tailPage() error {
 	q.loadStatus()
-	view := tailView{Chips: q.chips(), Tables: q.knownTables(), Saved: q.filters().Encode(), Events: q.link("tail/events", nil, q.filters())}
-	f, err := q.filter()
-	view.Filter = f
-	view.Operations = q.operationChoices(f)
-	code := http.StatusOK
-	if problem := q.explainFilter(err); problem != "" {
-		view.Problem, code, err = problem, http.StatusBadRequest, nil
-	}
+	view := tailView{Events: q.link("tail/events", nil, q.filters())}
+	code, err := q.fillFilter(&view.filterView, func(filter) error { return nil })
 	if err != nil {
 		return err
 	}
@@ -55,15 +44,7 @@ func (q *request) tailPage() error {
 // its id the place behind them.
 func (q *request) tailEvents() error {
 	q.loadStatus()
-	f, err := q.filter()
-	if err != nil {
-		return err
-	}
-	all, err := q.changes()
-	if err != nil {
-		return err
-	}
-	matching, err := q.apply(f, all)
+	matching, err := q.filtered()
 	if err != nil {
 		return err
 	}

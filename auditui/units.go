@@ -15,15 +15,9 @@ import (
 
 // requestsView is the list of requests.
 type requestsView struct {
-	Filter     filter
-	Problem    string
-	Operations []operationChoice
-	Tables     []string
-	Chips      []chip
-	Requests   []requestLine
-	Older      string
-	Newest     string
-	Saved      string
+	filterView
+	Requests      []requestLine
+	Older, Newest string
 }
 
 // requestLine is a request in the list.
@@ -38,17 +32,8 @@ type requestLine struct {
 
 func (q *request) requestsPage() error {
 	q.loadStatus()
-	view := requestsView{Chips: q.chips(), Tables: q.knownTables(), Saved: q.filters().Encode()}
-	code := http.StatusOK
-	f, err := q.filter()
-	if err == nil {
-		err = q.fillRequests(&view, f)
-	}
-	view.Filter = f
-	view.Operations = q.operationChoices(f)
-	if problem := q.explainFilter(err); problem != "" {
-		view.Problem, code, err = problem, http.StatusBadRequest, nil
-	}
+	var view requestsView
+	code, err := q.fillFilter(&view.filterView, func(f filter) error { return q.fillRequests(&view, f) })
 	if err != nil {
 		return err
 	}
@@ -56,11 +41,7 @@ func (q *request) requestsPage() error {
 }
 
 func (q *request) fillRequests(view *requestsView, f filter) error {
-	all, err := q.changes()
-	if err != nil {
-		return err
-	}
-	matching, err := q.apply(f, all)
+	matching, err := q.matching(f)
 	if err != nil {
 		return err
 	}
