@@ -70,7 +70,7 @@ func (t PastTable) Limit(n int) PastTable {
 }
 
 // Load reads one row into the struct that dst points to, by its primary key. See
-// [Point.Load]. A Where that does not hold of the row makes it [ErrNoRow].
+// [Point.Load]. A row is found by its key alone: a Where is a [*FilterError].
 func (t PastTable) Load(ctx context.Context, dst any, key ...any) error {
 	row, err := t.one(ctx, key)
 	if err != nil {
@@ -87,6 +87,10 @@ func (t PastTable) Row(ctx context.Context, key ...any) (map[string]any, error) 
 	}
 	return row.Map()
 }
+
+// One returns one row by its primary key, with its values as PostgreSQL prints them.
+// See [Point.Row].
+func (t PastTable) One(ctx context.Context, key ...any) (PastRow, error) { return t.one(ctx, key) }
 
 func (t PastTable) one(ctx context.Context, key []any) (PastRow, error) {
 	p, err := t.open(ctx)
