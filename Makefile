@@ -8,7 +8,7 @@ AGAINST_FLAGS         ?= -rounds 5 -scale 0.1
 AGAINST_BENCHMARKS    ?= drain latency memory source stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help test least-rights race fuzz vet lint fmt examples integration ui screenshots peers regress ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert bench-watch bench-against chaos
+.PHONY: help test cli least-rights race fuzz vet lint fmt examples integration ui screenshots peers regress ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert bench-watch bench-against chaos
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ examples: ## run the example programs
 integration: ## test with GORM, ent, bun, sqlx, lib/pq, chi, gin, echo and gRPC
 	cd internal/integration && go vet ./... && go test $(TEST_FLAGS) ./...
 	cd examples/gorm && go vet ./... && go test $(TEST_FLAGS) ./...
+
+cli: ## test the command hindsight
+	cd cmd/hindsight && go vet ./... && go test $(TEST_FLAGS) ./...
 
 ui: ## test the pages of auditui in a real Chromium
 	cd internal/uitest && go vet ./... && go test $(TEST_FLAGS) ./...
