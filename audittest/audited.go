@@ -32,7 +32,7 @@ type Audited struct {
 // names none.
 func New(t testing.TB, cfg audit.Config, setup ...string) *Audited {
 	t.Helper()
-	db := NewDatabase(t)
+	db := newSource(t, cfg)
 	for _, sql := range setup {
 		db.Exec(t, sql)
 	}

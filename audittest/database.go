@@ -40,19 +40,31 @@ type Database struct {
 // same server. It fails the test if there is no server to be had.
 func NewDatabase(t testing.TB) *Database {
 	t.Helper()
+	return shared(t).NewDatabase(t)
+}
+
+// shared gives the server that the test's databases are on.
+func shared(t testing.TB) *Server {
+	t.Helper()
 	s, release, err := sharedServers.server(t.Name())
 	t.Cleanup(release)
 	if err != nil {
 		t.Fatalf("start server: %v", err)
 	}
-	return s.NewDatabase(t)
+	return s
 }
 
 // NewDatabase makes an empty database on the server, and drops it when the
 // test ends.
 func (s *Server) NewDatabase(t testing.TB) *Database {
 	t.Helper()
-	d, err := s.newDatabase(t.Context())
+	return s.clone(t, "template0")
+}
+
+// clone makes a database from a template, and drops it when the test ends.
+func (s *Server) clone(t testing.TB, template string) *Database {
+	t.Helper()
+	d, err := s.newDatabase(t.Context(), template)
 	if err != nil {
 		t.Fatalf("make database: %v", err)
 	}
@@ -72,7 +84,7 @@ func StartDatabase(ctx context.Context) (*Database, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := s.newDatabase(ctx)
+	d, err := s.newDatabase(ctx, "template0")
 	if err != nil {
 		return nil, errors.Join(err, s.pg.Close())
 	}
@@ -80,9 +92,9 @@ func StartDatabase(ctx context.Context) (*Database, error) {
 	return d, nil
 }
 
-func (s *Server) newDatabase(ctx context.Context) (*Database, error) {
+func (s *Server) newDatabase(ctx context.Context, template string) (*Database, error) {
 	name := fmt.Sprintf("%s%s_%d", namePrefix, s.run, s.made.Add(1))
-	if err := s.create(ctx, name); err != nil {
+	if err := s.create(ctx, name, template); err != nil {
 		return nil, fmt.Errorf("audittest: create database: %w", err)
 	}
 	return &Database{server: s, name: name, url: s.pg.DSN(name)}, nil

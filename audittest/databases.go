@@ -44,10 +44,10 @@ func (s *Server) maintain(ctx context.Context, do func(*pgx.Conn) error) error {
 	return do(conn)
 }
 
-// create clones template0, the one database that nobody can be connected to:
-// a template with sessions on it cannot be cloned.
-func (s *Server) create(ctx context.Context, name string) error {
-	sql := "CREATE DATABASE " + quote(name) + " TEMPLATE template0"
+// create clones a database that nobody is connected to: one with sessions on it cannot be
+// cloned, and template0 never has any.
+func (s *Server) create(ctx context.Context, name, template string) error {
+	sql := "CREATE DATABASE " + quote(name) + " TEMPLATE " + quote(template)
 	if s.pg.Kind() != pgserver.Given && s.pg.Version() >= 150000 {
 		// The default since 15 writes all of the template to the WAL, 4 MB
 		// that every slot of every other test would have to read.

@@ -49,6 +49,9 @@ type Server struct {
 	run  string
 	made atomic.Int64
 
+	// template makes the database with an empty store that others are cloned from, once.
+	template func() (string, error)
+
 	// shared is set on the server of the whole test process, which no test may
 	// stop under the others.
 	shared bool
@@ -148,6 +151,7 @@ func startServer(ctx context.Context, opts pgserver.Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{pg: pg, run: newRun()}
+	s.template = sync.OnceValues(s.makeTemplate)
 	if pg.Kind() == pgserver.Given {
 		s.run = leased + s.run
 		if err := s.join(ctx); err != nil {
