@@ -108,6 +108,9 @@ func Start(ctx context.Context, opts Options) (*Server, error) {
 	if image == "" || os.Getenv(EnvBinDir) != "" {
 		installed, tried, err := findInstalled(ctx)
 		attempts = append(attempts, tried...)
+		if installed == nil && ctx.Err() != nil { // a search that was cut short has found nothing out
+			return nil, fmt.Errorf("pgserver: look for a server: %w", ctx.Err())
+		}
 		if err != nil {
 			return nil, &NotFoundError{Attempts: attempts, Err: err}
 		}

@@ -260,6 +260,23 @@ func TestStartStopsWithItsContext(t *testing.T) {
 	}
 }
 
+// However early the context ends, the error is that of the context.
+func TestStartEndsWhereItsContextEnds(t *testing.T) {
+	t.Parallel()
+	needPrivate(t)
+	for _, after := range []time.Duration{0, time.Millisecond, 5 * time.Millisecond, 20 * time.Millisecond} {
+		ctx, cancel := context.WithTimeout(t.Context(), after)
+		s, err := pgserver.Start(ctx, pgserver.Options{Own: true})
+		cancel()
+		if err == nil {
+			_ = s.Close()
+			t.Errorf("a server started within %s", after)
+		} else if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("after %s: error %v, want that of the context", after, err)
+		}
+	}
+}
+
 // The tests from here on change the environment, so they do not run in
 // parallel with anything.
 
