@@ -265,6 +265,11 @@ func (a *atlas) target(ctx context.Context, name tableName, oid uint32) (*target
 	if described.kind != "r" && described.kind != "p" {
 		return nil, &UnrevertableError{Table: label, Reason: "it is not a table any more"}
 	}
+	for i := range a.facts.Versions {
+		if v := &a.facts.Versions[i]; v.RelationID == root {
+			described.columns = described.columns.rewrittenAs(v)
+		}
+	}
 	t := &target{sourceTable: described, named: a.r.columns, withheld: a.withheld(described)}
 	t.except = slices.Concat(a.r.except, t.withheld)
 	if len(described.key) == 0 {

@@ -21,15 +21,16 @@ import (
 type pastType struct {
 	oid uint32
 	mod int32
-	// moved reports whether the type itself has other attributes now.
-	moved bool
+	// moved reports whether the type itself has other attributes now, rewritten whether
+	// the column's values were computed anew: there is no way from then to now.
+	moved, rewritten bool
 }
 
 // pastType returns the number of a type that a column had, 0 if it has it still. late
 // tells that a type that is defined otherwise now may have been so already.
 func (t *target) pastType(then store.Column, now *column, late bool) uint16 {
-	p := pastType{oid: then.TypeOID, mod: then.TypeMod, moved: late && then.Definition != now.definition || attributesMoved(then.Definition, now.definition)}
-	if !p.moved && p.oid == now.typeOID && p.mod == now.typeMod && definitionKeeps(then.Definition, now.definition) {
+	p := pastType{oid: then.TypeOID, mod: then.TypeMod, moved: late && then.Definition != now.definition || attributesMoved(then.Definition, now.definition), rewritten: then.Rewritten != now.rewritten}
+	if !p.moved && !p.rewritten && p.oid == now.typeOID && p.mod == now.typeMod && definitionKeeps(then.Definition, now.definition) {
 		return 0
 	}
 	at := slices.Index(t.pastTypes, p)
@@ -164,10 +165,11 @@ func (p *planner) convert(ctx context.Context, rows []*netRow) error {
 		}
 	}
 	for _, at := range order {
-		if at.table.pastTypes[at.as-1].moved {
+		past := at.table.pastTypes[at.as-1]
+		if past.moved || past.rewritten {
 			continue
 		}
-		c, err := p.conversion(ctx, at.table.pastTypes[at.as-1], &at.table.columns.list[at.column])
+		c, err := p.conversion(ctx, past, &at.table.columns.list[at.column])
 		if err != nil {
 			return err
 		}
@@ -264,11 +266,15 @@ func (p *planner) checkConverted(ctx context.Context) error {
 				continue
 			}
 			column := &r.table.columns.list[c.column]
-			conversion, err := p.conversion(ctx, r.table.pastTypes[c.restore.as-1], column)
+			past := r.table.pastTypes[c.restore.as-1]
+			conversion, err := p.conversion(ctx, past, column)
 			if err != nil {
 				return err
 			}
 			reason := retypedReason(column, conversion.from)
+			if past.rewritten {
+				reason = fmt.Sprintf("the values of column %q were computed anew since, by ALTER TABLE ... USING: what it held means something else now", column.name)
+			}
 			if r.action == Update {
 				reason += fmt.Sprintf("; Except(%q) leaves the column as it is", column.name)
 			}

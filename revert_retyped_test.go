@@ -54,6 +54,8 @@ var retyped = map[string]struct {
 	"NumberForYes":       {from: "int", value: "77777", left: "1", to: "boolean USING v <> 0"},
 	"BooleanToText":      {from: "boolean", value: "t", left: "f", to: "text", holds: "true"},
 	"EnumOfOthers":       {from: "mood", value: "sad", left: "ok", to: "text", holds: "sad"},
+	"ComputedAnew":       {from: "int", value: "77777", left: "1", to: "int USING v * 100"},
+	"LongerAndAnew":      {from: "int", value: "77777", left: "1", to: "bigint USING v * 100"},
 	"AttributeReplaced":  {from: "pair", value: "(1,x)", left: "(2,y)", to: "pair; ALTER TYPE pair DROP ATTRIBUTE b; ALTER TYPE pair ADD ATTRIBUTE c text"},
 	"ArrayOfPairs":       {from: "pair[]", value: `{"(1,x)"}`, left: "{}", to: "pair[]; ALTER TYPE pair DROP ATTRIBUTE b; ALTER TYPE pair ADD ATTRIBUTE c text"},
 	"AttributeOnlyNamed": {from: "pair", value: "(1,x)", left: "(2,y)", to: "pair; ALTER TYPE pair RENAME ATTRIBUTE b TO c", holds: "(1,x)"},

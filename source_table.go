@@ -9,6 +9,7 @@ import (
 
 	"github.com/hindsight-go/audit/capture"
 	"github.com/hindsight-go/audit/internal/wal"
+	"github.com/hindsight-go/audit/store"
 )
 
 // column is a column of a table as it is, or as it was at some position.
@@ -35,6 +36,9 @@ type column struct {
 	// expression is that of a generated column; definition is what its type itself
 	// can be altered in.
 	expression, definition string
+	// rewritten is the transaction that computed its values anew last, see
+	// [store.Column.Rewritten].
+	rewritten LSN
 }
 
 // columnSet is the columns of a version of a table, in the table's order.
@@ -64,8 +68,22 @@ func (s *columnSet) names() []string {
 func (s *columnSet) same(o *columnSet) bool {
 	return slices.EqualFunc(s.list, o.list, func(a, b column) bool {
 		return a.name == b.name && a.typeOID == b.typeOID && a.typeMod == b.typeMod && a.attnum == b.attnum &&
-			a.generated == b.generated && a.expression == b.expression && a.definition == b.definition
+			a.generated == b.generated && a.expression == b.expression && a.definition == b.definition && a.rewritten == b.rewritten
 	})
+}
+
+// rewrittenAs returns the columns with what a version of the table knows of when their
+// values were computed anew, which the catalog does not.
+func (s *columnSet) rewrittenAs(newest *store.Version) *columnSet {
+	list := slices.Clone(s.list)
+	for i := range list {
+		for _, c := range newest.Columns {
+			if c.Attnum == list[i].attnum {
+				list[i].rewritten = c.Rewritten
+			}
+		}
+	}
+	return newColumnSet(list)
 }
 
 // hasDerived tells that there is a column that the server computes.

@@ -311,6 +311,13 @@ func (s *ddlSimulation) alter(t *testing.T) string {
 			return fmt.Sprintf("%sALTER %s TYPE %s USING %s::text::%s", alter, column, typ, column, strings.Split(typ, "(")[0])
 		},
 		func() string {
+			is := s.typeOf(t, table, column)
+			if !s.traced { // nobody would see that values are others
+				return fmt.Sprintf("%sALTER %s TYPE %s", alter, column, is)
+			}
+			return fmt.Sprintf("%[1]sALTER %[2]s TYPE %[3]s USING CASE WHEN %[2]s IS NULL THEN %[4]s ELSE NULL END", alter, column, is, s.value(t, is))
+		},
+		func() string {
 			return fmt.Sprintf("%sALTER %s SET DEFAULT %s", alter, column, s.value(t, s.typeOf(t, table, column)))
 		},
 		func() string { return alter + "DROP CONSTRAINT " + constraint },

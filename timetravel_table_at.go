@@ -369,6 +369,11 @@ func (p *pastTable) describe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if p.live != nil && len(versions) > 0 {
+		live := *p.live
+		live.columns = live.columns.rewrittenAs(&versions[len(versions)-1])
+		p.live = &live
+	}
 	at := -1
 	for i, v := range versions {
 		if v.Position <= p.through {
@@ -435,6 +440,7 @@ func (p *pastTable) columnsOf(ctx context.Context, v store.Version) (*columnSet,
 		list[i] = column{
 			name: c.Name, attnum: c.Attnum, typeOID: c.TypeOID, typeMod: c.TypeMod, typeName: c.Type, kind: kind,
 			generated: c.Generated, identity: c.Identity, derived: c.Generated != "", expression: c.Expression, definition: c.Definition,
+			rewritten: c.Rewritten,
 		}
 		if c.Type == "" {
 			if err := p.client.source.QueryRow(ctx, "SELECT coalesce(pg_catalog.format_type($1, $2), 'text')", c.TypeOID, c.TypeMod).Scan(&list[i].typeName); err != nil {
@@ -519,7 +525,7 @@ func (p *pastTable) indexOf(v store.Version) map[string]int {
 			if o.Policy != "" {
 				continue // an image has something else in its place
 			}
-			other := column{name: o.Name, attnum: o.Attnum, typeOID: o.TypeOID, typeMod: o.TypeMod, definition: o.Definition}
+			other := column{name: o.Name, attnum: o.Attnum, typeOID: o.TypeOID, typeMod: o.TypeMod, definition: o.Definition, rewritten: o.Rewritten}
 			if v.RelationID != p.oid {
 				other.attnum = 0 // a partition counts its columns by itself
 			}
@@ -538,7 +544,7 @@ func (p *pastTable) indexOf(v store.Version) map[string]int {
 // keeps reports whether altering a column, or its type, left the texts of its
 // values as they were.
 func (c column) keeps(to column) bool {
-	return keeps(sqlType{c.typeOID, c.typeMod}, sqlType{to.typeOID, to.typeMod}) && definitionKeeps(c.definition, to.definition)
+	return c.rewritten == to.rewritten && keeps(sqlType{c.typeOID, c.typeMod}, sqlType{to.typeOID, to.typeMod}) && definitionKeeps(c.definition, to.definition)
 }
 
 // definitionKeeps reports whether all values of a type as it was defined have the

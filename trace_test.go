@@ -64,7 +64,7 @@ func TestTrace_TemporaryCatalogRunsNothing(t *testing.T) {
 	db.Exec(t, todoTable+"; CREATE TABLE seen (who text); GRANT ALL ON seen TO PUBLIC")
 	a := audittest.Open(t, db, audit.Config{})
 	mustStart(t, a)
-	if n := audittest.Value[int](t, db, "SELECT count(*)::int FROM pg_event_trigger"); n != 2 {
+	if n := audittest.Value[int](t, db, "SELECT count(*)::int FROM pg_event_trigger"); n != 3 {
 		t.Fatalf("%d event triggers", n)
 	}
 	session := tenant(t, db)

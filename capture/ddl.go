@@ -24,7 +24,7 @@ func (s *Setup) traceSQL(schema, prefix string) []string {
 	quoted := pgx.Identifier{traceSchema(schema)}.Sanitize()
 	body := strings.NewReplacer(
 		"{{schema}}", quoted, "{{history}}", quoteLiteral(s.StoreSchema), "{{prefix}}", quoteLiteral(prefix+StructureSuffix), "{{structure}}", structureSQL("t.oid"),
-		"{{publication}}", quoteLiteral(s.Publication), "{{untouched}}", untouched, "{{new}}", newInheritance,
+		"{{publication}}", quoteLiteral(s.Publication), "{{untouched}}", untouched, "{{new}}", madeHere("i"), "{{altered}}", madeHere("a"), "{{plain_cast}}", quoteLiteral(plainCast),
 	).Replace(traceFunction)
 	sql := []string{
 		ownedBySuperuser(traceSchema(schema)),
@@ -84,13 +84,34 @@ func (t trace) ident() string { return pgx.Identifier{t.name}.Sanitize() }
 // traces returns the event triggers. They have no schema: the publication's name
 // tells two histories of one database apart.
 func (s *Setup) traces() []trace {
-	return []trace{{s.Publication + "_ddl", "ddl_command_end", tracedCommands}, {s.Publication + "_drop", "sql_drop", ""}}
+	return []trace{
+		{s.Publication + "_ddl", "ddl_command_end", tracedCommands},
+		{s.Publication + "_drop", "sql_drop", ""},
+		{s.Publication + "_rewrite", "table_rewrite", " WHEN TAG IN ('ALTER TABLE')"},
+	}
 }
 
-// newInheritance is a condition on pg_inherits i: this transaction made the row, perhaps
-// in a savepoint, which has an id of its own.
-const newInheritance = `CASE WHEN age(i.xmin) < 1000000000
-                    THEN pg_xact_status((pg_current_xact_id()::text::bigint - age(i.xmin))::text::xid8) = 'in progress' END`
+func (s *Setup) traceNames() (names []string) {
+	for _, t := range s.traces() {
+		names = append(names, t.name)
+	}
+	return names
+}
+
+// madeHere is a condition on a row of a catalog: this transaction made it, perhaps in a
+// savepoint, which has an id of its own.
+func madeHere(row string) string {
+	return `CASE WHEN age(` + row + `.xmin) < 1000000000
+                    THEN pg_xact_status((pg_current_xact_id()::text::bigint - age(` + row + `.xmin))::text::xid8) = 'in progress' END`
+}
+
+// plainCast is a regular expression for the part of an ALTER TABLE that gives a column
+// another type and no other values: what USING says, as many tools have it, is what would
+// be done without.
+const plainCast = `alter\s+(?:column\s+)?("[^"]+"|[\w$]+)\s+(?:set\s+data\s+)?type\s+(` + sqlTypeName + `)(?:\s+collate\s+[\w."$]+)?` +
+	`\s+using\s+(?:\1\s*::\s*\2|cast\s*\(\s*\1\s+as\s+\2\s*\)|\1)\s*(?=,|;|$)`
+
+const sqlTypeName = `[\w."$]+(?:\s+(?:varying|precision))?(?:\s*\([\d\s,]*\))?(?:\s+with(?:out)?\s+time\s+zone)?(?:\s*\[\s*\d*\s*\])*`
 
 const traceFunction = `CREATE OR REPLACE FUNCTION {{schema}}.trace_ddl()
 RETURNS event_trigger
@@ -98,6 +119,7 @@ LANGUAGE plpgsql
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '100ms'
+SET standard_conforming_strings = on
 AS $trace$
 DECLARE
     touched oid[];
@@ -107,8 +129,27 @@ DECLARE
     gone    record;
     leaf    record;
     came    boolean := false;
+    stack   text;
+    said    text;
 BEGIN
     SELECT token INTO STRICT word FROM {{schema}}.ddl_token LIMIT 1;
+    IF tg_event = 'table_rewrite' THEN
+        -- Columns got another type (4), and perhaps other values. Whether they did, and which
+        -- they are, is told by the text of the statement only, and by that of a call of a
+        -- function not even so.
+        GET DIAGNOSTICS stack = PG_CONTEXT;
+        IF stack NOT LIKE '%' || chr(10) || '%' THEN
+            said := regexp_replace(current_query(), {{plain_cast}}, '', 'gi');
+        END IF;
+        IF pg_event_trigger_table_rewrite_reason() & 4 <> 0 AND (said IS NULL OR said ~* '\musing\M') THEN
+            PERFORM pg_logical_emit_message(true, {{prefix}}, json_build_object('token', word, 'rewritten', json_agg(a.attnum), 'table', json_build_object('oid', a.attrelid::bigint))::text)
+            FROM pg_attribute a
+            WHERE a.attrelid = pg_event_trigger_table_rewrite_oid() AND a.attnum > 0 AND NOT a.attisdropped AND {{altered}}
+              AND (said IS NULL OR said ~* 'u&"' OR strpos(lower(said), lower(replace(a.attname, '"', '""'))) > 0)
+            GROUP BY a.attrelid;
+        END IF;
+        RETURN;
+    END IF;
     IF tg_event = 'sql_drop' THEN
         FOR gone IN SELECT * FROM pg_event_trigger_dropped_objects() WHERE object_type = 'table' AND NOT is_temporary AND schema_name <> {{history}} LOOP
             PERFORM pg_logical_emit_message(true, {{prefix}}, json_build_object('token', word, 'table', json_build_object(
@@ -294,12 +335,12 @@ func (s *Setup) traced(ctx context.Context, schema, prefix string) (bool, error)
 		FROM pg_catalog.pg_event_trigger e
 		JOIN pg_catalog.pg_proc p ON p.oid = e.evtfoid
 		JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-		WHERE e.evtname IN ($1, $2) AND e.evtenabled = 'A' AND n.nspname = $3 AND p.prosrc = $4`,
-		s.Publication+"_ddl", s.Publication+"_drop", traceSchema(schema), body).Scan(&n)
+		WHERE e.evtname = ANY ($1) AND e.evtenabled = 'A' AND n.nspname = $2 AND p.prosrc = $3`,
+		s.traceNames(), traceSchema(schema), body).Scan(&n)
 	if err != nil {
 		return false, fmt.Errorf("look for event triggers: %w", err)
 	}
-	return n == 2, nil
+	return n == len(s.traces()), nil
 }
 
 // readable reports whether a table of the event triggers is there, for the role to read.
@@ -362,8 +403,8 @@ func (s *Setup) UntraceSQL(ctx context.Context, schema string) ([]string, error)
 	quoted := pgx.Identifier{traceSchema(schema)}.Sanitize()
 	var there bool
 	err := s.DB.QueryRow(ctx, `
-		SELECT EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtname IN ($1, $2)) OR EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $3)`,
-		s.Publication+"_ddl", s.Publication+"_drop", traceSchema(schema)).Scan(&there)
+		SELECT EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtname = ANY ($1)) OR EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $2)`,
+		s.traceNames(), traceSchema(schema)).Scan(&there)
 	if err != nil {
 		return nil, fmt.Errorf("look for event triggers: %w", err)
 	}

@@ -29,6 +29,9 @@ type structureMessage struct {
 	// Attached tells that the transaction had attached partitions with rows by then.
 	Attached bool          `json:"attached,omitempty"`
 	Table    wal.Structure `json:"table"`
+	// Rewritten are the numbers of columns of the table whose values are computed anew
+	// just there. Of the table there is only its OID then.
+	Rewritten []int16 `json:"rewritten,omitempty"`
 }
 
 // definitionSQL is what the type of column a can be altered in, as a JSON array of
@@ -358,6 +361,7 @@ func (s *session) tell(v *wal.Structure) {
 		*v = *v.WithPolicies(s.cfg.Policy, before, s.structures[v.Root])
 		s.warnOfPolicies(v, before)
 	}
+	v.KeepRewritten(before, s.structures[v.Root])
 	v.At = s.position
 	v.Attached = v.Attached || known && before.Attached && before.At == v.At // by an earlier statement of the transaction
 	s.structures[v.OID] = v
@@ -416,6 +420,10 @@ func (s *session) structure(content []byte) error {
 	if json.Unmarshal(content, &m) != nil || !s.trusts(m.Token) {
 		return nil //nolint:nilerr // it says nothing
 	}
+	if len(m.Rewritten) > 0 {
+		s.rewritten(m.Table.OID, m.Rewritten)
+		return nil
+	}
 	found := m.Table
 	found.Attached = found.Attached || m.Attached
 	if m.After != "" {
@@ -449,6 +457,37 @@ func (s *session) structure(content []byte) error {
 		s.adopt(&found)
 	}
 	return nil
+}
+
+// rewritten tells that the values of columns of a table are computed anew, and of its root,
+// whose rows they are.
+func (s *session) rewritten(oid uint32, columns []int16) {
+	known := s.structures[oid]
+	if known == nil || known.Dropped {
+		return
+	}
+	var names []string
+	for _, a := range known.Columns {
+		if slices.Contains(columns, a.Attnum) {
+			names = append(names, a.Name)
+		}
+	}
+	for _, table := range []*wal.Structure{known, s.structures[known.Root]} {
+		if table == nil || table.Dropped {
+			continue
+		}
+		as := *table
+		as.After, as.Columns = 0, slices.Clone(table.Columns)
+		for i := range as.Columns {
+			if a := &as.Columns[i]; slices.Contains(names, a.Name) {
+				a.Rewritten = s.position
+			}
+		}
+		if !slices.Equal(as.Columns, table.Columns) { // another part of it has told already
+			s.tell(&as)
+			s.describeAnew(as.OID)
+		}
+	}
 }
 
 // describeAnew has the next row of a table described anew.

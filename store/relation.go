@@ -26,6 +26,9 @@ type Column struct {
 	// Definition is what the type itself can be altered in: the labels of an enum,
 	// the attributes of a composite type.
 	Definition string `json:"definition,omitempty"`
+	// Rewritten is the transaction that computed the values anew last, by ALTER TABLE
+	// ... USING: values from before mean something else.
+	Rewritten wal.LSN `json:"rewritten,omitempty"`
 	// Policy is how much of the values is stored.
 	Policy wal.Policy `json:"policy,omitempty"`
 }

@@ -18,6 +18,9 @@ type Attribute struct {
 	// Definition is what the type itself can be altered in: the labels of an enum,
 	// the attributes of a composite type. It is empty for all others.
 	Definition string `json:"definition,omitempty"`
+	// Rewritten is the transaction that computed the values of the column anew last, by
+	// ALTER TABLE ... USING: values from before mean something else. No catalog knows it.
+	Rewritten LSN `json:"rewritten,omitempty"`
 	// Policy is how much of the values is stored from there on. Formerly are the names
 	// that the column, its table and its schema had when it got it: under others it keeps
 	// it.
@@ -113,12 +116,13 @@ func (s *Structure) Describe(columns []Column) (key []int, ok bool) {
 }
 
 // Same reports whether two structures are the same but for where they were seen, and for
-// policies, which no catalog knows.
+// what no catalog knows: policies, and whether values were computed anew.
 func (s *Structure) Same(o *Structure) bool {
 	return s.OID == o.OID && s.Schema == o.Schema && s.Table == o.Table && s.Kind == o.Kind && s.Root == o.Root &&
 		s.RootSchema == o.RootSchema && s.RootTable == o.RootTable && s.KeyConstraint == o.KeyConstraint && s.Dropped == o.Dropped && s.Guessed == o.Guessed &&
 		slices.Equal(s.Parts, o.Parts) && slices.Equal(s.Key, o.Key) && slices.EqualFunc(s.Columns, o.Columns, func(a, b Attribute) bool {
 		a.Policy, a.Formerly, a.FormerlySchema, a.FormerlyTable = b.Policy, b.Formerly, b.FormerlySchema, b.FormerlyTable
+		a.Rewritten = b.Rewritten
 		return a == b
 	})
 }
@@ -131,6 +135,20 @@ func (s *Structure) Matches(found *Structure) bool {
 		as.Schema, as.Table = as.RootSchema, as.RootTable
 	}
 	return s.Same(&as)
+}
+
+// KeepRewritten takes over which columns were rewritten from what was known of the table
+// before, and from its root: what a part of it holds from there on means the same.
+func (s *Structure) KeepRewritten(before, root *Structure) {
+	for i := range s.Columns {
+		a := &s.Columns[i]
+		if was := before.attribute(*a); was != nil {
+			a.Rewritten = max(a.Rewritten, was.Rewritten)
+		}
+		if of := root.named(a.Name); of != nil {
+			a.Rewritten = max(a.Rewritten, of.Rewritten)
+		}
+	}
 }
 
 // HasKey reports whether all columns of the key are among the columns; a table
