@@ -459,6 +459,11 @@ var ddlStories = map[string]ddlStory{
 		},
 		steps: []string{"UPDATE w SET a = 'a1x' WHERE id = 1", "UPDATE w SET b = 'b2x' WHERE id = 2", "ALTER TABLE w RENAME a TO c", "ALTER TABLE w ADD n int", "UPDATE w SET c = 'c1', n = 5", "DELETE FROM w WHERE id = 1"},
 	},
+	"composite type that loses its last attribute": {
+		setup:    []string{"CREATE TYPE pair AS (x int, y text)", "CREATE TABLE t (id int PRIMARY KEY, p pair)", "INSERT INTO t VALUES (1, '(1,a)'), (2, '(2,b)')"},
+		steps:    []string{"UPDATE t SET p = '(3,c)' WHERE id = 1", "ALTER TYPE pair DROP ATTRIBUTE x", "INSERT INTO t VALUES (3, '(d)')", "ALTER TYPE pair DROP ATTRIBUTE y", "ALTER TABLE t ALTER p SET DEFAULT '()'"},
+		refusals: true,
+	},
 	"inheritance": {
 		setup: []string{
 			"CREATE TABLE city (id int PRIMARY KEY, name text)", "CREATE TABLE capital (PRIMARY KEY (id)) INHERITS (city)",

@@ -64,7 +64,7 @@ const definitionSQL = `CASE WHEN a.atttypid < 16384 THEN '' ELSE coalesce((
 		SELECT 'attribute ' || t.oid || ' ' || ta.attnum || ' ' || ta.attname || ' ' || pg_catalog.format_type(ta.atttypid, ta.atttypmod)
 		FROM made_of m
 		JOIN pg_catalog.pg_type t ON t.oid = m.oid AND t.typtype = 'c'
-		JOIN pg_catalog.pg_attribute ta ON ta.attrelid = t.typrelid AND ta.attnum > 0 AND NOT ta.attisdropped) d (entry)), '') END`
+		JOIN pg_catalog.pg_attribute ta ON ta.attrelid = t.typrelid AND ta.attnum > 0 AND NOT ta.attisdropped) d (entry)), '[]') END`
 
 // KeyIsSent is a condition on all attributes a of a primary key: the stream has them
 // all. Before version 18 it does not have generated columns, and a row whose key it
