@@ -67,6 +67,11 @@ type ColumnRule struct {
 	Policy  ColumnPolicy
 }
 
+// LikelySecret reports whether the name of a column looks as if its values were secrets,
+// such as password or api_token. Of such columns history stores no values unless
+// [Config.Columns] says otherwise.
+func LikelySecret(column string) bool { return secretname.Likely(column) }
+
 // columnRule is a ColumnRule that was read.
 type columnRule struct {
 	pattern capture.ColumnPattern
@@ -107,7 +112,7 @@ func (r *resolved) policyOf(schema, table, column string) (policy wal.Policy, ru
 			return rule.policy, rule.policy != "" || !rule.pattern.Table.Glob && !rule.pattern.Column.Glob
 		}
 	}
-	if secretname.Likely(column) {
+	if LikelySecret(column) {
 		return wal.Exclude, false
 	}
 	return "", false

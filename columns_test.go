@@ -47,6 +47,15 @@ func newAccounts(t *testing.T, cfg audit.Config, statements ...string) (a *audit
 	return a, moments
 }
 
+func TestLikelySecret(t *testing.T) {
+	t.Parallel()
+	for column, want := range map[string]bool{"password": true, "api_token": true, "apiKey": true, "task": false, "password_changed_at": false} {
+		if audit.LikelySecret(column) != want {
+			t.Errorf("%s: %t, want %t", column, !want, want)
+		}
+	}
+}
+
 func TestColumns_WithheldInImages(t *testing.T) {
 	t.Parallel()
 	a, _ := newAccounts(

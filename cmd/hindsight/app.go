@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/user"
 	"slices"
 	"strconv"
 	"strings"
@@ -58,6 +59,11 @@ type app struct {
 	now    func() time.Time
 	// begun tells that the command line was understood.
 	begun bool
+	// progressing tells that progress stands on the terminal, progressed since when.
+	progressing bool
+	progressed  time.Time
+	// keyless are the tables whose rows are known by their values, for --no-values.
+	keyless map[string]bool
 }
 
 // globals are the flags of every command.
@@ -87,10 +93,7 @@ func run(ctx context.Context, args []string, s streams) int {
 	a := &app{streams: s, asked: bufio.NewReader(s.in), zone: zoneOf(s.getenv), now: time.Now}
 	root := a.command()
 	root.SetArgs(args)
-	root.SetIn(s.in)
-	root.SetOut(s.out)
-	root.SetErr(s.err)
-	_, err := root.ExecuteContextC(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	err = errors.Join(err, a.close())
 	if err == nil {
 		return exitDone
@@ -105,7 +108,7 @@ func run(ctx context.Context, args []string, s streams) int {
 	if text := errorText(err); text != "" && code != exitDone {
 		fmt.Fprintln(s.err, "hindsight: "+withoutPasswords(text, a.passwords()...))
 		if code == exitUsage {
-			fmt.Fprintln(s.err, "See hindsight --help.")
+			fmt.Fprintf(s.err, "See %s --help.\n", cmd.CommandPath())
 		}
 	}
 	return code
@@ -163,6 +166,10 @@ Times are in the zone of TZ; JSON and CSV have them in UTC.`,
 	f.BoolVar(&a.flags.noValues, "no-values", false, "mask the values of rows")
 	f.StringVar(&a.flags.as, "as", "", "who you are, for what writes (default: your login)")
 	f.StringVar(&a.flags.reason, "reason", "", "why, for what writes")
+	// The script of completions goes where output goes at this moment.
+	root.SetIn(a.in)
+	root.SetOut(a.out)
+	root.SetErr(a.err)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{flagErrorText(err)} })
 	root.AddGroup(
 		&cobra.Group{ID: "ask", Title: "Ask:"},
@@ -177,7 +184,9 @@ Times are in the zone of TZ; JSON and CSV have them in UTC.`,
 		}
 	}
 	add("ask", a.logCommand(), a.showCommand(), a.historyCommand(), a.blameCommand(), a.asOfCommand(), a.diffCommand())
-	add("watch", a.statusCommand())
+	add("undo", a.revertCommand(), a.redoCommand(), a.restoreCommand(), a.revertsCommand())
+	add("watch", a.statusCommand(), a.doctorCommand(), a.verifyCommand(), a.markCommand(), a.marksCommand(), a.baselineCommand(), a.refreshCommand(), a.syncCommand())
+	add("setup", a.setupCommand(), a.migrateCommand(), a.uninstallCommand(), a.exportCommand(), a.uiCommand())
 	root.InitDefaultCompletionCmd()
 	return root
 }
@@ -284,4 +293,15 @@ func plural(n int64, noun string) string {
 		return text
 	}
 	return text + "s"
+}
+
+// actor is who writes.
+func (a *app) actor() string {
+	if a.flags.as != "" {
+		return a.flags.as
+	}
+	if u, err := user.Current(); err == nil && u.Username != "" {
+		return u.Username
+	}
+	return "unknown"
 }

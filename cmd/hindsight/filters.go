@@ -164,3 +164,9 @@ func (a *app) completeTables(cmd *cobra.Command) ([]string, cobra.ShellCompDirec
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
+
+// any reports whether there is a filter.
+func (f *filters) any() bool {
+	return len(f.users)+len(f.operations)+len(f.columns) > 0 || f.noContext || f.defects ||
+		f.request+f.trace+f.tenant+f.endpoint+f.worker+f.environment+f.database+f.since+f.until != ""
+}

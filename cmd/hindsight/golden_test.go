@@ -48,7 +48,7 @@ func newStory(t *testing.T, more ...string) *story {
 	for _, sql := range more {
 		db.Exec(t, sql)
 	}
-	s.Audited = audittest.Open(t, db, audit.Config{Environment: "production"})
+	s.Audited = audittest.Open(t, db, audit.Config{Environment: "production", Tables: []string{"public.*", `"odd.schema".*`}, RefreshInterval: -1})
 	if err := s.Client.Start(context.WithoutCancel(t.Context())); err != nil {
 		t.Fatal(err)
 	}
@@ -121,9 +121,10 @@ var begin = time.Date(2026, 11, 26, 1, 20, 0, 0, time.UTC)
 
 var (
 	anyLSN    = regexp.MustCompile(`\b[0-9A-F]{1,8}/[0-9A-F]{6,8}\b`)
-	anyHash   = regexp.MustCompile(`\b([0-9a-f]{64}|[0-9a-f]{32})\b|\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b`)
+	anyHash   = regexp.MustCompile(`\b([0-9a-f]{64}|[0-9a-f]{32}|[0-9a-f]{24})\b|\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b`)
 	anyTime   = regexp.MustCompile(`\b(\d{4}-)?\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?( [+-]\d\d:\d\d|Z)?`)
 	anyBytes  = regexp.MustCompile(`\b\d+(\.\d+)? (B|kB|MB)\b`)
+	anyServer = regexp.MustCompile(`PostgreSQL \d+\.\d+`)
 	anyNumber = regexp.MustCompile(`("(?:lagBytes|retainedBytes|safeBytes)": )\d+`)
 )
 
@@ -169,6 +170,7 @@ func (s *story) stable(t *testing.T, text string) string {
 		return s.hashes[hash]
 	})
 	text = anyNumber.ReplaceAllString(text, "${1}0")
+	text = anyServer.ReplaceAllString(text, "PostgreSQL 17.2")
 	text = anyBytes.ReplaceAllString(text, "0 B")
 	return strings.ReplaceAll(text, s.Name(), "shop")
 }
@@ -294,4 +296,9 @@ func TestGolden(t *testing.T) {
 	for _, name := range []string{"log", "show", "row", "past", "formats", "errors"} {
 		s.golden(t, "testdata/"+name+".golden")
 	}
+}
+
+func TestGoldenRevert(t *testing.T) {
+	t.Parallel()
+	newStory(t).golden(t, "testdata/revert.golden")
 }

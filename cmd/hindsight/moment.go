@@ -175,3 +175,18 @@ func shortBytes(n int64) string {
 	}
 	return fmt.Sprintf("%.1f %s", size, units[at])
 }
+
+// shortDuration is a duration for people: 72 s, 3 h, 5 d.
+func shortDuration(d time.Duration) string {
+	switch {
+	case d < time.Second:
+		return strconv.FormatInt(d.Milliseconds(), 10) + " ms"
+	case d < 2*time.Minute:
+		return strconv.Itoa(int(d.Seconds())) + " s"
+	case d < 2*time.Hour:
+		return strconv.Itoa(int(d.Minutes())) + " min"
+	case d < 48*time.Hour:
+		return strconv.Itoa(int(d.Hours())) + " h"
+	}
+	return strconv.Itoa(int(d.Hours()/24)) + " d"
+}

@@ -90,7 +90,7 @@ func word(text string) string {
 
 // clip cuts a text to a width on the screen.
 func clip(text string, width int) string {
-	if width <= 0 || runewidth.StringWidth(text) <= width {
+	if width <= 0 || wide(text) <= width {
 		return text
 	}
 	return runewidth.Truncate(text, width, "…")
@@ -322,7 +322,7 @@ func (p *tablePrinter) flush() error {
 			p.widths = append(p.widths, 0)
 		}
 		for i, c := range row {
-			p.widths[i] = max(p.widths[i], runewidth.StringWidth(c.text))
+			p.widths[i] = max(p.widths[i], wide(c.text))
 		}
 	}
 	widths := p.fit()
@@ -370,7 +370,7 @@ func (p *tablePrinter) line(b *strings.Builder, row []cell, widths []int) {
 		if i > 0 {
 			text = "  " + text
 		}
-		used := runewidth.StringWidth(text)
+		used := wide(text)
 		if p.app.width > 0 && used > left {
 			text, used = clip(text, left), left
 		}
@@ -381,7 +381,7 @@ func (p *tablePrinter) line(b *strings.Builder, row []cell, widths []int) {
 		}
 		b.WriteString(gap + p.app.paint(body, row[i].style))
 		if i < last {
-			pad := widths[i] - runewidth.StringWidth(body)
+			pad := widths[i] - wide(body)
 			if p.app.width > 0 {
 				pad = min(pad, left)
 			}
@@ -402,3 +402,6 @@ func (a *app) writef(format string, args ...any) error {
 	_, err := fmt.Fprintf(a.writer(), format, args...)
 	return err
 }
+
+// wide is the width of a text on the screen.
+func wide(text string) int { return runewidth.StringWidth(text) }

@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"maps"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -200,4 +202,52 @@ func (o ordered) MarshalJSON() ([]byte, error) {
 	}
 	b.WriteByte('}')
 	return []byte(b.String()), nil
+}
+
+// sqlValue is a value as PostgreSQL prints it, nil for NULL.
+func (a *app) sqlValue(value *string) string {
+	switch {
+	case value == nil:
+		return "NULL"
+	case a.flags.noValues:
+		return masked
+	}
+	return shortText(*value, lineValue)
+}
+
+// maskDocument masks the values in a plan or in conflicts that were read from JSON.
+func maskDocument(value any, keyless map[string]bool) any {
+	switch v := value.(type) {
+	case []any:
+		for i := range v {
+			v[i] = maskDocument(v[i], keyless)
+		}
+	case map[string]any:
+		if table, ok := v["table"].(string); ok && keyless[table] && v["key"] != nil {
+			v["key"] = []string{masked}
+		}
+		for _, name := range slices.Collect(maps.Keys(v)) {
+			switch inner := v[name].(type) {
+			case string:
+				if name == "live" || name == "restore" {
+					v[name] = masked
+				}
+			case map[string]any:
+				switch name {
+				case "before", "after":
+					for column := range inner {
+						inner[column] = masked
+					}
+				case "context":
+					delete(inner, "params")
+					delete(inner, "SQL")
+				default:
+					v[name] = maskDocument(inner, keyless)
+				}
+			default:
+				v[name] = maskDocument(inner, keyless)
+			}
+		}
+	}
+	return value
 }
