@@ -25,8 +25,15 @@ type Query struct {
 	client *Client // nil: the default client at the time of the terminal method
 	err    error
 	where  []sq.Sqlizer
-	tables []tableName
-	users  []string // of ByUser, or a context
+	// indexed are those conditions of where that an index serves in the order of history,
+	// or that leave few changes; scans tells that there are others. See PageWithin.
+	indexed []sq.Sqlizer
+	scans   bool
+	// sparse tells that one of them may leave so few changes that an index finds them,
+	// though not in that order: the planner knows.
+	sparse bool
+	tables  []tableName
+	users   []string // of ByUser, or a context
 	// byClaim tells that a filter asks for a request or a trace: whoever stamps its id
 	// joins it.
 	byClaim bool
@@ -56,9 +63,10 @@ func Changes() Query { return Query{} }
 // Changes begins a query on the client's history.
 func (c *Client) Changes() Query { return Query{client: c} }
 
-// filter adds a condition.
+// filter adds a condition that an index serves, or one on what an index finds.
 func (q Query) filter(condition sq.Sqlizer) Query {
 	q.where = append(slices.Clip(q.where), condition)
+	q.indexed = append(slices.Clip(q.indexed), condition)
 	return q
 }
 
@@ -161,6 +169,15 @@ func (q Query) beyond() string {
 		return ">"
 	}
 	return "<"
+}
+
+// upTo is the comparison of what comes before a place in the query's order, the place
+// included.
+func (q Query) upTo() string {
+	if q.oldest {
+		return "<="
+	}
+	return ">="
 }
 
 // table returns the name of one of the store's tables, for use in SQL.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pglogrepl"
 )
 
@@ -26,6 +27,9 @@ const (
 	oldestTransactions cursorKind = 't'
 	newestRequests     cursorKind = 'R'
 	oldestRequests     cursorKind = 'r'
+	// What leads to the page before another one.
+	newestRequestsBack cursorKind = 'B'
+	oldestRequestsBack cursorKind = 'b'
 	watchEvents        cursorKind = 'w'
 )
 
@@ -43,6 +47,10 @@ func (k cursorKind) String() string {
 		return "requests, newest first"
 	case oldestRequests:
 		return "requests, oldest first"
+	case newestRequestsBack:
+		return "a page of requests before another, newest first"
+	case oldestRequestsBack:
+		return "a page of requests before another, oldest first"
 	case watchEvents:
 		return "a watch"
 	default:
@@ -57,6 +65,12 @@ type mark struct {
 }
 
 func markOf(c Change) mark { return mark{c.Position, c.Database} }
+
+// compared is the condition that a change c stands in this way to the mark.
+func (m *mark) compared(comparison string) sq.Sqlizer {
+	return sq.Expr(`(c.position, c.sequence, c.database) `+comparison+` (?::pg_lsn, ?::integer, ?::text)`,
+		m.position.LSN.String(), m.position.Sequence, m.database)
+}
 
 // cursor is what a Cursor says: the last result delivered; for a watch, that of
 // each database. The second mark of a list of requests is how far history
@@ -113,8 +127,10 @@ func parseCursor(text Cursor) (*cursor, error) {
 		sequence := int(r.number(math.MaxInt32))
 		c.marks = append(c.marks, mark{Position{lsn, sequence}, r.text()})
 	}
-	wrongCount := c.kind != watchEvents && len(c.marks) != 1 && c.kind != newestRequests ||
-		c.kind == newestRequests && len(c.marks) != 2
+	wrongCount := c.kind != watchEvents && len(c.marks) != 1
+	if c.kind == newestRequests || c.kind == newestRequestsBack {
+		wrongCount = len(c.marks) != 2
+	}
 	if r.bad || len(r.b) != 0 || wrongCount {
 		return nil, errDamagedCursor
 	}

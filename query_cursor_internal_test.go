@@ -20,7 +20,7 @@ func FuzzCursorRoundTrip(f *testing.F) {
 			return
 		}
 		want := &cursor{cursorKind(kind), []mark{{Position{pglogrepl.LSN(lsn), int(sequence >> 1)}, database}}}
-		if want.kind == newestRequests || want.kind == watchEvents {
+		if want.kind == newestRequests || want.kind == newestRequestsBack || want.kind == watchEvents {
 			want.marks = append(want.marks, mark{Position{LSN: 1}, "other"})
 		}
 		got, err := parseCursor(want.encode())

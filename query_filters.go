@@ -63,9 +63,9 @@ func (q Query) NotTable(names ...string) Query {
 		case err != nil:
 			return q.refuse("NotTable", fmt.Sprintf("the name %q has %v", clip(name, 130), err), err)
 		case parsed.schema == "":
-			q = q.filter(sq.Expr(`c."table" <> ?`, parsed.table))
+			q = q.scan(sq.Expr(`c."table" <> ?`, parsed.table))
 		default:
-			q = q.filter(sq.Expr(`(c."table" <> ? OR c.schema <> ?)`, parsed.table, parsed.schema))
+			q = q.scan(sq.Expr(`(c."table" <> ? OR c.schema <> ?)`, parsed.table, parsed.schema))
 		}
 	}
 	return q
@@ -122,7 +122,7 @@ func (q Query) Operations(operations ...Operation) Query {
 		}
 		names[i] = string(operation)
 	}
-	return q.filter(exactly(sq.Expr(`c.operation = ANY(?::text[])`, names), func(c *Change) bool {
+	return q.scanSparsely(exactly(sq.Expr(`c.operation IN ('`+strings.Join(names, "', '")+`')`), func(c *Change) bool {
 		return slices.Contains(names, string(c.Operation))
 	}))
 }
@@ -223,14 +223,26 @@ func (q Query) AtPosition(p Position) Query {
 // empty one, by a program that has none.
 func (q Query) InEnvironment(environment string) Query {
 	if environment == "" {
-		return q.filter(sq.Expr(`(c.environment IS NULL OR c.environment = '')`))
+		return q.scanSparsely(sq.Expr(`(c.environment IS NULL OR c.environment = '')`))
 	}
-	return q.filter(sq.Expr(`c.environment = ?`, environment))
+	if isWord(environment) {
+		// A plan that serves every environment would walk history for the one that most
+		// changes are of.
+		return q.scanSparsely(sq.Expr(`c.environment = '` + environment + `'`))
+	}
+	return q.scanSparsely(sq.Expr(`c.environment = ?`, environment))
+}
+
+// isWord reports whether a short text has nothing but letters, digits, - and _ in it.
+func isWord(text string) bool {
+	return len(text) <= 64 && !strings.ContainsFunc(text, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_'
+	})
 }
 
 // InDatabase keeps the changes of one source, where the store holds several.
 func (q Query) InDatabase(name string) Query {
-	return q.filter(exactly(sq.Expr(`c.database = ?`, name), func(c *Change) bool { return c.Database == name }))
+	return q.scan(exactly(sq.Expr(`c.database = ?`, name), func(c *Change) bool { return c.Database == name }))
 }
 
 // WithDefect keeps the changes that could not be recorded faithfully.
@@ -253,7 +265,7 @@ func (q Query) Changed(columns ...string) Query {
 		anyOf = append(anyOf, changedColumn(column))
 	}
 	q.columns = append(slices.Clip(q.columns), columns...)
-	return q.filter(anyOf)
+	return q.scan(anyOf)
 }
 
 // ChangedTo keeps the changes that gave the column this value: an UPDATE from
@@ -287,7 +299,7 @@ func (q Query) ChangedTo(column string, value any) Query {
 	for _, text := range f.texts {
 		rows = append(rows, map[string]json.RawMessage{column: appendSafeJSON(nil, jsonString(text))})
 	}
-	return q.filter(changedColumn(column)).filter(holding(anyOf, true, rows))
+	return q.scan(changedColumn(column)).scan(holding(anyOf, true, rows))
 }
 
 func checkColumn(column string) error {
@@ -341,5 +353,5 @@ func (q Query) containing(filter, image string, value any) Query {
 	if columns, ok := columnsOf(reflect.ValueOf(value)); ok {
 		q.columns = slices.AppendSeq(slices.Clip(q.columns), maps.Keys(columns))
 	}
-	return q.filter(holding(anyOf, image == "c.after", objects))
+	return q.scan(holding(anyOf, image == "c.after", objects))
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"iter"
 	"slices"
+	"time"
 
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pglogrepl"
@@ -31,8 +32,15 @@ type Page struct {
 	// so that with OldestFirst it can be asked again for what came meanwhile. It
 	// is empty only if the query was not continued and found nothing.
 	Next Cursor `json:"next,omitempty"`
-	// More reports whether there was more when the page was read.
+	// More reports whether there was more when the page was read, or may have been where
+	// it is Partial.
 	More bool `json:"more"`
+	// Partial reports that not all of history was looked at: there may be more behind Next,
+	// however few Changes there are. Only [Query.PageWithin] gives such pages.
+	Partial bool `json:"partial,omitempty"`
+	// SearchedTo is the commit time of the last change that was looked at. It is zero
+	// unless the page is Partial.
+	SearchedTo time.Time `json:"searchedTo,omitzero"`
 	// Warnings says what makes the page less than it seems. See [Query.Warnings].
 	Warnings []error `json:"warnings,omitempty"`
 }
@@ -52,7 +60,12 @@ func (q Query) Page(ctx context.Context, size int) (Page, error) {
 	if err != nil {
 		return Page{}, err
 	}
-	page := Page{Changes: changes, More: len(changes) > size}
+	return q.page(ctx, changes, size)
+}
+
+// page makes a page of the changes read, one more than fit on it if there are more.
+func (q Query) page(ctx context.Context, changes []Change, size int) (page Page, err error) {
+	page = Page{Changes: changes, More: len(changes) > size}
 	if page.More {
 		page.Changes = changes[:size:size]
 	}
@@ -161,9 +174,10 @@ type pages struct {
 	// contexts and would rather walk the whole history in order, in the hope of
 	// meeting enough of them soon.
 	fenced bool
-	// end bounds a walk in order to where the changes are.
-	end  *pglogrepl.LSN
-	done bool
+	// end bounds a walk in order to where the changes are, until one to a part of history.
+	end   *pglogrepl.LSN
+	until *mark
+	done  bool
 	// shared reads a page for several who want the same, or is nil.
 	shared func(ctx context.Context, statement sq.Sqlizer, fetch func(context.Context) ([]Change, error)) ([]Change, error)
 }
@@ -270,8 +284,10 @@ func (p *pages) statement(size int) sq.SelectBuilder {
 // bounded adds where the page begins, and the end if it is known.
 func (p *pages) bounded(b sq.SelectBuilder) sq.SelectBuilder {
 	if p.after != nil {
-		b = b.Where(sq.Expr(`(c.position, c.sequence, c.database) `+p.query.beyond()+` (?::pg_lsn, ?::integer, ?::text)`,
-			p.after.position.LSN.String(), p.after.position.Sequence, p.after.database))
+		b = b.Where(p.after.compared(p.query.beyond()))
+	}
+	if p.until != nil {
+		b = b.Where(p.until.compared(p.query.upTo()))
 	}
 	if p.end != nil {
 		comparison := ">="

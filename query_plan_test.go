@@ -44,13 +44,13 @@ func TestQueriesUseTheIndexes(t *testing.T) {
 	h := newHistory(t)
 	h.db.Exec(t, `
 		INSERT INTO audit.changes (position, sequence, committed_at, transaction_id, database, schema, "table",
-			primary_key, previous_key, operation, before, after, context, queued_at)
+			primary_key, previous_key, operation, before, after, context, environment, queued_at)
 		SELECT '0/1000000'::pg_lsn + (n / 3) * 64, n % 3 + 1, timestamptz '2024-01-10 00:00+00' + n * interval '17 s', 1000 + n / 3,
 			'shop', 'public', 'table_' || n % 20, (n * 7919 % 20000)::text, CASE WHEN n % 1000 = 0 THEN '7' END, 'UPDATE',
 			jsonb_build_object('id', n, 'state', 'new'), jsonb_build_object('id', n, 'state', 'paid', 'filler', repeat('x', 40)),
 			CASE WHEN n % 10 > 0 THEN jsonb_build_object('userId', n % 1009, 'requestId', 'request-' || n / 12, 'traceId', 'trace-' || n / 40,
 				'endpoint', CASE WHEN n % 50000 = 1 THEN 'GET /rare' ELSE 'POST /e' || n % 10 END) END,
-			now()
+			CASE WHEN n % 3 > 0 THEN 'production' ELSE 'staging' END, now()
 		FROM generate_series(0, 199999) AS n`)
 	// As autovacuum would: it empties the pending list of the GIN index, and
 	// summarizes the BRIN index.
@@ -91,6 +91,12 @@ func TestQueriesUseTheIndexes(t *testing.T) {
 		"table in time":      {changes.ForTable("table_3").Since(middle), 300},
 		"request and table":  {changes.ForTable("table_3").InRequest("request-9000"), 300},
 		"position":           {changes.AtPosition(at(40000, 0)), 100},
+		"no such operation":  {changes.Operations(audit.Delete), 150},
+		"none of operations": {changes.Operations(audit.Delete, audit.Truncate), 150},
+		"an operation":       {changes.Operations(audit.Update), 200},
+		"no environment":     {changes.InEnvironment("none"), 150},
+		"without context":    {changes.WithoutContext(), 300},
+		"defects":            {changes.WithDefect(), 50},
 		"request until then": {changes.InRequest("request-100").Until(middle), 200},
 	} {
 		statement, args, err := test.query.Statement(50)

@@ -52,7 +52,7 @@ type Request struct {
 // sequence ends. Each range runs the query again.
 func (q Query) Requests(ctx context.Context) iter.Seq2[Request, error] {
 	return func(yield func(Request, error) bool) {
-		w, err := q.requestWalk(ctx)
+		w, err := q.requestWalk(ctx, false)
 		if err != nil {
 			yield(Request{}, err)
 			return
@@ -80,35 +80,67 @@ type RequestPage struct {
 	Requests []Request `json:"requests"`
 	Next     Cursor    `json:"next,omitempty"`
 	More     bool      `json:"more"`
+	// Previous leads to the page before this one, in the same order. It is empty where the
+	// list begins.
+	Previous Cursor `json:"previous,omitempty"`
+	// Partial and SearchedTo are those of a [Page]. Only [Query.RequestsPageWithin] gives
+	// such pages.
+	Partial    bool      `json:"partial,omitempty"`
+	SearchedTo time.Time `json:"searchedTo,omitzero"`
 }
 
-// RequestsPage returns the next size requests, from 1 to 10,000. A Limit of the
-// query is not regarded.
+// RequestsPage returns the next size requests, from 1 to 10,000, or behind the Previous of
+// a page, those before it. A Limit of the query is not regarded.
 func (q Query) RequestsPage(ctx context.Context, size int) (RequestPage, error) {
-	if size < 1 || size > maxPage {
-		q = q.refuse("RequestsPage", "the size must be from 1 to 10,000", nil)
+	return q.requestsPage(ctx, "RequestsPage", size, 0)
+}
+
+// RequestsPageWithin is [Query.RequestsPage] for somebody who waits: it looks for requests
+// as [Query.PageWithin] does for changes.
+func (q Query) RequestsPageWithin(ctx context.Context, size int, budget time.Duration) (RequestPage, error) {
+	if budget <= 0 {
+		q = q.refuse("RequestsPageWithin", "the budget must be positive", nil)
 	}
-	w, err := q.requestWalk(ctx)
+	return q.requestsPage(ctx, "RequestsPageWithin", size, budget)
+}
+
+func (q Query) requestsPage(ctx context.Context, method string, size int, budget time.Duration) (RequestPage, error) {
+	if size < 1 || size > maxPage {
+		q = q.refuse(method, "the size must be from 1 to 10,000", nil)
+	}
+	back := q.cursor != nil && (q.cursor.kind == newestRequestsBack || q.cursor.kind == oldestRequestsBack)
+	w, err := q.requestWalk(ctx, back)
 	if err != nil {
 		return RequestPage{}, err
 	}
-	var page RequestPage
-	if q.cursor != nil {
+	found, reached, err := w.search(ctx, size+1, budget)
+	if err != nil {
+		return RequestPage{}, err
+	}
+	more := len(found) > size
+	found = found[:min(len(found), size)]
+	if back {
+		slices.Reverse(found)
+	}
+	page := RequestPage{More: back || more}
+	if q.cursor != nil && !back {
 		page.Next = q.cursor.encode()
 	}
-	for !w.done && !page.More {
-		found, err := w.next(ctx)
-		if err != nil {
-			return RequestPage{}, err
-		}
-		for _, f := range found {
-			if len(page.Requests) == size {
-				page.More = true
-				break
-			}
-			page.Requests = append(page.Requests, f.request)
-			page.Next = w.cursorAt(f.at).encode()
-		}
+	for _, f := range found {
+		page.Requests = append(page.Requests, f.request)
+		page.Next = w.cursorAt(f.at, false)
+	}
+	if len(found) > 0 && (back && more || !back && q.cursor != nil) {
+		page.Previous = w.cursorAt(found[0].at, true)
+	}
+	if reached == nil {
+		return page, nil
+	}
+	page.Partial, page.SearchedTo = true, reached.at.UTC()
+	if back {
+		page.Previous = w.cursorAt(reached.mark, true)
+	} else {
+		page.Next, page.More = w.cursorAt(reached.mark, false), true
 	}
 	return page, nil
 }
@@ -124,8 +156,12 @@ type requestWalker struct {
 	// horizon is how far history reached when the list began: a request that goes
 	// on would move away from the walk. Only for newest first.
 	horizon pglogrepl.LSN
-	done    bool
-	size    int // how many changes are looked at next
+	// back walks against the order of the query. What is found is in the order of the walk.
+	back bool
+	// until bounds the walk to a part of history.
+	until *mark
+	done  bool
+	size  int // how many changes are looked at next
 	// recent holds requests that were met lately, so that a large one is counted
 	// only once. Forgetting one costs time, not correctness.
 	recent []string
@@ -136,16 +172,20 @@ type foundRequest struct {
 	at      mark
 }
 
-func (q Query) requestWalk(ctx context.Context) (*requestWalker, error) {
+func (q Query) requestWalk(ctx context.Context, back bool) (*requestWalker, error) {
 	client, err := q.ready()
 	if err != nil {
 		return nil, err
 	}
-	from, err := q.continueFrom(newestRequests, oldestRequests)
+	newest, oldest := newestRequests, oldestRequests
+	if back {
+		newest, oldest = newestRequestsBack, oldestRequestsBack
+	}
+	from, err := q.continueFrom(newest, oldest)
 	if err != nil {
 		return nil, err
 	}
-	w := &requestWalker{client: client, query: q, size: walkFirst}
+	w := &requestWalker{client: client, query: q, size: walkFirst, back: back}
 	if from != nil {
 		w.after = &from.marks[0]
 	}
@@ -173,11 +213,60 @@ func (c *Client) newestPosition(ctx context.Context) (pglogrepl.LSN, error) {
 	return pglogrepl.LSN(found[0]), nil
 }
 
-func (w *requestWalker) cursorAt(at mark) cursor {
+// cursorAt is the cursor of what comes behind a place, or before it.
+func (w *requestWalker) cursorAt(at mark, back bool) Cursor {
+	c := cursor{newestRequests, []mark{at, {position: Position{LSN: w.horizon}}}}
 	if w.query.oldest {
-		return cursor{oldestRequests, []mark{at}}
+		c = cursor{oldestRequests, []mark{at}}
 	}
-	return cursor{newestRequests, []mark{at, {position: Position{LSN: w.horizon}}}}
+	switch {
+	case back && w.query.oldest:
+		c.kind = oldestRequestsBack
+	case back:
+		c.kind = newestRequestsBack
+	}
+	return c.encode()
+}
+
+// walked is the query in the order of the walk.
+func (w *requestWalker) walked() Query {
+	q := w.query
+	q.oldest = q.oldest != w.back
+	return q
+}
+
+// search looks for so many requests, with a budget in one part of history after another. It
+// returns how far it came if it ended early.
+func (w *requestWalker) search(ctx context.Context, want int, budget time.Duration) (found []foundRequest, reached *searchEnd, err error) {
+	part := &pages{client: w.client, query: w.walked(), after: w.after}
+	begun, looked := time.Now(), 0
+	for window := firstWindow; ; {
+		var end *searchEnd
+		if budget > 0 && w.query.scans && !w.query.rare {
+			if end, err = part.windowEnd(ctx, window); err != nil {
+				return nil, nil, err
+			}
+		}
+		w.until, w.done = nil, false
+		if end != nil {
+			w.until = &end.mark
+		}
+		for !w.done && len(found) < want {
+			next, err := w.next(ctx)
+			if err != nil {
+				return nil, nil, err
+			}
+			found = append(found, next...)
+		}
+		if len(found) >= want || end == nil {
+			return found[:min(len(found), want)], nil, nil
+		}
+		w.after, part.after = &end.mark, &end.mark
+		looked += window
+		if window = nextWindow(window, looked, time.Since(begun), budget); window == 0 {
+			return found, end, nil
+		}
+	}
 }
 
 // within leaves out what came after the list began.
@@ -190,15 +279,17 @@ func (w *requestWalker) within(b sq.SelectBuilder) sq.SelectBuilder {
 
 // next looks at some more changes and returns the requests found at them.
 func (w *requestWalker) next(ctx context.Context) ([]foundRequest, error) {
-	request := requestMember.sql()
-	b := w.within(w.query.from(w.client, "c.position", "c.sequence", "c.database", request)).
+	request, walked := requestMember.sql(), w.walked()
+	b := w.within(walked.from(w.client, "c.position", "c.sequence", "c.database", request)).
 		Where("c.context IS NOT NULL").
 		Where(request + " IS NOT NULL").
 		Where(sq.Expr(request+" <> ALL (?::text[])", append([]string{}, w.recent...))).
-		OrderBy(w.query.order()).Limit(uint64(w.size))
+		OrderBy(walked.order()).Limit(uint64(w.size))
 	if w.after != nil {
-		b = b.Where(sq.Expr(`(c.position, c.sequence, c.database) `+w.query.beyond()+` (?::pg_lsn, ?::integer, ?::text)`,
-			w.after.position.LSN.String(), w.after.position.Sequence, w.after.database))
+		b = b.Where(w.after.compared(walked.beyond()))
+	}
+	if w.until != nil {
+		b = b.Where(w.until.compared(walked.upTo()))
 	}
 	var candidates []foundRequest
 	seen := make(map[string]bool)
@@ -207,7 +298,10 @@ func (w *requestWalker) next(ctx context.Context) ([]foundRequest, error) {
 		var id string
 		err = row.Scan(&lsn, &m.position.Sequence, &m.database, &id)
 		m.position.LSN = pglogrepl.LSN(lsn)
-		if !seen[id] {
+		if seen[id] && w.back { // it is found at the last of its changes that the walk meets
+			candidates = slices.DeleteFunc(candidates, func(c foundRequest) bool { return c.request.ID == id })
+		}
+		if !seen[id] || w.back {
 			seen[id] = true
 			candidates = append(candidates, foundRequest{Request{ID: id}, m})
 		}
@@ -222,10 +316,12 @@ func (w *requestWalker) next(ctx context.Context) ([]foundRequest, error) {
 		return nil, nil
 	}
 	w.after = &met[len(met)-1]
-	for _, candidate := range candidates {
-		w.recent = append(w.recent, candidate.request.ID)
+	if !w.back { // that way, a request comes before its place
+		for _, candidate := range candidates {
+			w.recent = append(w.recent, candidate.request.ID)
+		}
+		w.recent = w.recent[max(0, len(w.recent)-walkPage):]
 	}
-	w.recent = w.recent[max(0, len(w.recent)-walkPage):]
 	return w.describe(ctx, candidates)
 }
 

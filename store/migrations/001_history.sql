@@ -59,8 +59,17 @@ CREATE INDEX changes_request_idx ON {{schema}}.changes ((coalesce(
 -- Trace, endpoint, worker and every other containment in the context. The list
 -- of entries still to be sorted in is read by every query: it is kept short.
 CREATE INDEX changes_context_idx ON {{schema}}.changes USING gin (context jsonb_path_ops) WITH (gin_pending_list_limit = 512) WHERE context IS NOT NULL;
--- Time ranges and transaction ids are almost in the order of the heap.
-CREATE INDEX changes_time_idx ON {{schema}}.changes USING brin (committed_at, transaction_id) WITH (pages_per_range = 32, autosummarize = on);
+-- Time ranges and transaction ids are almost in the order of the heap. Of the others it
+-- tells in which parts of the heap there are none, which finds the few changes of an
+-- environment or without a context and the few deletes of a history. A change costs it
+-- nothing: it is written once for 32 pages of them. The last expression is the one that
+-- WithoutContext has, to the letter.
+CREATE INDEX changes_time_idx ON {{schema}}.changes USING brin (committed_at, transaction_id,
+        operation text_bloom_ops (n_distinct_per_range = 16), environment text_bloom_ops (n_distinct_per_range = 16),
+        ((context IS NULL OR context IN ('{}'::jsonb, 'null'::jsonb))::integer))
+    WITH (pages_per_range = 32, autosummarize = on);
+-- What could not be recorded faithfully is next to nothing.
+CREATE INDEX changes_defect_idx ON {{schema}}.changes (position, sequence) WHERE defect IS NOT NULL;
 
 -- One row for each captured database: the position up to which the store holds
 -- everything. It moves in the same transaction as the rows and by
