@@ -199,6 +199,9 @@ type Completeness struct {
 	// Gaps are the holes in history, oldest first. None of them matters to the
 	// answer, or there would have been an error.
 	Gaps []Gap `json:"gaps,omitempty"`
+	// Withheld are the columns of the table that the answer leaves out, sorted: history
+	// does not store their values. See [Config.Columns].
+	Withheld []string `json:"withheld,omitempty"`
 }
 
 // Resolve returns which position the Point means and how complete history is

@@ -121,6 +121,7 @@ func (t *travel) tableOf(ctx context.Context, cov store.Coverage, look func(ctx 
 	}
 	if t.point.report != nil {
 		*t.point.report = t.completeness(&cov)
+		t.point.report.Withheld = p.withheldNames()
 	}
 	return p, nil
 }
