@@ -25,8 +25,7 @@ const (
 type changesView struct {
 	filterView
 	Changes []changeView
-	// Older and Newer lead on, Newest to the beginning; empty where there is nothing.
-	Older, Newer, Newest string
+	listPages
 	// Count is how many changes there are, Capped that there are more, Counted that it is
 	// known at all.
 	Count           int64
@@ -65,7 +64,7 @@ func (q *request) fillChanges(view *changesView, f filter) error {
 	}
 	ctx, cancel := q.context(q.cfg.Timeout)
 	defer cancel()
-	counting, stopCounting := context.WithCancel(ctx)
+	counting, stopCounting := context.WithTimeout(ctx, q.cfg.SearchTime)
 	var counted sync.WaitGroup
 	defer counted.Wait()
 	defer stopCounting()
@@ -74,7 +73,7 @@ func (q *request) fillChanges(view *changesView, f filter) error {
 	counted.Go(func() { trend, trendErr = steps(counting, matching) })
 
 	before, after := audit.Cursor(q.query.Get("before")), audit.Cursor(q.query.Get("after"))
-	page, err := readPage(ctx, matching, before, after)
+	page, err := readPage(ctx, matching, before, after, q.searchTime())
 	if err != nil {
 		return err
 	}
@@ -85,12 +84,12 @@ func (q *request) fillChanges(view *changesView, f filter) error {
 	q.linkPages(view, matching, page, before, after)
 	if whole := before == "" && after == "" && !page.More; whole {
 		view.Count, view.Counted = int64(len(page.Changes)), true
-		if len(page.Changes) == 0 {
-			stopCounting() // there is nothing to count
-		}
+	}
+	if page.Partial || len(page.Changes) == 0 {
+		stopCounting() // there is nothing to count, or nobody knows how much
 	}
 	counted.Wait()
-	if trendErr == nil {
+	if trendErr == nil && !page.Partial {
 		view.fillTrend(q, trend)
 	}
 	if q.access.Export {
@@ -108,11 +107,11 @@ func withFormat(filters url.Values, format string) url.Values {
 
 // readPage reads the page behind one place, or the one before another: that is the one
 // behind it in the opposite order.
-func readPage(ctx context.Context, matching audit.Query, before, after audit.Cursor) (audit.Page, error) {
+func readPage(ctx context.Context, matching audit.Query, before, after audit.Cursor, searching time.Duration) (audit.Page, error) {
 	if before == "" {
-		return matching.After(after).Page(ctx, pageSize)
+		return matching.After(after).PageWithin(ctx, pageSize, searching)
 	}
-	page, err := matching.OldestFirst().After(before).Page(ctx, pageSize)
+	page, err := matching.OldestFirst().After(before).PageWithin(ctx, pageSize, searching)
 	slices.Reverse(page.Changes)
 	return page, err
 }
@@ -123,14 +122,17 @@ func (q *request) linkPages(view *changesView, matching audit.Query, page audit.
 	if before != "" || after != "" {
 		view.Newest = q.with()
 	}
+	if page.Partial {
+		view.searchFurther(q, page.SearchedTo, page.Next, before != "")
+	}
 	if len(page.Changes) == 0 {
 		return
 	}
 	first, last := page.Changes[0], page.Changes[len(page.Changes)-1]
-	if before != "" || page.More {
+	if before != "" || page.More && !page.Partial {
 		view.Older = q.with("after", string(matching.CursorAfter(last)))
 	}
-	if before != "" && page.More || before == "" && after != "" {
+	if before != "" && page.More && !page.Partial || before == "" && after != "" {
 		view.Newer = q.with("before", string(matching.OldestFirst().CursorAfter(first)))
 	}
 }

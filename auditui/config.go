@@ -40,6 +40,10 @@ type Config struct {
 	// Timeout is how long a page may take to be read from history; then it says so.
 	// Default: 2 seconds.
 	Timeout time.Duration
+	// SearchTime is about how long a list looks for changes that no index finds, such as those
+	// of a column. Then it says how far it came, and whoever looks may search further.
+	// Default: 200 milliseconds.
+	SearchTime time.Duration
 	// RevertTimeout is how long a plan, a revert and the past of a whole table may take.
 	// Default: 30 seconds.
 	RevertTimeout time.Duration
@@ -128,6 +132,7 @@ func (e *ConfigError) Error() string { return "auditui: Config." + e.Field + ": 
 // Defaults and bounds of a Config.
 const (
 	defaultTimeout       = 2 * time.Second
+	defaultSearchTime    = 200 * time.Millisecond
 	defaultRevertTimeout = 30 * time.Second
 	defaultConfirmRows   = 20
 	defaultMaxRevertRows = 10_000
@@ -155,7 +160,11 @@ func (cfg Config) complete() (Config, error) {
 		field string
 		value *time.Duration
 		zero  time.Duration
-	}{{"Timeout", &cfg.Timeout, defaultTimeout}, {"RevertTimeout", &cfg.RevertTimeout, defaultRevertTimeout}} {
+	}{
+		{"Timeout", &cfg.Timeout, defaultTimeout},
+		{"SearchTime", &cfg.SearchTime, defaultSearchTime},
+		{"RevertTimeout", &cfg.RevertTimeout, defaultRevertTimeout},
+	} {
 		if *d.value < 0 {
 			refuse(d.field, "it is negative")
 		}

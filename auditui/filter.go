@@ -101,6 +101,36 @@ func (q *request) fillFilter(view *filterView, fill func(filter) error) (code in
 	return http.StatusOK, err
 }
 
+// listPages lead from a page of a list to others.
+type listPages struct {
+	// Older and Newer lead on, Newest to the beginning; empty where there is nothing.
+	Older, Newer, Newest string
+	// Searched is up to when the list was looked through, and Further the address that
+	// looks on; zero and empty where all of it was.
+	Searched time.Time
+	Further  string
+	// Upwards tells that newer ones were looked for.
+	Upwards bool
+}
+
+// searchFurther says how far a list was looked through, and leads on from there.
+func (l *listPages) searchFurther(q *request, to time.Time, next audit.Cursor, upwards bool) {
+	direction := "after"
+	if upwards {
+		direction = "before"
+	}
+	l.Searched, l.Upwards, l.Further = to, upwards, q.with(direction, string(next), "further", "1")
+}
+
+// searchTime is for how long a list looks for what no index finds. Whoever asks for more
+// knows that it takes a while.
+func (q *request) searchTime() time.Duration {
+	if q.query.Has("further") {
+		return q.cfg.Timeout * 3 / 4
+	}
+	return q.cfg.SearchTime
+}
+
 // explainFilter is what to say of an error that is about the filters themselves.
 func (q *request) explainFilter(err error) string {
 	var bad *requestError

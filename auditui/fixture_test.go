@@ -94,6 +94,9 @@ func serveClient(t *testing.T, client *audit.Client, cfg auditui.Config) *site {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 20 * time.Second
 	}
+	if cfg.SearchTime == 0 {
+		cfg.SearchTime = 20 * time.Second
+	}
 	log := new(strings.Builder)
 	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 	ui, err := auditui.New(client, cfg)

@@ -169,6 +169,11 @@ func TestTable(t *testing.T) {
 			t.Errorf("%s: %d, want %d\n%s", path, a.code, code, excerpt(a.body))
 		}
 	}
+	// What history does not store is not shown as if the table did not have it.
+	for _, page := range []string{now, then} {
+		wantIn(t, page, "History does not store <bdi>password</bdi>", "left out")
+		wantNotIn(t, page, "hunter2")
+	}
 	allowed := s.serve(t, auditui.Config{Access: func(*http.Request) (auditui.Access, error) {
 		return auditui.Access{
 			User: "x", Values: true, Scope: func(q audit.Query) audit.Query { return q },

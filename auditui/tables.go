@@ -82,9 +82,12 @@ type tableView struct {
 	Next        string
 	CompareNow  string
 	Restore     string
-	Hidden      int
-	Changes     string
-	Since       time.Time
+	// Hidden tells that rows are left out that whoever asks may not see.
+	Hidden  bool
+	Changes string
+	// Withheld are columns that history does not store.
+	Withheld []string
+	Since    time.Time
 }
 
 // pastRow is a row as it was.
@@ -181,7 +184,7 @@ func (q *request) fillPast(ctx context.Context, view *tableView) error {
 		}
 		q.addPastRow(ctx, view, row, differs)
 	}
-	view.At = resolved.Position.LSN.String()
+	view.At, view.Withheld = resolved.Position.LSN.String(), resolved.Withheld
 	slices.SortStableFunc(view.Rows, func(a, b pastRow) int { return compareKeys(a.Key, b.Key) })
 	if view.AsOf != "" && view.AsOf != "now" {
 		view.CompareNow = q.here("from", view.AsOf, "to", "now", "as-of", "")
@@ -192,7 +195,7 @@ func (q *request) fillPast(ctx context.Context, view *tableView) error {
 func (q *request) addPastRow(ctx context.Context, view *tableView, row audit.PastRow, differs map[string]audit.Operation) {
 	key := row.PrimaryKey()
 	if q.access.RowAllowed != nil && !q.mayRow(ctx, view.Table, key) {
-		view.Hidden++
+		view.Hidden = true
 		return
 	}
 	fields, texts := row.FieldDescriptions(), row.RawValues()
@@ -262,7 +265,7 @@ func (q *request) fillDifference(ctx context.Context, view *tableView) error {
 			return err
 		}
 		if q.access.RowAllowed != nil && !q.mayRow(ctx, view.Table, d.PrimaryKey) || !q.mayTable(d.TableName()) {
-			view.Hidden++
+			view.Hidden = true
 			continue
 		}
 		if view.Differing == comparedRows {

@@ -1,6 +1,7 @@
 package auditui
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"net/url"
@@ -16,8 +17,8 @@ import (
 // requestsView is the list of requests.
 type requestsView struct {
 	filterView
-	Requests      []requestLine
-	Older, Newest string
+	Requests []requestLine
+	listPages
 }
 
 // requestLine is a request in the list.
@@ -47,8 +48,8 @@ func (q *request) fillRequests(view *requestsView, f filter) error {
 	}
 	ctx, cancel := q.context(q.cfg.Timeout)
 	defer cancel()
-	after := audit.Cursor(q.query.Get("after"))
-	page, err := matching.After(after).RequestsPage(ctx, pageSize)
+	before, after := audit.Cursor(q.query.Get("before")), audit.Cursor(q.query.Get("after"))
+	page, err := matching.After(cmp.Or(before, after)).RequestsPageWithin(ctx, pageSize, q.searchTime())
 	if err != nil {
 		return err
 	}
@@ -61,13 +62,30 @@ func (q *request) fillRequests(view *requestsView, f filter) error {
 		}
 		view.Requests = append(view.Requests, line)
 	}
-	if page.More {
-		view.Older = q.with("after", string(page.Next))
-	}
-	if after != "" {
+	view.linkRequests(q, page, before != "")
+	if before != "" || after != "" {
 		view.Newest = q.with()
 	}
 	return nil
+}
+
+// linkRequests links the pages before and behind this one.
+func (view *requestsView) linkRequests(q *request, page audit.RequestPage, upwards bool) {
+	older, newer := page.More && page.Next != "", page.Previous != ""
+	switch {
+	case page.Partial && upwards:
+		view.searchFurther(q, page.SearchedTo, page.Previous, upwards)
+		newer = false
+	case page.Partial:
+		view.searchFurther(q, page.SearchedTo, page.Next, upwards)
+		older = false
+	}
+	if older {
+		view.Older = q.with("after", string(page.Next))
+	}
+	if newer {
+		view.Newer = q.with("before", string(page.Previous))
+	}
 }
 
 func appendNew(list []string, item string) []string {

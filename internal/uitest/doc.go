@@ -5,6 +5,6 @@
 // google-chrome on PATH. There is no test without one: they fail, and do not skip.
 //
 // AUDIT_TEST_UI_CHANGES is the size of the large history, 100,000 by default, and
-// AUDIT_TEST_UI_PAGED of the one that is read from end to end by clicks, 600 by default.
+// AUDIT_TEST_UI_PAGED of the one that is read from end to end and back, 10,000 by default.
 // AUDIT_UI_SCREENSHOTS names a directory for pictures of the main pages.
 package uitest

@@ -88,6 +88,9 @@ func handlerOf(t *testing.T, client *audit.Client, cfg auditui.Config) http.Hand
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 30 * time.Second
 	}
+	if cfg.SearchTime == 0 {
+		cfg.SearchTime = 30 * time.Second
+	}
 	cfg.Logger = slog.New(slog.DiscardHandler)
 	ui, err := auditui.New(client, cfg)
 	if err != nil {

@@ -139,10 +139,10 @@ func TestLargeHistory(t *testing.T) {
 	s := newShop(t)
 	n := sizeOf(t, "AUDIT_TEST_UI_CHANGES", 100_000)
 	s.large(t, n)
-	ui := s.serve(t, auditui.Config{})
 	b := newTab(t)
-	b.open(ui)
+	b.open(s.serve(t, auditui.Config{}))
 	b.want("10,000+ changes")
+	ui := s.serve(t, auditui.Config{SearchTime: 200 * time.Millisecond})
 	for _, query := range []string{
 		"", "op=UPDATE", "op=DELETE", "table=past_3", "table=none", "table=past_3&key=7", "env=test", "env=none", "user=7", "user=nobody", "tenant=none",
 		"request=request-7", "request=none", "trace=trace-7", "trace=none", "endpoint=POST+/e1", "endpoint=none", "worker=w1", "worker=none", "nocontext=1", "defects=1",

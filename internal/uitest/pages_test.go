@@ -2,9 +2,12 @@ package uitest
 
 import (
 	"fmt"
+	"html"
+	"io"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -147,35 +150,97 @@ func TestFilters(t *testing.T) {
 }
 
 // 3. A list is read to its end and back while others write: nothing twice, nothing missing.
+// The browser follows the first and the last pages of each way, plain requests the rest.
 func TestForwardAndBack(t *testing.T) {
 	s := newShop(t)
-	n := sizeOf(t, "AUDIT_TEST_UI_PAGED", 600)
+	n := sizeOf(t, "AUDIT_TEST_UI_PAGED", 10_000)
 	s.write(t, audit.Context{}, fmt.Sprintf("INSERT INTO staff SELECT i, 'x' FROM generate_series(1, %d) i", n))
 	want := list(t, s.Client.Changes())
+	written := 0
 	b := newTab(t)
 	b.open(s.serve(t, auditui.Config{}))
-	forward := b.positions()
-	for i := 0; b.count("a[rel=next]") > 0; i++ {
-		if i%5 == 0 {
-			s.write(t, audit.Context{}, fmt.Sprintf("INSERT INTO staff VALUES (%d)", n+1+i))
+	way := func(rel string) (pages [][]string) {
+		t.Helper()
+		read := []listed{{b.where(), b.positions(), ""}}
+		for range 3 {
+			b.follow("a[rel=" + rel + "]")
+			read = append(read, listed{b.where(), b.positions(), ""})
 		}
-		b.follow("a[rel=next]")
-		forward = append(forward, b.positions()...)
+		for at := fetchList(t, b.where(), rel); at.lead != ""; {
+			if len(read)%20 == 0 {
+				written++
+				s.write(t, audit.Context{}, fmt.Sprintf("INSERT INTO staff VALUES (%d)", n+written))
+			}
+			at = fetchList(t, at.lead, rel)
+			read = append(read, at)
+		}
+		b.open(read[len(read)-3].url)
+		for i, page := range read[len(read)-3:] {
+			if i > 0 {
+				b.follow("a[rel=" + rel + "]")
+			}
+			if got := b.positions(); !slices.Equal(got, page.positions) {
+				t.Errorf("%s: the browser shows %v, the page has %v", page.url, got, page.positions)
+			}
+		}
+		if b.count("a[rel="+rel+"]") > 0 {
+			t.Errorf("%s: the last page leads on", b.where())
+		}
+		for _, page := range read {
+			pages = append(pages, page.positions)
+		}
+		return pages
 	}
-	if !slices.Equal(forward, want) {
+	if forward := slices.Concat(way("next")...); !slices.Equal(forward, want) {
 		t.Errorf("forward: %d changes, want %d", len(forward), len(want))
 	}
-	last := b.positions()
-	var back []string
-	for b.count("a[rel=prev]") > 0 {
-		b.follow("a[rel=prev]")
-		back = append(b.positions(), back...)
-	}
+	back := way("prev")
+	slices.Reverse(back)
 	// Those that were written meanwhile come at the end of the way back.
 	whole := list(t, s.Client.Changes())
-	if got := append(back, last...); !slices.Equal(got, whole) {
+	if got := slices.Concat(back...); !slices.Equal(got, whole) || len(whole) == len(want) {
 		t.Errorf("back: %d changes, want %d", len(got), len(whole))
 	}
+}
+
+// listed is a page of a list, and the page that it leads to.
+type listed struct {
+	url       string
+	positions []string
+	lead      string
+}
+
+var (
+	listedPosition = regexp.MustCompile(`class="open" href="[^"]*changes/([^"?]+)`)
+	listedLead     = regexp.MustCompile(`rel="(\w+)" href="([^"]+)"`)
+)
+
+// fetchList reads a page of a list without a browser.
+func fetchList(t *testing.T, address, rel string) listed {
+	t.Helper()
+	response, err := http.Get(address) //nolint:noctx // The test has a time-out.
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(response.Body)
+	_ = response.Body.Close()
+	if err != nil || response.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %d, %v", address, response.StatusCode, err)
+	}
+	page := listed{url: address}
+	for _, m := range listedPosition.FindAllStringSubmatch(string(body), -1) {
+		page.positions = append(page.positions, m[1])
+	}
+	for _, m := range listedLead.FindAllStringSubmatch(string(body), -1) {
+		if m[1] == rel {
+			to, err := response.Request.URL.Parse(html.UnescapeString(m[2]))
+			if err != nil {
+				t.Fatal(err)
+			}
+			page.lead = to.String()
+		}
+	}
+	return page
 }
 
 // 4. Values are shown as they are, and nothing of them runs.
