@@ -32,8 +32,8 @@ type Query struct {
 	// sparse tells that one of them may leave so few changes that an index finds them,
 	// though not in that order: the planner knows.
 	sparse bool
-	tables  []tableName
-	users   []string // of ByUser, or a context
+	tables []tableName
+	users  []string // of ByUser, or a context
 	// byClaim tells that a filter asks for a request or a trace: whoever stamps its id
 	// joins it.
 	byClaim bool
