@@ -91,6 +91,7 @@ const (
 // run carries out one command line and returns the exit code.
 func run(ctx context.Context, args []string, s streams) int {
 	a := &app{streams: s, asked: bufio.NewReader(s.in), zone: zoneOf(s.getenv), now: time.Now}
+	a.progressed = a.now() // so that quick work shows none
 	root := a.command()
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)

@@ -62,7 +62,8 @@ var problems = []struct {
 	{"wal-level", regexp.MustCompile(`^wal_level`)},
 	{"slots", regexp.MustCompile(`replication slots are in use`)},
 	{"senders", regexp.MustCompile(`^max_wal_senders`)},
-	{"role", regexp.MustCompile(`^role .* may not`)},
+	{"store-rights", regexp.MustCompile(`the store's schema`)},
+	{"role", regexp.MustCompile(`may not use replication slots`)},
 	{"owner", regexp.MustCompile(`^table .* is not owned`)},
 	{"publication", regexp.MustCompile(`publication`)},
 	{"standby", regexp.MustCompile(`standby`)},
@@ -127,7 +128,7 @@ func (d *doctor) lag(ctx context.Context) error {
 		rows, err := conn.Query(ctx, `
 			SELECT DISTINCT b.pid
 			FROM pg_catalog.pg_stat_activity a CROSS JOIN LATERAL unnest(pg_catalog.pg_blocking_pids(a.pid)) b (pid)
-			WHERE a.datname = current_database() AND a.application_name = 'audit' AND a.pid <> pg_catalog.pg_backend_pid()
+			WHERE a.datname = current_database() AND a.application_name LIKE 'audit%' AND a.pid <> pg_catalog.pg_backend_pid()
 			ORDER BY 1`)
 		if err != nil {
 			return err

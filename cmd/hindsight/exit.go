@@ -165,6 +165,9 @@ func serverText(e *pgconn.PgError) string {
 		message = "a function or a trigger has raised an exception"
 	}
 	text := fmt.Sprintf("the server says: %s (SQLSTATE %s)", message, e.Code)
+	if e.Code == "42501" {
+		text += "; docs/permissions.md says what the role needs"
+	}
 	if e.Position > 0 {
 		text += fmt.Sprintf(" at character %d", e.Position)
 	}

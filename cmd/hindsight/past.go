@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"regexp"
 	"slices"
 	"strings"
@@ -103,6 +104,10 @@ func (a *app) asOfTable(ctx context.Context, point audit.Point, name string, key
 	a.paged()
 	rows := &rowWriter{app: a}
 	for row, err := range table.All(ctx) {
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) {
+			pg.Position = 0 // of a statement that is not the caller's
+		}
 		if err != nil {
 			return err
 		}

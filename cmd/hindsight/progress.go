@@ -38,6 +38,10 @@ func (a *app) revertProgress() func(audit.Progress) {
 		if p.Total > 0 {
 			of = fmt.Sprintf(" of %d", p.Total)
 		}
-		a.progress("%s %s: %d%s", p.Step, tableName(p.Table), p.Done, of)
+		at := ""
+		if p.Table != "" {
+			at = " " + tableName(p.Table)
+		}
+		a.progress("%s%s: %d%s", p.Step, at, p.Done, of)
 	}
 }
