@@ -163,15 +163,16 @@ type Config struct {
 	MaxRetainedWAL int64
 
 	// RefreshInterval is how often the catalog is asked for new tables, which costs
-	// one statement where nothing was written since the last time. Client.Refresh asks
-	// at once. Default: 2 seconds. Negative: never.
+	// one statement where nothing was written since the last time, and some milliseconds
+	// for each thousand tables where there was no DDL. Client.Refresh asks at once. Default: 2 seconds. Negative: never.
 	RefreshInterval time.Duration
 
 	// NoEventTrigger keeps Start from making the event triggers by which the history
 	// knows at which place of it a table was altered. Start makes them where its role
 	// is a superuser. They fire for DDL only, and cannot fail it. Without them tables
-	// are looked at every RefreshInterval, and moments between two looks that
-	// disagree are refused where the stream does not decide.
+	// are looked at every RefreshInterval, or, if they are many, every 30 seconds, and
+	// moments between two looks that disagree are refused where the stream does not
+	// decide.
 	NoEventTrigger bool
 
 	// Logger gets the events of capture. Default: slog.Default().

@@ -83,10 +83,15 @@ func TestCoverage_TimesOfTheSource(t *testing.T) {
 	ctx, history := t.Context(), bareStore(t, audittest.NewDatabase(t))
 	day := func(n int) time.Time { return time.Date(2001, 1, n, 0, 0, 0, 0, time.UTC) }
 	checkpoint := store.Checkpoint{Database: "shop", Slot: "s", SystemIdentifier: "1", Timeline: 1, Position: 100}
+	_, holder, release, err := history.LockSetup(ctx, "shop", time.Minute, func(*store.SetupLockedError) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
 	if err := errors.Join(
 		history.CreateCheckpoint(ctx, checkpoint, day(1)),
-		history.OpenCoverage(ctx, "shop", store.Coverage{Schema: "public", Table: "todo", From: 100, FromTime: day(2), RelationID: 7}),
-		history.CloseCoverage(ctx, "shop", 7, 200, day(3)),
+		history.OpenCoverage(ctx, holder, store.Coverage{Schema: "public", Table: "todo", From: 100, FromTime: day(2), RelationID: 7}),
+		history.CloseCoverage(ctx, holder, 7, 200, day(3)),
 		history.RecordGap(ctx, "shop", checkpoint, 300, day(4), "test"),
 	); err != nil {
 		t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,10 +33,16 @@ type run struct {
 	unsendable capture.LSN
 	failures   int
 	why        string
-	// shapes are what the tracked tables looked like last. They belong to whoever
-	// holds the lock on setting up.
+	// holder, shapes and seen belong to whoever has the client's turn to set up. holder is
+	// who says what is covered, shapes what the tracked tables looked like last.
+	holder store.SetupHolder
 	shapes map[uint32]string
-	looks  looks
+	// seen is the catalog as it was then, seed of its fingerprints. Until structuresDue,
+	// none is taken of the structures without need.
+	seen          catalogSeen
+	seed          int64
+	structuresDue time.Time
+	looks         looks
 	// rest is where the source's WAL ended when the last look at the tables began, if that
 	// left nothing to do and saw all that was committed; else 0.
 	rest atomic.Uint64
@@ -87,7 +94,7 @@ func (c *Client) Start(ctx context.Context) error {
 		c.mu.Unlock()
 		return err
 	}
-	r := &run{facts: facts, cancel: cancelRun, done: make(chan struct{}), settled: make(chan struct{}), streams: make(chan struct{}, 1)}
+	r := &run{facts: facts, seed: rand.Int64(), cancel: cancelRun, done: make(chan struct{}), settled: make(chan struct{}), streams: make(chan struct{}, 1)}
 	r.reader = c.newReader(r)
 	c.mu.Lock()
 	c.run, c.last.facts = r, facts
@@ -357,10 +364,10 @@ func (c *Client) maintain(ctx context.Context, r *run) {
 			return
 		case <-tables.C:
 			if c.cfg.RefreshInterval > 0 && c.state() == capture.Streaming {
-				err = c.refreshIfWritten(ctx, r)
+				err = c.refreshIfChanged(ctx, r)
 			}
 		case <-c.poke:
-			err = c.refreshTables(ctx, r)
+			err = c.refreshTables(ctx, r, true)
 		}
 		c.maintenanceFailed(ctx, err)
 	}

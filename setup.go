@@ -42,12 +42,13 @@ func (c *Client) prepareSource(ctx context.Context) (capture.Facts, error) {
 	if err := c.history.Migrate(ctx); err != nil {
 		return facts, fmt.Errorf("audit: start: %w", err)
 	}
-	locked, release, err := c.lockSetup(ctx, setupPatience)
+	r := &run{facts: facts}
+	locked, release, err := c.lockSetup(ctx, r, setupPatience)
 	if err != nil {
 		return facts, fmt.Errorf("audit: start: %w", err)
 	}
 	defer release()
-	if err := c.makeSource(locked, facts); err != nil {
+	if err := c.makeSource(locked, r); err != nil {
 		return facts, fmt.Errorf("audit: start: %w", err)
 	}
 	if slot, err := c.setup.SlotState(ctx); err == nil {
@@ -183,9 +184,9 @@ func (c *Client) encodingProblem(ctx context.Context) (string, error) {
 	return "", nil
 }
 
-func (c *Client) makeSource(ctx context.Context, facts capture.Facts) error {
+func (c *Client) makeSource(ctx context.Context, r *run) error {
 	// Before anything is made here: is it the source that the history is of?
-	checkpoint, err := c.history.Checkpoint(ctx, facts.Database)
+	checkpoint, err := c.history.Checkpoint(ctx, r.facts.Database)
 	switch {
 	case err == nil:
 		if _, err := c.sameSource(ctx, checkpoint); err != nil {
@@ -197,7 +198,7 @@ func (c *Client) makeSource(ctx context.Context, facts capture.Facts) error {
 	if err := c.history.EnsurePartitions(ctx); err != nil {
 		return err
 	}
-	repaired, err := c.setup.EnsurePublication(ctx, facts.Version)
+	repaired, err := c.setup.EnsurePublication(ctx, r.facts.Version)
 	if err != nil {
 		return err
 	}
@@ -216,7 +217,6 @@ func (c *Client) makeSource(ctx context.Context, facts capture.Facts) error {
 		c.cfg.Logger.Info("audit: tables of migration tools and job queues are not tracked unless Config.Tables names them", "tables", left)
 	}
 	c.cfg.Logger.Info("audit: reverts leave these columns alone", "NeverRestored", c.cfg.NeverRestored, "VersionColumns", c.cfg.VersionColumns)
-	r := &run{facts: facts}
 	if err := c.leaveTables(ctx, r); err != nil {
 		return err
 	}
@@ -228,7 +228,7 @@ func (c *Client) makeSource(ctx context.Context, facts capture.Facts) error {
 		return err
 	}
 	// Again, now that there is a slot: coverage begins where the slot does.
-	return c.joinTables(ctx, r, joined, repaired)
+	return c.joinTables(ctx, r, joined, repaired, true)
 }
 
 // attempts is how often the server may fail at sending a transaction before that is
@@ -247,7 +247,7 @@ func (c *Client) prepareSlot(ctx context.Context, r *run) (capture.Resume, error
 	if !errors.Is(err, errMustSetUp) {
 		return resume, err
 	}
-	locked, release, err := c.lockSetup(ctx, setupPatience)
+	locked, release, err := c.lockSetup(ctx, r, setupPatience)
 	if err != nil {
 		return resume, err
 	}

@@ -17,22 +17,15 @@ const (
 )
 
 // lockSetup keeps other instances from setting up at the same time. What is done
-// under the lock uses the context that it returns, which ends if the lock is lost.
+// under the lock uses the context that it returns, which ends if the lock is lost, and what
+// is said of coverage is said as r.holder, whom the store refuses then, too.
 // Nobody waits for the stream under it.
-func (c *Client) lockSetup(ctx context.Context, patience time.Duration) (locked context.Context, release func(), err error) {
-	// First among the calls on this client: each of them would hold a connection
-	// while it waits for the lock, and the one that has it needs more.
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	select {
-	case c.turn <- struct{}{}:
-	case <-timer.C:
-		return nil, nil, &store.SetupLockedError{Schema: c.cfg.Schema, Waited: patience, Cause: context.DeadlineExceeded}
-	case <-ctx.Done():
-		return nil, nil, &store.SetupLockedError{Schema: c.cfg.Schema, Waited: patience, Cause: ctx.Err()}
+func (c *Client) lockSetup(ctx context.Context, r *run, patience time.Duration) (locked context.Context, release func(), err error) {
+	if err := c.takeTurn(ctx, patience); err != nil {
+		return nil, nil, err
 	}
 	begun, said := time.Now(), false
-	locked, unlock, err := c.history.LockSetup(ctx, patience, func(held *store.SetupLockedError) {
+	locked, holder, unlock, err := c.history.LockSetup(ctx, r.facts.Database, patience, func(held *store.SetupLockedError) {
 		c.noteSetup(held)
 		if !said && time.Since(begun) > 2*time.Second {
 			said = true
@@ -48,10 +41,26 @@ func (c *Client) lockSetup(ctx context.Context, patience time.Duration) (locked 
 		return nil, nil, err
 	}
 	c.noteSetup(nil)
+	r.holder = holder
 	return locked, func() {
 		unlock()
 		<-c.turn
 	}, nil
+}
+
+// takeTurn makes a call the only one on this client that sets up: each of them would hold
+// a connection while it waits for the lock, and the one that has it needs more.
+func (c *Client) takeTurn(ctx context.Context, patience time.Duration) error {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case c.turn <- struct{}{}:
+		return nil
+	case <-timer.C:
+		return &store.SetupLockedError{Schema: c.cfg.Schema, Waited: patience, Cause: context.DeadlineExceeded}
+	case <-ctx.Done():
+		return &store.SetupLockedError{Schema: c.cfg.Schema, Waited: patience, Cause: ctx.Err()}
+	}
 }
 
 func (c *Client) noteSetup(held *store.SetupLockedError) {

@@ -52,17 +52,22 @@ func (l *looks) until(position LSN) LSN {
 // lookAtStructures tells the stream of tables that are not as they were at the
 // last look: the event triggers tell it at the very place, but not every role may
 // make them, and nobody is told by the stream before the next change of a row.
-// here is a position before the look. It reports whether the stream was told of all.
-func (c *Client) lookAtStructures(ctx context.Context, r *run, tracked []capture.Tracked, here LSN) (all bool, err error) {
-	oids := make([]uint32, len(tracked))
-	for i, t := range tracked {
-		oids[i] = t.OID
+// here is a position before the look. Unless it is a look at the whole, those that were
+// looked at before are taken for what they were. It reports whether the stream was told of all.
+func (c *Client) lookAtStructures(ctx context.Context, r *run, tracked []capture.Tracked, here LSN, whole bool) (all bool, err error) {
+	shapes := make(map[uint32]string, len(tracked))
+	oids := make([]uint32, 0, len(tracked))
+	for _, t := range tracked {
+		if digest, ok := r.shapes[t.OID]; ok && !whole {
+			shapes[t.OID] = digest
+		} else {
+			oids = append(oids, t.OID)
+		}
 	}
 	rows, err := c.source.Query(ctx, capture.DigestsSQL, oids)
 	if err != nil {
 		return false, fmt.Errorf("look at structures: %w", err)
 	}
-	shapes := make(map[uint32]string, len(oids))
 	var oid uint32
 	var digest string
 	if _, err := pgx.ForEachRow(rows, []any{&oid, &digest}, func() error {

@@ -35,7 +35,7 @@ func (c *Client) Refresh(ctx context.Context) error {
 	if r == nil {
 		return ErrNotRunning
 	}
-	if err := c.refreshTables(ctx, r); err != nil {
+	if err := c.refreshTables(ctx, r, true); err != nil {
 		return fmt.Errorf("audit: refresh: %w", err)
 	}
 	c.mu.Lock()
@@ -49,21 +49,9 @@ func (c *Client) Refresh(ctx context.Context) error {
 	return errors.Join(problems...)
 }
 
-// refreshIfWritten is refreshTables, unless nothing was written to the source since the
-// last look: a catalog does not change without WAL.
-func (c *Client) refreshIfWritten(ctx context.Context, r *run) error {
-	if rest := LSN(r.rest.Load()); rest != 0 {
-		here, err := c.position(ctx)
-		if err != nil || here == rest {
-			return err
-		}
-	}
-	return c.refreshTables(ctx, r)
-}
-
 // refreshTables is joinTables while nobody else sets up.
-func (c *Client) refreshTables(ctx context.Context, r *run) error {
-	locked, release, err := c.lockSetup(ctx, refreshPatience)
+func (c *Client) refreshTables(ctx context.Context, r *run, whole bool) error {
+	locked, release, err := c.lockSetup(ctx, r, refreshPatience)
 	if err != nil {
 		c.setupBlocked(ctx, err)
 		return err
@@ -74,7 +62,7 @@ func (c *Client) refreshTables(ctx context.Context, r *run) error {
 	if err != nil {
 		return err
 	}
-	return c.joinTables(ctx, r, nil, repaired)
+	return c.joinTables(ctx, r, nil, repaired, whole)
 }
 
 // join makes new tables tracked, whatever coverage says.
@@ -152,8 +140,12 @@ func (c *Client) joinAtStart(ctx context.Context, r *run) (map[uint32]capture.Tr
 
 // joinTables makes new tables tracked and keeps coverage true. joined are those
 // that were published just before; repaired tells that the publication may have
-// left something out of every table.
-func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]capture.Tracked, repaired bool) error {
+// left something out of every table, whole that all structures are looked at, whether they
+// are known to have changed or not.
+func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]capture.Tracked, repaired, whole bool) error {
+	whole = whole || r.seen.structures == ""
+	seen := catalogSeen{structures: r.seen.structures}
+	r.seen = catalogSeen{}
 	r.rest.Store(0)
 	checkpoint, err := c.history.Checkpoint(ctx, r.facts.Database)
 	if err != nil {
@@ -162,6 +154,16 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]captu
 	before, err := c.lookFrom(ctx)
 	if err != nil {
 		return err
+	}
+	// Before the look: what comes in between is another fingerprint.
+	seen.timeline = checkpoint.Timeline
+	if seen.tables, err = c.setup.TablesFingerprint(ctx, r.seed); err != nil {
+		return err
+	}
+	if whole {
+		if seen.structures, err = c.structuresFingerprint(ctx, r); err != nil {
+			return err
+		}
 	}
 	tracked, pending, err := c.join(ctx, r)
 	if err != nil {
@@ -175,17 +177,17 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]captu
 	if err != nil {
 		return err
 	}
-	whole, err := c.setup.TracedMembers(ctx, c.cfg.Schema)
+	lasting, err := c.setup.TracedMembers(ctx, c.cfg.Schema)
 	if err != nil {
 		return err
 	}
-	whole[""] = true // of a table that has no partition at the moment
+	lasting[""] = true // of a table that has no partition at the moment
 	open := make(map[uint32]store.Coverage)
 	for _, cov := range covered {
 		if cov.Until == 0 {
 			open[cov.RelationID] = cov
 			for _, member := range strings.Split(cov.Membership, ",") {
-				whole[member] = true // also of a table that has become a part of another
+				lasting[member] = true // also of a table that has become a part of another
 			}
 		}
 	}
@@ -202,7 +204,7 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]captu
 		}
 		stay := !repaired
 		for _, member := range strings.Split(t.Membership, ",") {
-			stay = stay && (whole[member] || slices.Contains(t.Whole, member))
+			stay = stay && (lasting[member] || slices.Contains(t.Whole, member))
 		}
 		if repaired {
 			t.From, t.Held = max(t.From, before.position), false
@@ -216,17 +218,17 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]captu
 	c.mu.Lock()
 	c.last.straddled = wait.left
 	c.mu.Unlock()
-	told, err := c.lookAtStructures(ctx, r, tracked, before.position)
+	told, err := c.lookAtStructures(ctx, r, tracked, before.position, whole)
 	if err != nil || !told {
 		return err
 	}
-	if err := c.noteVerified(ctx, r, checkpoint, before); err != nil {
-		return err
+	if !slices.ContainsFunc(pending, func(p capture.Pending) bool { return !p.Never }) {
+		r.seen = seen
 	}
-	if len(before.writers) == 0 && !slices.ContainsFunc(pending, func(p capture.Pending) bool { return !p.Never }) {
-		r.rest.Store(uint64(before.position))
+	if !whole {
+		return nil
 	}
-	return nil
+	return c.noteVerified(ctx, r, checkpoint, before)
 }
 
 // look is where a look at the tables begins. It does not see what was done by a
@@ -305,9 +307,12 @@ func (c *Client) noteVerified(ctx context.Context, r *run, checkpoint store.Chec
 		p.position, p.next = max(p.position, p.next.position), l
 	}
 	r.looks.add(p.position)
+	if len(l.writers) == 0 && r.seen.tables != "" {
+		r.rest.Store(uint64(l.position))
+	}
 	var err error
 	if p.position > p.stored && time.Since(p.at) >= verifiedEvery {
-		if err = c.history.SetVerified(ctx, checkpoint.Database, p.position); err == nil {
+		if err = c.history.SetVerified(ctx, r.holder, p.position); err == nil {
 			p.stored, p.at = p.position, time.Now()
 		}
 	}
@@ -327,7 +332,7 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool
 		if cov.Membership == t.Membership {
 			return nil
 		}
-		return c.history.SetMembership(ctx, r.facts.Database, t.OID, t.Membership)
+		return c.history.SetMembership(ctx, r.holder, t.OID, t.Membership)
 	}
 	from := t.From
 	if from == 0 {
@@ -347,7 +352,7 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool
 			until = max(verified, cov.From)
 			c.cfg.Logger.Warn("audit: table was not tracked for a while", "schema", t.Schema, "table", t.Name, "from", until, "until", from)
 		}
-		if err := c.history.CloseCoverage(ctx, r.facts.Database, t.OID, until, now); err != nil {
+		if err := c.history.CloseCoverage(ctx, r.holder, t.OID, until, now); err != nil {
 			return err
 		}
 	}
@@ -363,7 +368,7 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool
 			return err
 		}
 	}
-	err = c.history.OpenCoverage(ctx, r.facts.Database, store.Coverage{Schema: t.Schema, Table: t.Name, From: max(from, checkpoint.Position), FromTime: now, RelationID: t.OID, Membership: t.Membership})
+	err = c.history.OpenCoverage(ctx, r.holder, store.Coverage{Schema: t.Schema, Table: t.Name, From: max(from, checkpoint.Position), FromTime: now, RelationID: t.OID, Membership: t.Membership})
 	if err != nil {
 		return err
 	}
@@ -456,7 +461,7 @@ func (c *Client) closeGone(ctx context.Context, r *run, open map[uint32]store.Co
 			// begun behind the last look.
 			until = max(verified, cov.From)
 		}
-		if err := c.history.CloseCoverage(ctx, r.facts.Database, oid, until, now); err != nil {
+		if err := c.history.CloseCoverage(ctx, r.holder, oid, until, now); err != nil {
 			return err
 		}
 		delete(open, oid)
@@ -491,10 +496,10 @@ func (c *Client) leaveTables(ctx context.Context, r *run) error {
 		if err != nil {
 			return err
 		}
-		if err := c.history.CloseCoverage(ctx, r.facts.Database, t.OID, here, now); err != nil {
+		if err := c.history.CloseCoverage(ctx, r.holder, t.OID, here, now); err != nil {
 			return err
 		}
-		if err := c.history.ForgetIdentities(ctx, r.facts.Database, restored); err != nil {
+		if err := c.history.ForgetIdentities(ctx, r.holder, restored); err != nil {
 			return err
 		}
 	}

@@ -62,34 +62,33 @@ func (g *Gap) UnmarshalJSON(text []byte) error {
 }
 
 // OpenCoverage records that a table is tracked from a position on, and a time, which is
-// compared with commit times: it is to be that of the source's clock.
-func (s *Store) OpenCoverage(ctx context.Context, database string, c Coverage) error {
-	_, err := s.pool.Exec(ctx, `
-		INSERT INTO `+s.schema+`.coverage (database, schema, "table", from_position, from_time, relation_id, membership)
-		VALUES ($1, $2, $3, $4, $5, $6, $7)
-		ON CONFLICT DO NOTHING`, database, c.Schema, c.Table, c.From.String(), c.FromTime, int64(c.RelationID), c.Membership)
+// compared with commit times: it is to be that of the source's clock. As all that is said
+// of coverage, it fails with [ErrSetupTaken] once somebody else has set up.
+func (s *Store) OpenCoverage(ctx context.Context, by SetupHolder, c Coverage) error {
+	_, err := s.pool.Exec(ctx, `SELECT `+s.schema+`.open_coverage($1, $2, $3, $4, $5, $6, $7, $8)`,
+		by.Database, by.token, c.Schema, c.Table, c.From.String(), c.FromTime, int64(c.RelationID), c.Membership)
 	if err != nil {
-		return fmt.Errorf("record coverage of %s.%s: %w", c.Schema, c.Table, err)
+		return fmt.Errorf("record coverage of %s.%s: %w", c.Schema, c.Table, fenced(err))
 	}
 	return nil
 }
 
 // CloseCoverage records that a table is tracked no longer, by its OID: another
 // table of the same name may be. at is the time, by the source's clock.
-func (s *Store) CloseCoverage(ctx context.Context, database string, relation uint32, until wal.LSN, at time.Time) error {
-	_, err := s.pool.Exec(ctx, `SELECT `+s.schema+`.close_coverage($1, $2, $3, $4)`, database, int64(relation), until.String(), at)
+func (s *Store) CloseCoverage(ctx context.Context, by SetupHolder, relation uint32, until wal.LSN, at time.Time) error {
+	_, err := s.pool.Exec(ctx, `SELECT `+s.schema+`.close_coverage($1, $2, $3, $4, $5)`, by.Database, by.token, int64(relation), until.String(), at)
 	if err != nil {
-		return fmt.Errorf("close coverage of relation %d: %w", relation, err)
+		return fmt.Errorf("close coverage of relation %d: %w", relation, fenced(err))
 	}
 	return nil
 }
 
 // SetMembership records that a table goes on being tracked with other entries in the
 // publication: a part of it has come, or gone.
-func (s *Store) SetMembership(ctx context.Context, database string, relation uint32, membership string) error {
-	_, err := s.pool.Exec(ctx, `SELECT `+s.schema+`.set_membership($1, $2, $3)`, database, int64(relation), membership)
+func (s *Store) SetMembership(ctx context.Context, by SetupHolder, relation uint32, membership string) error {
+	_, err := s.pool.Exec(ctx, `SELECT `+s.schema+`.set_membership($1, $2, $3, $4)`, by.Database, by.token, int64(relation), membership)
 	if err != nil {
-		return fmt.Errorf("record membership of relation %d: %w", relation, err)
+		return fmt.Errorf("record membership of relation %d: %w", relation, fenced(err))
 	}
 	return nil
 }
@@ -136,11 +135,11 @@ func (s *Store) RememberIdentities(ctx context.Context, database string, identit
 }
 
 // ForgetIdentities drops the notes of identities that were put back.
-func (s *Store) ForgetIdentities(ctx context.Context, database string, identities map[uint32]string) error {
+func (s *Store) ForgetIdentities(ctx context.Context, by SetupHolder, identities map[uint32]string) error {
 	for relation := range identities {
-		_, err := s.pool.Exec(ctx, `SELECT `+s.schema+`.forget_identity($1, $2)`, database, int64(relation))
+		_, err := s.pool.Exec(ctx, `SELECT `+s.schema+`.forget_identity($1, $2, $3)`, by.Database, by.token, int64(relation))
 		if err != nil {
-			return fmt.Errorf("forget replica identity of relation %d: %w", relation, err)
+			return fmt.Errorf("forget replica identity of relation %d: %w", relation, fenced(err))
 		}
 	}
 	return nil

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"strings"
@@ -67,17 +68,38 @@ func (e *SetupLockedError) Error() string {
 // Unwrap returns the cause.
 func (e *SetupLockedError) Unwrap() error { return e.Cause }
 
-// LockSetup takes the lock under which one instance at a time sets up: a lock on a
-// table of the store, so that only who may write the history can be in the way. It
+// SetupHolder is an instance that has set up a database, and may say what is covered of it
+// until another does. An instance that lost the lock and set up again is another, too.
+type SetupHolder struct {
+	Database string
+	token    string
+}
+
+// ErrSetupTaken is returned where an instance says what is covered after it has lost the
+// lock on setting up, and another has set up since.
+var ErrSetupTaken = errors.New("store: another instance has set up meanwhile")
+
+// fenced names the error of a function of the store that refuses a holder.
+func fenced(err error) error {
+	if isCode(err, "AU003") {
+		return fmt.Errorf("%w: %w", ErrSetupTaken, err)
+	}
+	return err
+}
+
+// LockSetup takes the lock under which one instance at a time sets up a database: a lock on
+// a table of the store, so that only who may write the history can be in the way. It
 // waits for it for up to patience, telling waits of the holders about every second,
 // and then returns a *SetupLockedError.
 //
 // The lock is a lease: a holder that is silent for 20 seconds loses it. locked ends
-// when the lock is lost, and is what to work with until release.
-func (s *Store) LockSetup(ctx context.Context, patience time.Duration, waits func(*SetupLockedError)) (locked context.Context, release func(), err error) {
+// when the lock is lost, and is what to work with until release. What is said of coverage
+// is said in the name of holder, which the store refuses as soon as another instance has the
+// lock, whether this one knows of that or not.
+func (s *Store) LockSetup(ctx context.Context, database string, patience time.Duration, waits func(*SetupLockedError)) (locked context.Context, holder SetupHolder, release func(), err error) {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
-		return nil, nil, fmt.Errorf("connect to the store: %w", err)
+		return nil, holder, nil, fmt.Errorf("connect to the store: %w", err)
 	}
 	begun := time.Now()
 	for {
@@ -88,17 +110,68 @@ func (s *Store) LockSetup(ctx context.Context, patience time.Duration, waits fun
 		_, _ = conn.Exec(ctx, "ROLLBACK")
 		if !isCode(err, "55P03") && ctx.Err() == nil {
 			conn.Release()
-			return nil, nil, fmt.Errorf("lock %s.schema_migrations: %w", s.name, err)
+			return nil, holder, nil, fmt.Errorf("lock %s.schema_migrations: %w", s.name, err)
 		}
 		held := s.setupLocked(ctx, time.Since(begun), err)
 		if ctx.Err() != nil || time.Since(begun) >= patience {
 			conn.Release()
-			return nil, nil, held
+			return nil, holder, nil, held
 		}
 		waits(held)
 	}
-	locked, release = hold(ctx, conn)
-	return locked, release, nil
+	if holder, err = s.takeSetup(ctx, conn, database); err != nil {
+		_, _ = conn.Exec(ctx, "ROLLBACK")
+		conn.Release()
+		return nil, holder, nil, err
+	}
+	locked, unlock := hold(ctx, conn)
+	return locked, holder, func() {
+		if !unlock() { // what was sent in its name may be on the way still
+			s.forgetHolder(database)
+		}
+	}, nil
+}
+
+// takeSetup makes this instance the one that set up a database last, if it is not, while
+// conn has the lock.
+func (s *Store) takeSetup(ctx context.Context, conn *pgxpool.Conn, database string) (SetupHolder, error) {
+	s.mu.Lock()
+	holder := s.holders[database]
+	s.mu.Unlock()
+	if holder.token != "" {
+		if held, err := s.HoldsSetup(ctx, holder); held || err != nil {
+			return holder, err
+		}
+	}
+	holder = SetupHolder{Database: database, token: rand.Text()}
+	if _, err := s.pool.Exec(ctx, "SELECT "+s.schema+".take_setup($1, $2)", database, holder.token); err != nil {
+		return holder, fmt.Errorf("take over setting up of %q: %w", database, err)
+	}
+	// Only if the lock is there still was it there when the place was taken.
+	bound, cancel := deadpeer.Bound(ctx)
+	defer cancel()
+	if _, err := conn.Exec(bound, "SELECT"); err != nil {
+		return holder, fmt.Errorf("lock %s.schema_migrations: %w", s.name, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.holders[database] = holder
+	return holder, nil
+}
+
+func (s *Store) forgetHolder(database string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.holders, database)
+}
+
+// HoldsSetup reports whether nobody else has set up a database since a holder has.
+func (s *Store) HoldsSetup(ctx context.Context, holder SetupHolder) (held bool, err error) {
+	err = s.pool.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+s.schema+".setup_holders WHERE database = $1 AND holder = $2)", holder.Database, holder.token).Scan(&held)
+	if err != nil {
+		return false, fmt.Errorf("look who has set up %q: %w", holder.Database, err)
+	}
+	return held, nil
 }
 
 // ErrRetentionLocked is returned while somebody else drops what is past its retention.
@@ -119,12 +192,13 @@ func (s *Store) LockRetention(ctx context.Context) (locked context.Context, rele
 		}
 		return nil, nil, fmt.Errorf("lock %s.retention: %w", s.name, err)
 	}
-	locked, release = hold(ctx, conn)
-	return locked, release, nil
+	locked, unlock := hold(ctx, conn)
+	return locked, func() { unlock() }, nil
 }
 
-// hold keeps the lock that a connection has until release.
-func hold(ctx context.Context, conn *pgxpool.Conn) (locked context.Context, release func()) {
+// hold keeps the lock that a connection has until unlock, which reports whether it was not
+// lost by then.
+func hold(ctx context.Context, conn *pgxpool.Conn) (locked context.Context, unlock func() (kept bool)) {
 	locked, lose := context.WithCancelCause(ctx)
 	done := make(chan struct{})
 	renewed := make(chan struct{})
@@ -132,16 +206,18 @@ func hold(ctx context.Context, conn *pgxpool.Conn) (locked context.Context, rele
 		defer close(renewed)
 		renew(locked, conn, done, lose)
 	}()
-	return locked, func() {
+	return locked, func() bool {
 		close(done)
 		<-renewed
 		lose(context.Canceled)
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), setupRenewal)
 		defer cancel()
+		defer conn.Release()
 		if _, err := conn.Exec(end, "COMMIT"); err != nil {
 			_ = conn.Conn().Close(end) // which unlocks as well
+			return false
 		}
-		conn.Release()
+		return true
 	}
 }
 

@@ -36,13 +36,14 @@ type Store struct {
 	roles  Roles
 
 	mu         sync.Mutex
-	characters map[rune]bool // guarded by mu: beyond ASCII, of an encoding of one byte
+	characters map[rune]bool          // guarded by mu: beyond ASCII, of an encoding of one byte
+	holders    map[string]SetupHolder // guarded by mu: as which this process set up last, by database
 }
 
 // New returns the store in the given schema of the pool's database. roles are those of a
 // store with least rights, of which the Writer is the pool's. It does not connect.
 func New(pool *pgxpool.Pool, schema string, roles Roles) *Store {
-	return &Store{pool: pool, name: schema, schema: pgx.Identifier{schema}.Sanitize(), roles: roles}
+	return &Store{pool: pool, name: schema, schema: pgx.Identifier{schema}.Sanitize(), roles: roles, holders: make(map[string]SetupHolder)}
 }
 
 // Checkpoint is the position up to which the store holds everything of a source.
@@ -128,10 +129,10 @@ func (s *Store) SetTimeline(ctx context.Context, database string, timeline int32
 
 // SetVerified records that all covered tables were in the publication at a position. An
 // earlier one than is recorded changes nothing.
-func (s *Store) SetVerified(ctx context.Context, database string, at wal.LSN) error {
-	_, err := s.pool.Exec(ctx, `SELECT `+s.schema+`.set_verified($1, $2)`, database, at.String())
+func (s *Store) SetVerified(ctx context.Context, by SetupHolder, at wal.LSN) error {
+	_, err := s.pool.Exec(ctx, `SELECT `+s.schema+`.set_verified($1, $2, $3)`, by.Database, by.token, at.String())
 	if err != nil {
-		return fmt.Errorf("record what was seen of %q: %w", database, err)
+		return fmt.Errorf("record what was seen of %q: %w", by.Database, fenced(err))
 	}
 	return nil
 }

@@ -173,6 +173,13 @@ CREATE UNIQUE INDEX coverage_open_idx ON {{schema}}.coverage (database, relation
 
 COMMENT ON COLUMN {{schema}}.coverage.membership IS 'The table''s entries in pg_publication_rel: others mean that it was out of the publication meanwhile.';
 
+-- Which instance set up last: what is covered is said by that one alone. Another has to
+-- take the lock of hold_lock first, and then this place.
+CREATE TABLE {{schema}}.setup_holders (
+    database text COLLATE "C" PRIMARY KEY,
+    holder   text NOT NULL
+);
+
 -- The replica identity that a table, or a partition, had before it was tracked:
 -- d, n, or i: and the index name. Noted before it is changed, so that Uninstall
 -- can put it back whatever happens in between.
@@ -319,17 +326,47 @@ AS $$
     WHERE database = of_database;
 $$;
 
--- set_verified notes that all covered tables were in the publication at a position.
-CREATE FUNCTION {{schema}}.set_verified(of_database text, at_position pg_lsn)
+-- take_setup makes an instance, which has the lock of hold_lock, the one that set up last.
+-- It waits for what the one before is just writing.
+CREATE FUNCTION {{schema}}.take_setup(of_database text, by_holder text)
 RETURNS void
-LANGUAGE sql
+LANGUAGE plpgsql
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
+BEGIN
+    INSERT INTO {{schema}}.setup_holders AS h (database, holder)
+    VALUES (of_database, by_holder)
+    ON CONFLICT (database) DO UPDATE SET holder = excluded.holder;
+END $$;
+
+-- require_setup fails unless an instance is the one that set up last, and keeps others
+-- from becoming it until the transaction ends.
+CREATE FUNCTION {{schema}}.require_setup(of_database text, by_holder text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM FROM {{schema}}.setup_holders WHERE database = of_database AND holder = by_holder FOR SHARE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'another instance has set up "%" meanwhile', of_database USING ERRCODE = 'AU003';
+    END IF;
+END $$;
+
+-- set_verified notes that all covered tables were in the publication at a position.
+CREATE FUNCTION {{schema}}.set_verified(of_database text, by_holder text, at_position pg_lsn)
+RETURNS void
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM {{schema}}.require_setup(of_database, by_holder);
     UPDATE {{schema}}.checkpoints
     SET verified = greatest(verified, at_position)
     WHERE database = of_database;
-$$;
+END $$;
 
 -- record_gap records a hole from the checkpoint on and moves the checkpoint behind it. It
 -- reports false if the checkpoint is somewhere else.
@@ -410,39 +447,60 @@ AS $$
     DELETE FROM {{schema}}.barriers WHERE created_at < now() - interval '{{barrier_age}} seconds';
 $$;
 
--- close_coverage ends the open coverage of a table.
-CREATE FUNCTION {{schema}}.close_coverage(of_database text, of_relation bigint, until pg_lsn, at_time timestamptz)
+-- open_coverage records that a table is tracked from a position on.
+CREATE FUNCTION {{schema}}.open_coverage(
+    of_database text, by_holder text, of_schema text, of_table text, since pg_lsn, at_time timestamptz, of_relation bigint, entries text)
 RETURNS void
-LANGUAGE sql
+LANGUAGE plpgsql
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
+BEGIN
+    PERFORM {{schema}}.require_setup(of_database, by_holder);
+    INSERT INTO {{schema}}.coverage (database, schema, "table", from_position, from_time, relation_id, membership)
+    VALUES (of_database, of_schema, of_table, since, at_time, of_relation, entries)
+    ON CONFLICT DO NOTHING;
+END $$;
+
+-- close_coverage ends the open coverage of a table.
+CREATE FUNCTION {{schema}}.close_coverage(of_database text, by_holder text, of_relation bigint, until pg_lsn, at_time timestamptz)
+RETURNS void
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM {{schema}}.require_setup(of_database, by_holder);
     UPDATE {{schema}}.coverage
     SET until_position = greatest(until, from_position), until_time = at_time
     WHERE database = of_database AND relation_id = of_relation AND until_position IS NULL;
-$$;
+END $$;
 
 -- set_membership notes that a covered table has other entries in the publication.
-CREATE FUNCTION {{schema}}.set_membership(of_database text, of_relation bigint, entries text)
+CREATE FUNCTION {{schema}}.set_membership(of_database text, by_holder text, of_relation bigint, entries text)
 RETURNS void
-LANGUAGE sql
+LANGUAGE plpgsql
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
+BEGIN
+    PERFORM {{schema}}.require_setup(of_database, by_holder);
     UPDATE {{schema}}.coverage
     SET membership = entries
     WHERE database = of_database AND relation_id = of_relation AND until_position IS NULL;
-$$;
+END $$;
 
 -- forget_identity removes the note of a replica identity that was put back.
-CREATE FUNCTION {{schema}}.forget_identity(of_database text, of_relation bigint)
+CREATE FUNCTION {{schema}}.forget_identity(of_database text, by_holder text, of_relation bigint)
 RETURNS void
-LANGUAGE sql
+LANGUAGE plpgsql
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
+BEGIN
+    PERFORM {{schema}}.require_setup(of_database, by_holder);
     DELETE FROM {{schema}}.replica_identities WHERE database = of_database AND relation_id = of_relation;
-$$;
+END $$;
 
 -- hold_lock takes, until the end of the transaction, the lock under which one instance
 -- sets up or drops history.
