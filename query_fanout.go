@@ -9,8 +9,6 @@ import (
 	"slices"
 
 	sq "github.com/Masterminds/squirrel"
-	"github.com/jackc/pglogrepl"
-	"github.com/jackc/pgx/v5"
 )
 
 const (
@@ -19,7 +17,7 @@ const (
 	fewWatches = 4
 	// maxGiven is how many changes wait for a slow watch. It reads the rest for itself.
 	maxGiven = 1024
-	// askedAtOnce is of how many watches one statement asks the server.
+	// askedAtOnce is of how many watches with unlike filters one statement asks the server.
 	askedAtOnce = 100
 )
 
@@ -198,15 +196,7 @@ func (t *tail) give(ctx context.Context, database string, changes []Change, to P
 	}
 	after := t.fed[database]
 	t.mu.Unlock()
-	refused := make(map[*filterGroup]bool)
-	for chunk := range slices.Chunk(asked, askedAtOnce) {
-		if err := t.ask(ctx, database, after, changes, chunk); err != nil {
-			// It may be the fault of one of them, who learns it when it asks by itself.
-			for _, m := range chunk {
-				refused[m.group] = true
-			}
-		}
-	}
+	refused := t.askAll(ctx, &question{database: database, after: after, changes: changes}, asked)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, m := range found {
@@ -224,60 +214,6 @@ func (t *tail) give(ctx context.Context, database string, changes []Change, to P
 		}
 	}
 	t.fed[database] = to
-}
-
-// ask lets the server say which changes the filters leave of which it cannot be told here.
-func (t *tail) ask(ctx context.Context, database string, after Position, changes []Change, asked []*matches) error {
-	var conditions bytes.Buffer
-	var args []any
-	for i, m := range asked {
-		sql, of, err := sq.And(m.group.where).ToSql()
-		if err != nil {
-			return err
-		}
-		if i > 0 {
-			conditions.WriteString(", ")
-		}
-		conditions.WriteString("(" + sql + ") IS TRUE")
-		args = append(args, of...)
-	}
-	p := &pages{client: t.client, query: Query{oldest: true}.InDatabase(database), after: &mark{after, database}}
-	statement, args, err := p.bounded(p.query.from(t.client, "c.position", "c.sequence").
-		Column(sq.Expr("ARRAY["+conditions.String()+"]", args...))).
-		OrderBy(p.query.order()).Limit(uint64(len(changes))).ToSql()
-	if err != nil {
-		return err
-	}
-	// The statement is another each time: it is not to be kept.
-	rows, err := t.client.listings.Query(ctx, statement, append([]any{pgx.QueryExecModeDescribeExec}, args...)...)
-	if err != nil {
-		return err
-	}
-	holds := make(map[Position][]bool)
-	var lsn lsnText
-	var at Position
-	var each []bool
-	_, err = pgx.ForEachRow(rows, []any{&lsn, &at.Sequence, &each}, func() error {
-		at.LSN = pglogrepl.LSN(lsn)
-		holds[at] = slices.Clone(each)
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	for n, m := range asked {
-		for _, i := range m.asked {
-			answer, ok := holds[changes[i].Position]
-			if !ok {
-				return errChangeGone
-			}
-			if answer[n] {
-				m.sure = append(m.sure, i)
-			}
-		}
-		slices.Sort(m.sure)
-	}
-	return nil
 }
 
 // errChangeGone is for a change that retention has dropped since it was read.

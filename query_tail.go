@@ -8,6 +8,7 @@ import (
 	"time"
 
 	sq "github.com/Masterminds/squirrel"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // tail follows the store for all watches of a client: one asks how far it has come, reads
@@ -25,9 +26,10 @@ type tail struct {
 	pages   map[string]*sharedPage // guarded by mu: what was read since now came to be
 	moved   chan struct{}          // guarded by mu: closed when now is another
 
-	feeding chan struct{}           // holds one while a page is given to the followers
-	groups  map[string]*filterGroup // guarded by mu: who is attached
-	fed     map[string]Position     // guarded by mu: up to where they were given what matches
+	feeding chan struct{}             // holds one while a page is given to the followers
+	groups  map[string]*filterGroup   // guarded by mu: who is attached
+	fed     map[string]Position       // guarded by mu: up to where they were given what matches
+	types   map[string][]*pgtype.Type // guarded by mu: of the values of conditions
 }
 
 // sharedPages bounds the pages that are kept for other watches: each holds what a page of
@@ -62,7 +64,7 @@ func (t *tail) join() {
 func (t *tail) begin() {
 	t.ctx, t.stop = context.WithCancel(context.Background())
 	t.now, t.pages, t.moved = tailState{}, make(map[string]*sharedPage), make(chan struct{})
-	t.groups, t.fed = make(map[string]*filterGroup), make(map[string]Position)
+	t.groups, t.fed, t.types = make(map[string]*filterGroup), make(map[string]Position), make(map[string][]*pgtype.Type)
 	go t.poll(t.ctx)
 }
 
