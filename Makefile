@@ -8,7 +8,7 @@ AGAINST_FLAGS         ?= -rounds 5 -scale 0.1
 AGAINST_BENCHMARKS    ?= drain latency memory source stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help test cli least-rights race fuzz vet lint fmt examples integration ui screenshots peers regress ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert bench-watch bench-against chaos
+.PHONY: help test cli least-rights race fuzz vet lint fmt examples integration ui screenshots peers regress ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert bench-watch bench-tables bench-against chaos
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -108,6 +108,9 @@ bench-revert: ## undo of 100,000 rows against the UPDATE by hand, and of a reque
 
 bench-watch: ## from commit to the watch it is for: one watch, and 1,000 with different filters
 	go run ./internal/bench watch
+
+bench-tables: ## what it costs to watch over 10 tables, and over 10,000
+	go run ./internal/bench tables
 
 bench-against: ## benchmarks of commit AGAINST and of this tree, in turns, and the ratios
 	go run ./internal/bench/against $(AGAINST_FLAGS) $(AGAINST) $(AGAINST_BENCHMARKS)
