@@ -26,7 +26,11 @@ func (q *request) applyPage() error {
 	}
 	q.loadStatus()
 	form := q.r.PostForm
-	if !q.signed(form) {
+	if !storable(form) {
+		return &requestError{"The form is damaged."}
+	}
+	hash, ok := q.signed(form)
+	if !ok {
 		return errForm
 	}
 	// Whoever pressed the button has decided, and does not undecide it by going away.
@@ -48,7 +52,17 @@ func (q *request) applyPage() error {
 	if err != nil {
 		return err
 	}
-	result, err := a.Actor(q.access.User).Reason(view.Reason).IfHash(form.Get("hash")).IdempotencyKey(form.Get("key")).Apply(ctx)
+	// What whoever asks may see may have become less since the plan was shown.
+	if q.restricted() {
+		plan, err := a.Plan(ctx)
+		if err != nil {
+			return err
+		}
+		if err := q.planWithin(ctx, a, plan); err != nil {
+			return err
+		}
+	}
+	result, err := a.Actor(q.access.User).Reason(view.Reason).IfHash(hash).IdempotencyKey(form.Get("key")).Apply(ctx)
 	var stale *audit.StaleError
 	var conflict *audit.ConflictError
 	switch {

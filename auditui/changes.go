@@ -78,9 +78,7 @@ func (q *request) fillChanges(view *changesView, f filter) error {
 		return err
 	}
 	view.Changes = q.changeViews(page.Changes, shownColumns, shortValue)
-	for _, warning := range page.Warnings {
-		view.Warnings = append(view.Warnings, warningText(warning))
-	}
+	view.Warnings = q.warnings(f, page.Warnings)
 	q.linkPages(view, matching, page, before, after)
 	if whole := before == "" && after == "" && !page.More; whole {
 		view.Count, view.Counted = int64(len(page.Changes)), true
@@ -150,6 +148,28 @@ func steps(ctx context.Context, matching audit.Query) ([]audit.Step, error) {
 		return newest.Trend(ctx, audit.EveryMinute)
 	}
 	return byHour, err
+}
+
+// warnings are those of a query in words. For somebody who may see a part, what is not to be
+// seen is as unknown as what is not there.
+func (q *request) warnings(f filter, of []error) (texts []string) {
+	if q.restricted() && q.status == nil {
+		return nil
+	}
+	if q.restricted() {
+		known := slices.ContainsFunc(q.status.Tables, func(t audit.TableStatus) bool {
+			name := tableName(t.Schema, t.Table)
+			return q.mayTable(name) && (name == f.Table || t.Table == f.Table || tableName("", t.Table) == f.Table)
+		})
+		if f.Table != "" && !known {
+			texts = append(texts, "The history knows no table "+visible(f.Table)+".")
+		}
+		return texts
+	}
+	for _, warning := range of {
+		texts = append(texts, warningText(warning))
+	}
+	return texts
 }
 
 // warningText is a warning of a query in words.

@@ -44,8 +44,9 @@ func (q *request) fail(err error) {
 	if q.sent {
 		return
 	}
-	if q.r.Context().Err() != nil && q.r.Method == http.MethodGet {
-		return // whoever asked has gone
+	if errors.Is(q.r.Context().Err(), context.Canceled) {
+		q.refuse(http.StatusServiceUnavailable) // whoever asked has gone
+		return
 	}
 	view := q.explain(err)
 	if view.Code >= http.StatusInternalServerError {

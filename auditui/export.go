@@ -54,6 +54,9 @@ func (q *request) export() error {
 	header.Set("Content-Disposition", `attachment; filename="changes.`+format+`"`)
 	header.Set("Content-Type", map[string]string{"csv": "text/csv; charset=utf-8", "jsonl": "application/jsonl; charset=utf-8"}[format])
 	q.sent = true
+	if q.r.Method == http.MethodHead {
+		return nil
+	}
 	err = q.writeExport(matching, format)
 	if err != nil && q.r.Context().Err() == nil {
 		q.cfg.Logger.ErrorContext(q.r.Context(), "auditui: an export ended early", "kind", errorKind(err))

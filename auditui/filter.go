@@ -188,6 +188,9 @@ func (q *request) apply(f filter, to audit.Query) (audit.Query, error) {
 		to = to.ForTable(f.Table)
 	}
 	if f.Key != "" {
+		if err := q.mayAskForKey(f.Table); err != nil {
+			return to, err
+		}
 		to = to.ForRow(f.Key)
 	}
 	for _, part := range []struct {
@@ -267,6 +270,37 @@ func (q *request) applyColumn(f filter, to audit.Query) (audit.Query, error) {
 		return to, &requestError{"The values of this column are masked, and so cannot be asked for."}
 	}
 	return to.ForTable(open...).ChangedTo(f.Column, f.Value), nil
+}
+
+// mayAskForKey refuses the keys of a table that are masked, whatever they are.
+func (q *request) mayAskForKey(table string) error {
+	if q.cfg.Mask == nil || table == "" {
+		return nil
+	}
+	if q.status == nil {
+		return errStatusUnknown
+	}
+	names := []string{table}
+	for _, t := range q.status.Tables {
+		if t.Table == table || tableName("", t.Table) == table {
+			names = append(names, tableName(t.Schema, t.Table))
+		}
+	}
+	ctx, cancel := q.context(q.cfg.Timeout)
+	defer cancel()
+	for _, name := range names {
+		if !q.mayTable(name) {
+			continue // what is said of it must be what is said of none
+		}
+		keyed, shown, err := q.keyOf(ctx, name)
+		if err != nil {
+			return err
+		}
+		if keyed && !shown {
+			return &requestError{"The keys of this table are masked, and so cannot be asked for."}
+		}
+	}
+	return nil
 }
 
 // knownTables are the tables of the history, sorted, that whoever asks may see.

@@ -1,6 +1,8 @@
 package auditui
 
 import (
+	"crypto/aes"
+	"crypto/cipher"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -44,7 +46,7 @@ func (q *request) token(query, hash, key, need, expires string) string {
 
 // sign makes the form of a plan.
 func (q *request) sign(view *undoView, plan *audit.Plan) {
-	view.Hash, view.Key = plan.Hash, "ui-"+rand.Text()
+	view.Hash, view.Key = q.seal(plan.Hash), "ui-"+rand.Text()
 	if view.Count > q.cfg.ConfirmRows || overwrites(plan) {
 		view.Need = strconv.Itoa(view.Count)
 	}
@@ -57,15 +59,46 @@ func overwrites(plan *audit.Plan) bool {
 	return slices.ContainsFunc(plan.Conflicts, func(c audit.Conflict) bool { return c.Resolution == audit.Overwrite })
 }
 
+// seal encrypts the hash of a plan: whoever knows all of a plan but a value that is hidden
+// could find the value out by it.
+func (h *Handler) seal(hash string) string {
+	return hex.EncodeToString(h.sealer.Seal(nil, nil, []byte(hash), nil))
+}
+
+// unseal is what was sealed, or "".
+func (h *Handler) unseal(sealed string) string {
+	raw, err := hex.DecodeString(sealed)
+	if err != nil {
+		return ""
+	}
+	hash, err := h.sealer.Open(nil, nil, raw, nil)
+	if err != nil {
+		return ""
+	}
+	return string(hash)
+}
+
+// newSealer makes what seals from the secret of forms.
+func newSealer(secret []byte) (cipher.AEAD, error) {
+	mac := hmac.New(sha256.New, secret)
+	mac.Write([]byte("the hashes of plans"))
+	block, err := aes.NewCipher(mac.Sum(nil))
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCMWithRandomNonce(block)
+}
+
 // signed reports whether a form is one that sign has made for whoever sends it, for the
-// plan of this address.
-func (q *request) signed(form url.Values) bool {
+// plan of this address, and returns the hash of that plan.
+func (q *request) signed(form url.Values) (hash string, ok bool) {
 	want := q.token("?"+q.undoQuery().Encode(), form.Get("hash"), form.Get("key"), form.Get("need"), form.Get("expires"))
 	if !hmac.Equal([]byte(want), []byte(form.Get("token"))) {
-		return false
+		return "", false
 	}
+	hash = q.unseal(form.Get("hash"))
 	expires, err := strconv.ParseInt(form.Get("expires"), 10, 64)
-	return err == nil && time.Now().Unix() < expires
+	return hash, hash != "" && err == nil && time.Now().Unix() < expires
 }
 
 // conflictID names a conflict in an address.
@@ -74,9 +107,8 @@ func (q *request) conflictID(c *audit.Conflict) string {
 	if c.Other != nil {
 		parts = append(parts, c.Other.Table, keyJSON(c.Other.Key))
 	}
-	// It stays the same in every instance and for good, as addresses are kept.
-	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
-	return hex.EncodeToString(sum[:6])
+	// A key may be one that is hidden. With another secret, nothing is decided any more.
+	return q.digest(append([]string{"conflict"}, parts...)...)[:12]
 }
 
 // keyJSON is a key as a JSON array.

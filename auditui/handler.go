@@ -3,6 +3,7 @@ package auditui
 import (
 	"bytes"
 	"context"
+	"crypto/cipher"
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
@@ -14,9 +15,11 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/hindsight-go/audit"
 )
@@ -36,6 +39,7 @@ type Handler struct {
 	assets  map[string]asset
 	streams chan struct{}
 	origins *http.CrossOriginProtection
+	sealer  cipher.AEAD
 	facts   facts
 }
 
@@ -56,6 +60,9 @@ func New(client *audit.Client, cfg Config) (*Handler, error) {
 		return nil, err
 	}
 	h := &Handler{client: client, cfg: cfg, mux: http.NewServeMux(), streams: make(chan struct{}, cfg.MaxStreams), origins: http.NewCrossOriginProtection()}
+	if h.sealer, err = newSealer(cfg.Secret); err != nil {
+		return nil, fmt.Errorf("auditui: %w", err)
+	}
 	if h.assets, err = readAssets(); err != nil {
 		return nil, err
 	}
@@ -89,11 +96,13 @@ func (h *Handler) parseTemplates() (map[string]*template.Template, error) {
 	shared := template.New("layout.html").Funcs(template.FuncMap{
 		"asset": func(name string) string { return "assets/" + name + "?v=" + h.assets[name].version },
 		"utc":   utcText,
-		"iso":   isoText,
-		"count": groupedNumber,
-		"bytes": byteText,
-		"inc":   func(n int) int { return n + 1 },
-		"list":  func(items ...any) []any { return items },
+		// Names are shown as values are: none may look like another.
+		"visible": visible,
+		"iso":     isoText,
+		"count":   groupedNumber,
+		"bytes":   byteText,
+		"inc":     func(n int) int { return n + 1 },
+		"list":    func(items ...any) []any { return items },
 	})
 	shared, err := shared.ParseFS(templateFiles, "templates/layout.html", "templates/parts.html")
 	if err != nil {
@@ -175,6 +184,7 @@ type request struct {
 	w      http.ResponseWriter
 	r      *http.Request
 	query  url.Values
+	begun  time.Time
 	access Access
 	// users are those whose names the page shows.
 	users map[string]bool
@@ -194,7 +204,7 @@ type request struct {
 // serve asks for access, and makes a page of whatever comes of it, a panic included.
 func (h *Handler) serve(page func(*request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		q := &request{Handler: h, w: w, r: r, users: make(map[string]bool)}
+		q := &request{Handler: h, w: w, r: r, begun: time.Now(), users: make(map[string]bool)}
 		defer func() {
 			failure := recover()
 			if failure == nil {
@@ -234,8 +244,13 @@ func (h *Handler) serve(page func(*request) error) http.Handler {
 			q.refuse(http.StatusForbidden)
 			return
 		}
-		if q.query, err = url.ParseQuery(r.URL.RawQuery); err != nil {
+		if q.query, err = url.ParseQuery(r.URL.RawQuery); err != nil || !storable(q.query) {
+			q.query = url.Values{}
 			q.fail(&requestError{"The address is damaged."})
+			return
+		}
+		if !storable(url.Values{r.URL.Path: nil}) {
+			q.fail(errNoPage) // no database has such a name
 			return
 		}
 		if err := page(q); err != nil {
@@ -250,9 +265,20 @@ func (q *request) refuse(code int) {
 	http.Error(q.w, http.StatusText(code), code)
 }
 
-// context is that of the request with a bound on its time.
+// context is that of the request with a bound on its time, from its beginning on.
 func (q *request) context(timeout time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(q.r.Context(), timeout, errTimeout)
+	return context.WithDeadlineCause(q.r.Context(), q.begun.Add(timeout), errTimeout)
+}
+
+// storable reports whether all names and values are texts that a database takes.
+func storable(values url.Values) bool {
+	fine := func(text string) bool { return utf8.ValidString(text) && strings.IndexByte(text, 0) < 0 }
+	for name, all := range values {
+		if !fine(name) || slices.ContainsFunc(all, func(text string) bool { return !fine(text) }) {
+			return false
+		}
+	}
+	return true
 }
 
 // page is what the layout shows around every page.
@@ -363,7 +389,8 @@ func (q *request) names() map[string]string {
 	for user := range q.users {
 		users = append(users, user)
 	}
-	ctx, cancel := q.context(q.cfg.Timeout)
+	// A plan may have taken longer than a page.
+	ctx, cancel := context.WithTimeoutCause(q.r.Context(), q.cfg.Timeout, errTimeout)
 	defer cancel()
 	return q.cfg.Names(ctx, users)
 }

@@ -278,7 +278,7 @@ func (q *request) keyOf(ctx context.Context, table string) (keyed, shown bool, e
 	if known, ok := q.keys[table]; ok {
 		return known.keyed, known.shown, nil
 	}
-	change, err := q.client.Changes().ForTable(table).First(ctx)
+	change, err := q.client.Changes().ForTable(table).Operations(audit.Create, audit.Update, audit.Delete).First(ctx)
 	known := tableKey{}
 	switch {
 	case errors.Is(err, audit.ErrNotFound):

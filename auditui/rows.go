@@ -97,6 +97,9 @@ func (q *request) rowPage() error {
 	if key == "" || !q.mayRow(ctx, table, key) {
 		return errNoPage
 	}
+	if err := q.mayAskForKey(table); err != nil {
+		return err
+	}
 	versions, parts, err := q.versions(ctx, table, key)
 	if err != nil {
 		return err

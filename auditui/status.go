@@ -140,7 +140,7 @@ func (q *request) fillStatus(view *statusView) {
 	view.Position, view.Source = s.Position.String(), s.SourcePosition.String()
 	q.fillTables(view)
 	view.UnstampedLink = q.base() + "?nocontext=1"
-	ctx, cancel := q.context(q.cfg.Timeout / 2)
+	ctx, cancel := q.context(q.cfg.Timeout)
 	defer cancel()
 	all, err := q.changes()
 	if err != nil {

@@ -204,13 +204,17 @@ func (q *request) addPastRow(ctx context.Context, view *tableView, row audit.Pas
 			view.Columns = append(view.Columns, field.Name)
 		}
 	}
-	line := pastRow{Key: key}
+	line, parts := pastRow{Key: key}, []string{key}
+	several, _ := keyParts(key)
+	for _, part := range several {
+		parts = append(parts, part.(string))
+	}
 	for i, field := range fields {
 		var text *string
 		if texts[i] != nil {
 			s := string(texts[i])
 			text = &s
-			if s == key && q.cfg.Mask != nil && q.cfg.Mask(view.Table, field.Name) {
+			if slices.Contains(parts, s) && q.cfg.Mask != nil && q.cfg.Mask(view.Table, field.Name) {
 				line.Key = ""
 			}
 		}

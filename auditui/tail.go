@@ -73,6 +73,9 @@ func (q *request) tailEvents() error {
 	header.Set("Content-Type", "text/event-stream; charset=utf-8")
 	header.Set("X-Accel-Buffering", "no") // nginx would keep events back
 	q.sent = true
+	if q.r.Method == http.MethodHead {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(q.r.Context(), tailTime)
 	defer cancel()
 	err = q.follow(ctx, matching, at)

@@ -136,6 +136,9 @@ func (q *request) askedForState(ctx context.Context, a *asked) error {
 		a.Reversal = q.client.RevertTables(to, table)
 		return nil
 	}
+	if err := q.mayAskForKey(table); err != nil {
+		return err
+	}
 	key := q.query.Get("key")
 	if key == "" || !q.mayRow(ctx, table, key) {
 		return errNoPage
