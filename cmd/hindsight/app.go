@@ -76,6 +76,7 @@ type globals struct {
 	color                         string
 	noPager                       bool
 	noValues                      bool
+	trustOwners                   bool
 	as, reason                    string
 }
 
@@ -257,7 +258,7 @@ func (a *app) open(ctx context.Context) (*audit.Client, error) {
 func (a *app) config() audit.Config {
 	return audit.Config{
 		SourceURL: a.sourceURL(), StoreURL: a.storeURL(), Schema: a.flags.schema, Tables: a.flags.tables,
-		Slot: a.flags.slot, Publication: a.flags.publication, Logger: slog.New(slog.DiscardHandler),
+		Slot: a.flags.slot, Publication: a.flags.publication, TrustOwners: a.flags.trustOwners, Logger: slog.New(slog.DiscardHandler),
 	}
 }
 

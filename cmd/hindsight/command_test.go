@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit"
 	"github.com/hindsight-go/audit/audittest"
@@ -341,6 +342,52 @@ func TestMarksRefreshSyncAndBaseline(t *testing.T) {
 		if out, err, code := c.run(t.Context(), args...); code != exitUnhealthy {
 			t.Errorf("%v while nobody captures: %d\n%s%s", args, code, out, err)
 		}
+	}
+	if err := a.Client.Start(context.WithoutCancel(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Errors of the library come in the words of the command.
+func TestErrors_NameFlags(t *testing.T) {
+	t.Parallel()
+	a, c := newItems(t, "CREATE TABLE loose (note text)")
+	for _, user := range []string{"ann", "bob"} {
+		ctx := audit.WithContext(t.Context(), audit.Context{UserID: user, RequestID: "shared"})
+		err := pgx.BeginFunc(ctx, a.Connect(t), func(tx pgx.Tx) error {
+			if err := audit.Stamp(ctx, tx); err != nil {
+				return err
+			}
+			_, err := tx.Exec(ctx, "UPDATE item SET note = $1", user)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.Sync(t)
+	for _, each := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"revert", "req:shared"}, exitConflict, "--across-users"},
+		{[]string{"revert", "--user", "ann", "--max-rows", "0"}, exitUsage, "--max-rows"},
+		{[]string{"as-of", "now", "SELECT count(*) FROM pg_class"}, exitDone, ""},
+	} {
+		out, err, code := c.run(t.Context(), each.args...)
+		if code != each.code || !strings.Contains(err, each.want) || strings.Contains(err, "audit:") {
+			t.Errorf("%v: code %d\n%s%s", each.args, code, out, err)
+		}
+	}
+	a.Stop(t)
+	for _, args := range [][]string{{"history", "item", "1"}, {"revert", "req:shared", "--across-users"}} {
+		if _, err, code := c.run(t.Context(), args...); code != exitCannotTell || !strings.Contains(err, "start the program that captures") || strings.Contains(err, "Client.") || strings.Contains(err, "AsStored") {
+			t.Errorf("%v: code %d %s", args, code, err)
+		}
+	}
+	if out := c.must(t, "revert", "req:shared", "--across-users", "--as-stored", "--yes"); !strings.Contains(out, "Done: 0 rows put back, 1 restored") {
+		t.Error(out)
 	}
 	if err := a.Client.Start(context.WithoutCancel(t.Context())); err != nil {
 		t.Fatal(err)

@@ -16,12 +16,11 @@ import (
 
 // store says how the store stands.
 func (d *doctor) store(ctx context.Context) error {
-	if !d.captured {
-		return nil
-	}
 	pending, version, err := d.app.pendingMigrations(ctx)
 	var newer *exitCodeError
 	switch {
+	case errors.Is(err, audit.ErrNoHistory):
+		return nil // there is none yet, of which capture has told
 	case errors.As(err, &newer):
 		d.set("version", levelFail, newer.text, "go install github.com/hindsight-go/audit/cmd/hindsight@latest")
 		return nil

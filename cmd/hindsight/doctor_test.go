@@ -136,6 +136,15 @@ func TestDoctor_ServerSettings(t *testing.T) {
 			t.Errorf("%s is found still", f.Code)
 		}
 	}
+	if server.Version() >= 180000 {
+		for _, sql := range []string{"ALTER SYSTEM SET idle_replication_slot_timeout = '1h'", "SELECT pg_reload_conf()"} {
+			db.Exec(t, sql)
+		}
+		for deadline := time.Now().Add(time.Minute); c.examine(t)["idle-slot"].Code == "" && time.Now().Before(deadline); {
+			db.Exec(t, "SELECT 1")
+		}
+		c.cured(t, db, c.finds(t, "idle-slot", levelWarn, "idle_replication_slot_timeout is 1h"))
+	}
 	f := c.finds(t, "capture", levelWarn, "nothing was ever captured")
 	a := audittest.Open(t, db, audit.Config{Tables: []string{"public.*"}})
 	if err := a.Client.Start(context.WithoutCancel(t.Context())); err != nil { // the setting of the finding
@@ -313,6 +322,21 @@ func TestDoctor_NearTheBound(t *testing.T) {
 		db.Exec(t, "CREATE TABLE IF NOT EXISTS filler (t text); INSERT INTO filler SELECT repeat(md5(n::text), 30) FROM generate_series(1, 5000) n")
 	}
 	c.cured(t, db, c.finds(t, "wal-near-bound", levelFail, "about to drop WAL"))
+
+	// And beyond the bound.
+	for _, sql := range []string{"ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'", "SELECT pg_reload_conf()", "SELECT pg_switch_wal()", "CHECKPOINT"} {
+		db.Exec(t, sql)
+	}
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(c.examine(t)["slot"].Text, "is lost") && time.Now().Before(deadline); {
+		db.Exec(t, "INSERT INTO filler VALUES ('more'); SELECT pg_switch_wal()")
+		db.Exec(t, "CHECKPOINT")
+	}
+	c.finds(t, "slot", levelFail, "is lost")
+	if err := a.Client.Start(context.WithoutCancel(t.Context())); err != nil { // the setting of the finding
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Stop(t) })
+	c.gone(t, "slot")
 }
 
 func TestDoctor_Store(t *testing.T) {
@@ -339,7 +363,14 @@ func TestDoctor_Store(t *testing.T) {
 		t.Cleanup(func() { b.Stop(t) })
 		c.gone(t, "retention")
 	})
-	t.Run("version", func(t *testing.T) {
+	t.Run("older version", func(t *testing.T) {
+		db := audittest.NewDatabase(t)
+		db.Exec(t, itemTable)
+		runScript(t, db, oldStore(t, db, audittest.Value[string](t, db, "SELECT current_user::text")))
+		old := command{url: db.URL()}
+		old.cured(t, db, old.finds(t, "version", levelFail, "the store is at version 1"))
+	})
+	t.Run("newer version", func(t *testing.T) {
 		a.Exec(t, "INSERT INTO audit.schema_migrations (version, name) VALUES (999, 'of the future')")
 		c.finds(t, "version", levelFail, "the store is at version 999")
 		a.Exec(t, "DELETE FROM audit.schema_migrations WHERE version = 999")

@@ -101,13 +101,13 @@ func errorText(err error) string {
 	case errors.As(err, &history):
 		return historyText(history)
 	case errors.As(err, &several):
-		return strings.TrimPrefix(several.Error(), "audit: ") + " (--across-users)"
+		return inWords(strings.TrimPrefix(several.Error(), "audit: "))
 	case errors.As(err, &rows):
 		return fmt.Sprintf("the selection has changes of more than %d rows: narrow it, or raise --max-rows", rows.Max)
 	case errors.As(err, &memory):
 		return fmt.Sprintf("the rows of the selection take more than %d bytes of memory: narrow it", memory.Max)
 	case errors.As(err, &apply):
-		return strings.TrimPrefix(apply.Error(), "audit: ")
+		return inWords(strings.TrimPrefix(apply.Error(), "audit: "))
 	case errors.As(err, &pg):
 		return serverText(pg)
 	}
@@ -117,8 +117,16 @@ func errorText(err error) string {
 // points are the moments as the library names them.
 var points = regexp.MustCompile(`\b(At|AsOf|Before|AtPosition|BeforeTransaction|AfterTransaction|BeforeRequest|AfterRequest|AtMark|Now)\(([^()]*)\)`)
 
-// inWords names moments as the command line does.
+// flags are what the library calls by the names of Go, as the command line has it.
+var flags = strings.NewReplacer(
+	"call Client.Start", "start the program that captures", "AsStored reverts", "--as-stored undoes", "Client.Baseline", "hindsight baseline",
+	"WithLive", "--live", "Point.Columns", "--columns", "Config.TrustOwners", "--trust-owners", "WithoutTriggers", "--without-triggers",
+	"MaxRows", "--max-rows", "AcrossUsers", "--across-users", "OnConflict", "--on-conflict",
+)
+
+// inWords names moments and flags as the command line does.
 func inWords(text string) string {
+	text = flags.Replace(text)
 	return points.ReplaceAllStringFunc(text, func(call string) string {
 		parts := points.FindStringSubmatch(call)
 		argument := parts[2]
@@ -140,7 +148,7 @@ func historyText(e *audit.HistoryError) string {
 		text = printable(e.Table) + " " + text
 	}
 	if e.Detail != "" {
-		text += ": " + e.Detail
+		text += ": " + inWords(e.Detail)
 	}
 	if !e.Earliest.IsZero() {
 		text += "; the nearest moment with an answer is " + e.Earliest.LSN.String()

@@ -71,6 +71,7 @@ aggregates, views. The past is read only.`,
 	cmd.Flags().StringVar(&o.orderBy, "order-by", "", "as in SQL: \"priority DESC, id\"")
 	cmd.Flags().StringSliceVar(&o.columns, "columns", nil, "some of the columns only")
 	cmd.Flags().StringSliceVar(&o.live, "live", nil, "tables that a query may read as they are now")
+	cmd.Flags().BoolVar(&a.flags.trustOwners, "trust-owners", false, "let a query run functions that other roles own")
 	cmd.Flags().IntVarP(&o.n, "number", "n", 0, "how many rows; 0: all")
 	return cmd
 }
