@@ -459,6 +459,28 @@ var ddlStories = map[string]ddlStory{
 		},
 		steps: []string{"UPDATE w SET a = 'a1x' WHERE id = 1", "UPDATE w SET b = 'b2x' WHERE id = 2", "ALTER TABLE w RENAME a TO c", "ALTER TABLE w ADD n int", "UPDATE w SET c = 'c1', n = 5", "DELETE FROM w WHERE id = 1"},
 	},
+	"names exchanged in the transaction that changed rows": {
+		setup: []string{
+			"CREATE TABLE g (id int PRIMARY KEY, v int)", "INSERT INTO g VALUES (3, NULL)", "CREATE TABLE t (id int, part int, v text, PRIMARY KEY (id, part)) PARTITION BY LIST (part)",
+			"CREATE TABLE t_1 PARTITION OF t FOR VALUES IN (1)", "INSERT INTO t VALUES (1, 1, 'a')",
+		},
+		steps: []string{"UPDATE g SET v = 1; ALTER TABLE t RENAME TO swap; ALTER TABLE g RENAME TO t; ALTER TABLE swap RENAME TO g; UPDATE t SET v = 2", "DELETE FROM g", "UPDATE t SET v = 3"},
+	},
+	"table filled and put in the place of another": {
+		setup: []string{"CREATE TABLE a (id int PRIMARY KEY, v int)", "INSERT INTO a SELECT n, n FROM generate_series(1, 3) n", "CREATE TABLE a_new (id int PRIMARY KEY, v int, w int)"},
+		steps: []string{
+			"UPDATE a SET v = 10 WHERE id = 1",
+			"DELETE FROM a WHERE id = 3; INSERT INTO a_new SELECT id, v, 0 FROM a; UPDATE a SET v = 20; ALTER TABLE a RENAME TO a_old; ALTER TABLE a_new RENAME TO a; UPDATE a SET w = 1 WHERE id = 1; DELETE FROM a_old WHERE id = 1",
+			"UPDATE a SET v = 30", "DELETE FROM a_old",
+		},
+	},
+	"the same without keys": {
+		setup: []string{"CREATE TABLE a (id int, v int)", "INSERT INTO a SELECT n, n FROM generate_series(1, 3) n", "CREATE TABLE a_new (id int, v int)"},
+		steps: []string{
+			"INSERT INTO a_new SELECT id, v FROM a; UPDATE a SET v = 20; ALTER TABLE a RENAME TO a_old; ALTER TABLE a_new RENAME TO a; UPDATE a SET v = 1 WHERE id = 1; DELETE FROM a_old WHERE id = 1",
+			"UPDATE a SET v = 30", "DELETE FROM a_old",
+		},
+	},
 	"composite type that loses its last attribute": {
 		setup:    []string{"CREATE TYPE pair AS (x int, y text)", "CREATE TABLE t (id int PRIMARY KEY, p pair)", "INSERT INTO t VALUES (1, '(1,a)'), (2, '(2,b)')"},
 		steps:    []string{"UPDATE t SET p = '(3,c)' WHERE id = 1", "ALTER TYPE pair DROP ATTRIBUTE x", "INSERT INTO t VALUES (3, '(d)')", "ALTER TYPE pair DROP ATTRIBUTE y", "ALTER TABLE t ALTER p SET DEFAULT '()'"},

@@ -78,7 +78,7 @@ func (p *pastTable) settle(ctx context.Context, span nameSpan, s side, e event) 
 	rows, err := p.client.store.Query(ctx, `
 		SELECT coalesce(c.primary_key = $5, false) AND c.operation <> 'DELETE', coalesce(c.previous_key, c.primary_key) = $5 AND c.operation <> 'CREATE', c.before, c.after
 		FROM `+p.client.table("changes")+` c
-		WHERE c.position = $1 AND c."table" = $2 AND c.schema = $3 AND c.database = $4 AND (c.primary_key = $5 OR c.previous_key = $5)
+		WHERE c.position = $1 AND c."table" = $2 AND c.schema = $3 AND c.database = $4 AND (c.primary_key = $5 OR c.previous_key = $5)`+span.within()+`
 		ORDER BY c.sequence`, e.position.String(), span.name, span.schema, p.database, e.key)
 	if err != nil {
 		return e, false, wrap("read changes of a key", err)

@@ -226,7 +226,7 @@ func (p *pastTable) scanEvents(ctx context.Context, span nameSpan, s side, once 
 		SELECT c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, `+s.images()+`, c.defect
 		FROM `+p.client.table("changes")+` c
 		WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3
-		  AND c.position > $4 AND c.position <= $5 AND c.primary_key IS NOT NULL
+		  AND c.position > $4 AND c.position <= $5 AND c.primary_key IS NOT NULL`+span.within()+`
 		ORDER BY `+s.order(), span.name, span.schema, p.database, s.from.String(), s.to.String())
 	if err != nil {
 		return wrap("read changes", err)
@@ -313,7 +313,7 @@ func (p *pastTable) probeEvents(ctx context.Context, span nameSpan, s side, once
 			SELECT c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, `+s.images()+`, c.defect
 			FROM `+changes+` c
 			WHERE c."table" = $1 AND c.primary_key >= keys.key AND c.primary_key <= keys.key AND c.schema = $2 AND c.database = $3
-			  AND c.position > $4 AND c.position <= $5
+			  AND c.position > $4 AND c.position <= $5`+span.within()+`
 			ORDER BY `+s.orderInIndex()+`
 			LIMIT 1) c
 		WHERE keys.key IS NOT NULL`, span.name, span.schema, p.database, s.from.String(), s.to.String())
@@ -366,7 +366,7 @@ func (p *pastTable) moves(ctx context.Context, span nameSpan, s side) (map[strin
 		SELECT c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, `+s.images()+`, c.defect
 		FROM `+p.client.table("changes")+` c
 		WHERE c."table" = $1 AND c.previous_key IS NOT NULL AND c.schema = $2 AND c.database = $3
-		  AND c.position > $4 AND c.position <= $5
+		  AND c.position > $4 AND c.position <= $5`+span.within()+`
 		ORDER BY `+s.order(), span.name, span.schema, p.database, s.from.String(), s.to.String())
 	if err != nil {
 		return nil, wrap("read changes of keys", err)
@@ -396,7 +396,7 @@ func (p *pastTable) truncations(ctx context.Context) ([]truncation, error) {
 	args := []any{p.database}
 	for _, span := range p.names {
 		n := len(args)
-		where = append(where, fmt.Sprintf(`c."table" = $%d AND c.schema = $%d AND c.position > $%d AND c.position <= $%d`, n+1, n+2, n+3, n+4))
+		where = append(where, fmt.Sprintf(`c."table" = $%d AND c.schema = $%d AND c.position > $%d AND c.position <= $%d`, n+1, n+2, n+3, n+4)+span.within())
 		args = append(args, span.name, span.schema, span.from.String(), span.to.String())
 	}
 	rows, err := p.client.streams.Query(ctx, `

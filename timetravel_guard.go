@@ -145,9 +145,11 @@ func (g *guard) checkPlan(ctx context.Context, sql string, tokens []sqlToken) (s
 // or because it has no partition any more, and that of then is not.
 func (g *guard) checkUnread(tokens []sqlToken, plan *queryPlan, looked map[*relation]bool) error {
 	for _, named := range sqlRelations(tokens) {
-		if err, ok := g.view.missing[named.name]; ok && !slices.ContainsFunc(plan.scans, func(s scan) bool { return s.name == named.name }) {
+		if !slices.ContainsFunc(plan.scans, func(s scan) bool { return s.name == named.name }) {
 			for _, r := range g.view.relations[named.name] {
-				if named.schema != "" && named.schema != r.schema || g.allowed[named.name] || g.allowed[qualifiedName(r.schema, named.name)] {
+				err, ok := g.view.missing[tableName{r.schema, named.name}]
+				meant := named.schema == r.schema || named.schema == "" && slices.Contains(g.view.schemas, r.schema)
+				if !ok || !meant || g.allowed[named.name] || g.allowed[qualifiedName(r.schema, named.name)] {
 					continue
 				}
 				if named.certain || named.listed && r.kind == "p" {
@@ -190,8 +192,8 @@ func (g *guard) checkPart(schema, name string) error {
 	switch {
 	case t == nil, t.oid == m.live.oid, g.allowed[name], g.allowed[qualified]:
 		return nil
-	case g.view.missing[name] != nil:
-		return g.view.missing[name]
+	case g.view.missing[tableName{m.live.schema, name}] != nil:
+		return g.view.missing[tableName{m.live.schema, name}]
 	}
 	return g.refuse(qualified, "it is a partition, and what was called so then is not in history: write "+t.written()+", or say WithLive if its present will do")
 }
@@ -384,7 +386,7 @@ func (g *guard) plan(ctx context.Context, conn *pgconn.PgConn, name, sql string)
 // explainMissing says why a table is not there: it may be one that history knows.
 func (g *guard) explainMissing(names []string, err error) error {
 	for name, reason := range g.view.missing {
-		if slices.Contains(names, name) {
+		if slices.Contains(names, name.table) {
 			return reason
 		}
 	}
@@ -459,7 +461,7 @@ func (g *guard) checkLive(schema, name string, ours bool) error {
 			return r.err
 		}
 	}
-	if err, ok := g.view.missing[name]; ok {
+	if err, ok := g.view.missing[tableName{schema, name}]; ok {
 		return err
 	}
 	return g.refuse(qualified, "it is not tracked, so there is only its present: if that will do, say so with WithLive")

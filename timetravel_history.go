@@ -336,7 +336,7 @@ func (p *pastTable) changesBefore(ctx context.Context, changes []Change, values 
 		err := p.client.store.QueryRow(ctx, `
 			SELECT EXISTS (
 				SELECT FROM `+p.client.table("changes")+` c
-				WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3 AND c.position > $4 AND c.position <= $5)`,
+				WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3 AND c.position > $4 AND c.position <= $5`+span.within()+`)`,
 			span.name, span.schema, p.database, max(turned.after, span.from).String(), min(turned.position, span.to).String()).Scan(&between)
 		if err != nil {
 			return nil, wrap("look for changes of the row", err)
@@ -399,7 +399,7 @@ func (p *pastTable) changesUnder(ctx context.Context, parts []string, bound Posi
 // the table's.
 func (p *pastTable) named(c Change) bool {
 	return slices.ContainsFunc(p.names, func(s nameSpan) bool {
-		return s.schema == c.Schema && s.name == c.Table && c.Position.LSN > s.from && c.Position.LSN <= s.to
+		return s.schema == c.Schema && s.name == c.Table && c.Position.Compare(s.first()) > 0 && c.Position.Compare(s.last()) <= 0
 	})
 }
 

@@ -141,7 +141,7 @@ func (p *pastTable) keylessChanges(ctx context.Context, s side, span nameSpan, o
 		SELECT c.position, c.sequence, c.transaction_id, c.before, c.after, c.defect
 		FROM `+p.client.table("changes")+` c
 		WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3
-		  AND c.position > $4 AND c.position <= $5 AND c.operation <> 'TRUNCATE'
+		  AND c.position > $4 AND c.position <= $5 AND c.operation <> 'TRUNCATE'`+span.within()+`
 		  AND ($6::bigint[] IS NULL OR c.transaction_id = ANY ($6))`,
 		span.name, span.schema, p.database, s.from.String(), s.to.String(), of)
 	if err != nil {

@@ -140,7 +140,7 @@ func (v *pastView) addNamed(ctx context.Context, names []string) (added []*viewT
 		if t != nil {
 			added = append(added, t)
 		}
-		if refused := v.missing[then.table]; refused != nil {
+		if refused := v.missing[then]; refused != nil {
 			v.missByAnyName(cov.RelationID, refused)
 		}
 	}
@@ -150,8 +150,9 @@ func (v *pastView) addNamed(ctx context.Context, names []string) (added []*viewT
 // missByAnyName notes why a table has no past under every name that it ever had.
 func (v *pastView) missByAnyName(oid uint32, refused error) {
 	for _, version := range v.facts.Versions {
-		if version.RelationID == oid && v.missing[version.Table] == nil {
-			v.missing[version.Table] = refused
+		name := tableName{version.Schema, version.Table}
+		if version.RelationID == oid && v.missing[name] == nil {
+			v.missing[name] = refused
 		}
 	}
 }

@@ -399,12 +399,12 @@ func (p *pastTable) laterValues(ctx context.Context, key string, f found) ([][]b
 
 // aroundSQL is what the three questions on one side of the moment have in common:
 // the change of the row, a change that took its key away, a TRUNCATE.
-func (p *pastTable) aroundSQL(s side) string {
+func (p *pastTable) aroundSQL(span nameSpan, s side) string {
 	branch := func(of, where string) string {
 		return `(SELECT ` + of + `::text AS of, c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, ` + s.images() + `, c.defect
 			FROM ` + p.client.table("changes") + ` c
 			WHERE c."table" = $1 AND ` + where + ` AND c.schema = $2 AND c.database = $3
-			  AND c.position > $4 AND c.position <= $5
+			  AND c.position > $4 AND c.position <= $5` + span.within() + `
 			ORDER BY ` + s.order() + `
 			LIMIT 1)`
 	}
@@ -442,7 +442,7 @@ func (p *pastTable) around(ctx context.Context, s side, key string) (e *event, t
 func (p *pastTable) aroundIn(ctx context.Context, span nameSpan, s side, key string) (e *event, t *truncation, err error) {
 	for s.from < s.to {
 		e, t = nil, nil
-		rows, err := p.client.store.Query(ctx, p.aroundSQL(s), span.name, span.schema, p.database, s.from.String(), s.to.String(), key)
+		rows, err := p.client.store.Query(ctx, p.aroundSQL(span, s), span.name, span.schema, p.database, s.from.String(), s.to.String(), key)
 		if err != nil {
 			return nil, nil, wrap("look for changes of the row", err)
 		}

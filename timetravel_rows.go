@@ -290,7 +290,7 @@ func (p *pastTable) unseen(ctx context.Context, s *snapshot) (map[string]event, 
 			FROM `+p.client.table("changes")+` c
 			WHERE c."table" = $2 AND c.schema = $3 AND c.database = $4
 			  AND c.position > $5 AND c.position <= $6 AND c.primary_key IS NOT NULL
-			  AND c.transaction_id = ANY ($1)`, s.hidden, span.name, span.schema, p.database, span.from.String(), min(p.through, span.to).String())
+			  AND c.transaction_id = ANY ($1)`+span.within(), s.hidden, span.name, span.schema, p.database, span.from.String(), min(p.through, span.to).String())
 		if err != nil {
 			return nil, wrap("look for changes not visible yet", err)
 		}

@@ -429,7 +429,7 @@ func (t PastTable) query(ctx context.Context, list string, read func(pgx.Rows, *
 	}
 	i := slices.IndexFunc(v.tables, func(o *viewTable) bool { return o.oid == past.oid })
 	if i < 0 {
-		if err := v.missing[past.name]; err != nil {
+		if err := v.missing[tableName{past.schema, past.name}]; err != nil {
 			return err
 		}
 		return past.refuse(ErrNotTracked, "", 0)

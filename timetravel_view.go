@@ -66,7 +66,7 @@ type pastView struct {
 	// tells our reading of them from others'. No two views have the same.
 	alias   string
 	guard   *guard
-	missing map[string]error // why the table of a plain name has no past
+	missing map[tableName]error // why the table of a name has no past
 	// path is the application's search_path, and its schemas that exist.
 	path    string
 	schemas []string
@@ -142,7 +142,7 @@ func (t *viewTable) store(what string) string { return fmt.Sprintf("pg_temp.audi
 // view begins a view. All tables are locked before anything is found out about
 // them.
 func (t *travel) view(ctx context.Context) (*pastView, error) {
-	v := &pastView{travel: t, missing: make(map[string]error), sought: make(map[string]bool), relations: make(map[string][]*relation)}
+	v := &pastView{travel: t, missing: make(map[tableName]error), sought: make(map[string]bool), relations: make(map[string][]*relation)}
 	live, err := t.liveTables(ctx)
 	if err != nil {
 		return nil, err
@@ -266,7 +266,7 @@ func (v *pastView) add(ctx context.Context, name string) (*viewTable, error) {
 	var columns *ColumnsError
 	if errors.As(err, &history) || errors.As(err, &columns) {
 		parsed, _ := parseTable(name)
-		v.missing[parsed.table] = err
+		v.missing[parsed] = err
 		return nil, nil
 	}
 	if err != nil {
@@ -280,7 +280,7 @@ func (v *pastView) add(ctx context.Context, name string) (*viewTable, error) {
 	table.base, err = past.base(ctx)
 	if errors.As(err, &history) {
 		table.mode, table.err, err = viewBroken, err, nil
-		v.missing[past.name] = table.err
+		v.missing[tableName{past.schema, past.name}] = table.err
 	}
 	if err != nil {
 		return nil, err
@@ -339,7 +339,7 @@ func (p *pastTable) changedSince(ctx context.Context) (bool, error) {
 			SELECT EXISTS (
 				SELECT FROM `+p.client.table("changes")+` c
 				WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3
-				  AND c.position > $4 AND c.position <= $5)`, span.name, span.schema, p.database, from.String(), to.String()).Scan(&changed)
+				  AND c.position > $4 AND c.position <= $5`+span.within()+`)`, span.name, span.schema, p.database, from.String(), to.String()).Scan(&changed)
 		if err != nil || changed {
 			return changed, wrap("look for changes", err)
 		}

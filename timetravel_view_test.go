@@ -37,6 +37,24 @@ func wantViewError(t *testing.T, p audit.Point, part, sql string, args ...any) {
 	}
 }
 
+// A table that came later is in nobody's way who asks for another of its name.
+func TestView_NamesakeOfAnotherSchema(t *testing.T) {
+	t.Parallel()
+	parts := "CREATE TABLE %[1]s.todo (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE %[1]s.todo_1 PARTITION OF %[1]s.todo FOR VALUES FROM (0) TO (50); INSERT INTO %[1]s.todo SELECT generate_series(1, 3)"
+	a := audittest.New(t, audit.Config{}, "CREATE SCHEMA shop", fmt.Sprintf(parts, "shop"))
+	then := here(t, a)
+	a.Exec(t, "CREATE SCHEMA archive; "+fmt.Sprintf(parts, "archive"))
+	refresh(t, a)
+	wantViewed(t, then, 3, "SELECT count(*)::int FROM shop.todo")
+	wantViewed(t, then.SearchPath("shop"), 3, "SELECT count(*)::int FROM todo")
+	if n, err := then.Table("shop.todo").Where("true").Count(t.Context()); n != 3 || err != nil {
+		t.Errorf("%d rows: %v", n, err)
+	}
+	if got, err := viewed[int](t.Context(), then, "SELECT count(*)::int FROM archive.todo"); !refused(err) {
+		t.Errorf("of a table that was not there: %d, %v", got, err)
+	}
+}
+
 // What needs a table with a key, and not a view, gets one.
 func TestView_QueriesThatNeedATable(t *testing.T) {
 	t.Parallel()
