@@ -25,7 +25,9 @@ const (
 // and when it has fallen behind, it reads for itself.
 type follower struct {
 	query Query
-	key   string        // of its filters
+	sql   string // of its filters, and their values
+	args  []any
+	key   string        // of both
 	wake  chan struct{} // holds one: there is something to take
 
 	// Guarded by the mu of the tail.
@@ -40,12 +42,15 @@ func newFollower(q Query) (*follower, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &follower{query: q, key: fmt.Sprintf("%s %#v", sql, args), wake: make(chan struct{}, 1)}, nil
+	return &follower{query: q, sql: sql, args: args, key: fmt.Sprintf("%s %#v", sql, args), wake: make(chan struct{}, 1)}, nil
 }
 
 // filterGroup is the followers with the same filters.
 type filterGroup struct {
 	where     []sq.Sqlizer
+	sql       string
+	args      []any
+	texts     []*string // of the values, once they were asked with; of whoever feeds
 	followers map[*follower]struct{}
 }
 
@@ -69,7 +74,7 @@ func (t *tail) attach(ctx context.Context, f *follower) (map[string]Position, er
 	f.attached, f.given = true, nil
 	g := t.groups[f.key]
 	if g == nil {
-		g = &filterGroup{where: f.query.where, followers: make(map[*follower]struct{})}
+		g = &filterGroup{where: f.query.where, sql: f.sql, args: f.args, followers: make(map[*follower]struct{})}
 		t.groups[f.key] = g
 	}
 	g.followers[f] = struct{}{}

@@ -34,10 +34,7 @@ func (t *tail) askAll(ctx context.Context, q *question, asked []*matches) (refus
 	alike := make(map[string][]*matches)
 	var order []string
 	for _, m := range asked {
-		sql, _, err := sq.And(m.group.where).ToSql()
-		if err != nil {
-			continue // newFollower has found none
-		}
+		sql := m.group.sql
 		if alike[sql] == nil {
 			order = append(order, sql)
 		}
@@ -86,15 +83,11 @@ func (t *tail) ask(ctx context.Context, q *question, asked []*matches) error {
 	var conditions bytes.Buffer
 	var args []any
 	for i, m := range asked {
-		sql, of, err := sq.And(m.group.where).ToSql()
-		if err != nil {
-			return err
-		}
 		if i > 0 {
 			conditions.WriteString(", ")
 		}
-		conditions.WriteString("(" + sql + ") IS TRUE")
-		args = append(args, of...)
+		conditions.WriteString("(" + m.group.sql + ") IS TRUE")
+		args = append(args, m.group.args...)
 	}
 	statement, args, err := q.page(t, "c.position", "c.sequence").
 		Column(sq.Expr("ARRAY["+conditions.String()+"]", args...)).ToSql()
@@ -131,24 +124,12 @@ func (t *tail) askAlike(ctx context.Context, q *question, sql string, asked []*m
 	}
 	values := make([][]*string, len(types))
 	for _, m := range asked {
-		_, args, err := sq.And(m.group.where).ToSql()
+		texts, err := m.group.valuesAs(types, conn.Conn().TypeMap())
 		if err != nil {
 			return err
 		}
-		if len(args) != len(types) {
-			return errUnlike
-		}
-		for i, arg := range args {
-			text, err := conn.Conn().TypeMap().Encode(types[i].OID, pgtype.TextFormatCode, arg, nil)
-			if err != nil {
-				return err
-			}
-			var value *string
-			if text != nil {
-				s := string(text)
-				value = &s
-			}
-			values[i] = append(values[i], value)
+		for i, text := range texts {
+			values[i] = append(values[i], text)
 		}
 	}
 	var columns, names, casts []string
@@ -177,6 +158,30 @@ func (t *tail) askAlike(ctx context.Context, q *question, sql string, asked []*m
 		which, ok := holds[at]
 		return slices.Contains(which, int64(n+1)), ok
 	})
+}
+
+// valuesAs returns the values of the filters as texts of types, of which the same condition has
+// always the same.
+func (g *filterGroup) valuesAs(types []*pgtype.Type, known *pgtype.Map) ([]*string, error) {
+	if g.texts != nil {
+		return g.texts, nil
+	}
+	if len(g.args) != len(types) {
+		return nil, errUnlike
+	}
+	texts := make([]*string, len(types))
+	for i, arg := range g.args {
+		text, err := known.Encode(types[i].OID, pgtype.TextFormatCode, arg, nil)
+		if err != nil {
+			return nil, err
+		}
+		if text != nil {
+			s := string(text)
+			texts[i] = &s
+		}
+	}
+	g.texts = texts
+	return texts, nil
 }
 
 // errUnlike is for filters that are not as alike as their conditions.
