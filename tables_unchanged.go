@@ -51,7 +51,9 @@ func (c *Client) unchanged(ctx context.Context, r *run) (bool, error) {
 		return false, nil
 	}
 	// What another instance has said of coverage since may be at odds with what there is.
+	// So may what it has told the stream, of which a gap of its making has swallowed ours.
 	if held, err := c.history.HoldsSetup(ctx, r.holder); err != nil || !held {
+		r.seen, r.shapes = catalogSeen{}, nil
 		return false, err
 	}
 	checkpoint, err := c.history.Checkpoint(ctx, r.facts.Database)
