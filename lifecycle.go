@@ -418,16 +418,19 @@ func (c *Client) maintenanceFailed(ctx context.Context, err error) {
 	}
 }
 
-// watchHealth looks at the source every ten seconds, whatever else waits for what.
+// watchHealth looks at the source every ten seconds, whatever else waits for what, and
+// every five while another instance captures.
 func (c *Client) watchHealth(ctx context.Context, r *run) {
-	tick := time.NewTicker(10 * time.Second)
+	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
-	for {
+	for n := 1; ; n++ {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			c.maintenanceFailed(ctx, c.observe(ctx, r))
+			if n%2 == 0 || c.state() == capture.Waiting {
+				c.maintenanceFailed(ctx, c.observe(ctx, r))
+			}
 		}
 	}
 }

@@ -68,6 +68,9 @@ const (
 	WarningWALUnbounded WarningCode = "wal-unbounded"
 	// WarningWALNearBound: the source is about to give up the slot, which leaves a gap.
 	WarningWALNearBound WarningCode = "wal-near-bound"
+	// WarningHolderStalls: the instance that captures makes no progress, though there is
+	// something to capture. An instance that waits sees it.
+	WarningHolderStalls WarningCode = "holder-stalls"
 	// WarningIdleSlot: the source gives up a slot that nobody reads from for a while.
 	WarningIdleSlot WarningCode = "idle-slot-timeout"
 )
@@ -135,6 +138,8 @@ type view struct {
 	pending []capture.Pending
 	// setup is who keeps this instance from setting up, or nil.
 	setup *store.SetupLockedError
+	// stall is how the holder of the slot stood when it was seen last.
+	stall stall
 	// published tells until when tables were seen to be published.
 	published publishedUntil
 	// straddled are, by OID of tables that are not covered yet, the transactions that
@@ -195,6 +200,9 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	if v.setup != nil {
 		s.Warnings = append(s.Warnings, Warning{Code: WarningSetupWaits, Text: v.setup.Error()})
 	}
+	if v.stall.warning != "" {
+		s.Warnings = append(s.Warnings, Warning{Code: WarningHolderStalls, Text: v.stall.warning})
+	}
 	slot, err := c.setup.SlotState(ctx)
 	if err != nil && !errors.Is(err, capture.ErrNoSlot) {
 		return s, fmt.Errorf("audit: status: %w", err)
@@ -233,6 +241,45 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return s, nil
 }
 
+// stall is a holder of the slot that confirms nothing.
+type stall struct {
+	confirmed, here LSN // of the slot, and where the source was, since then
+	since           time.Time
+	warning         string // empty as long as it need not mean anything
+}
+
+const (
+	// stallPatience is how long the holder may confirm nothing, while the source writes
+	// more than stallWAL: it confirms every few seconds what it has stored, and in steps of a
+	// megabyte what does not concern it.
+	stallPatience = 9 * time.Second
+	stallWAL      = 2 << 20
+)
+
+// watchHolder lets an instance that waits say that the one that captures does not: frozen, or
+// cut off from here or from the store, that one may be able to tell nobody.
+func (c *Client) watchHolder(slot capture.Slot, here LSN, now time.Time) {
+	c.mu.Lock()
+	s := c.last.stall
+	switch {
+	case c.last.state != capture.Waiting || !slot.Active:
+		s = stall{}
+	case s.since.IsZero() || slot.Confirmed != s.confirmed:
+		s = stall{confirmed: slot.Confirmed, here: here, since: now}
+	case s.warning == "" && here >= s.here+stallWAL && now.Sub(s.since) >= stallPatience:
+		s.warning = fmt.Sprintf("the instance that captures (process %d of the source has slot %q) has confirmed nothing behind %s for %s: it is frozen, cut off, or in the middle of a large transaction; another takes over when the source ends its session", slot.ActivePID, slot.Name, slot.Confirmed, now.Sub(s.since).Round(time.Second))
+	default:
+		c.mu.Unlock()
+		return
+	}
+	c.last.stall = s
+	c.mu.Unlock()
+	if s.warning != "" {
+		c.metrics.failed(errors.New(s.warning))
+		c.cfg.Logger.Warn("audit: " + s.warning)
+	}
+}
+
 // observeTimeout bounds a look at the source, which may be gone without a word.
 const observeTimeout = 5 * time.Second
 
@@ -261,6 +308,7 @@ func (c *Client) observe(ctx context.Context, r *run) error {
 		c.last.lag = int64(here - min(here, c.last.durable))
 	}
 	c.mu.Unlock()
+	c.watchHolder(slot, here, time.Now())
 	for _, w := range walWarnings(slot) {
 		if w.Code == WarningWALNearBound {
 			c.cfg.Logger.Error("audit: the source is about to drop WAL that was not captured yet", "slot", slot.Name, "retained", slot.Retained, "bound", slot.Bound)
