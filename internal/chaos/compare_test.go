@@ -99,7 +99,9 @@ func (c *comparison) problems() (all []problem) {
 			if _, err := fmt.Sscanf(e.After, `{"n": %d`, &n); err != nil {
 				note("different", w.at, "transaction %d has a pulse that is %s", h.xid, e.After)
 			}
-			gap := slices.ContainsFunc(c.holes, func(g hole) bool { return beatAt < g.to && h.position > g.from }) || !c.covered("pulse", w)
+			// Covered all the way from the beat before.
+			covered := slices.ContainsFunc(c.spans["pulse"], func(s span) bool { return s.from <= min(beatAt, w.after) && (s.until == 0 || s.until >= w.until) })
+			gap := slices.ContainsFunc(c.holes, func(g hole) bool { return beatAt < g.to && h.position > g.from }) || !covered
 			if n != beat+1 && (n <= beat || !gap) && beat != 0 {
 				note("order", w.at, "pulse %d comes behind %d", n, beat)
 			}
@@ -202,6 +204,15 @@ func TestComparison_SeesEveryFault(t *testing.T) {
 			}
 			c.spans["pulse"] = []span{{from: 1}}
 		}, "order"},
+		"pulse, covered anew": {func(c *comparison) {
+			for n := range c.journal {
+				e := entry{Table: "pulse", Op: "UPDATE", After: fmt.Sprintf(`{"n": %d}`, n+1)}
+				c.journal[n].entries, c.history[n].entries = []entry{e}, []entry{e}
+				c.history[n].sequences = []int{1}
+			}
+			c.history = slices.Delete(c.history, 2, 4)
+			c.spans["pulse"] = []span{{from: 1, until: 290}, {from: 490}}
+		}, ""},
 	} {
 		c := sound()
 		test.harm(c)
