@@ -2,11 +2,13 @@ package audit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hindsight-go/audit/capture"
 )
@@ -20,7 +22,14 @@ type check struct {
 	// base is the type that VALUE has in the expression of a domain; empty: it is a
 	// constraint of the table.
 	base string
+	// calls tells that it calls functions or operators that are not the server's own.
+	calls bool
 }
+
+// callsOthers reports of a constraint k that it calls what is not the server's own, of which
+// no dependencies are recorded.
+const callsOthers = `EXISTS (SELECT FROM pg_catalog.pg_depend own WHERE own.classid = 'pg_catalog.pg_constraint'::pg_catalog.regclass AND own.objid = k.oid
+				AND own.refclassid IN ('pg_catalog.pg_proc'::pg_catalog.regclass, 'pg_catalog.pg_operator'::pg_catalog.regclass))`
 
 // readChecks finds the conditions that rows have to meet. Those over whole rows, system
 // columns and generated columns are left to the server.
@@ -38,20 +47,20 @@ func readChecks(ctx context.Context, db capture.Querier, oids []uint32, targets 
 			WHERE t.typtype = 'd'),
 		bases AS (SELECT d.relid, d.attnum, d.base FROM domains d JOIN pg_catalog.pg_type t ON t.oid = d.base WHERE t.typtype <> 'd')
 		SELECT k.conrelid, k.conname::text, pg_catalog.pg_get_expr(k.conbin, k.conrelid),
-			array(SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = k.conrelid AND a.attnum = ANY(k.conkey)), ''
+			array(SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = k.conrelid AND a.attnum = ANY(k.conkey)), '', `+callsOthers+`
 		FROM pg_catalog.pg_constraint k
 		WHERE k.conrelid = ANY($1::oid[]) AND k.contype = 'c' AND coalesce((pg_catalog.to_jsonb(k) ->> 'conenforced')::bool, true) AND k.conkey IS NOT NULL
 		  AND NOT EXISTS (SELECT FROM unnest(k.conkey) n LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = n
 				WHERE n <= 0 OR a.attgenerated <> '')
 		UNION ALL
-		SELECT d.relid, c.name, c.expression, ARRAY[d.attname::text], pg_catalog.format_type(b.base, -1)
+		SELECT d.relid, c.name, c.expression, ARRAY[d.attname::text], pg_catalog.format_type(b.base, -1), c.calls
 		FROM domains d
 		JOIN bases b ON b.relid = d.relid AND b.attnum = d.attnum,
 		LATERAL (
-			SELECT k.conname::text, pg_catalog.pg_get_expr(k.conbin, 0) FROM pg_catalog.pg_constraint k WHERE k.contypid = d.oid AND k.contype = 'c'
-			UNION ALL SELECT '', 'VALUE IS NOT NULL' WHERE NOT d.nulls) AS c (name, expression)
+			SELECT k.conname::text, pg_catalog.pg_get_expr(k.conbin, 0), `+callsOthers+` FROM pg_catalog.pg_constraint k WHERE k.contypid = d.oid AND k.contype = 'c'
+			UNION ALL SELECT '', 'VALUE IS NOT NULL', false WHERE NOT d.nulls) AS c (name, expression, calls)
 		UNION ALL
-		SELECT a.attrelid, '', '', ARRAY[a.attname::text], ''
+		SELECT a.attrelid, '', '', ARRAY[a.attname::text], '', false
 		FROM pg_catalog.pg_attribute a
 		JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
 		WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull
@@ -62,7 +71,7 @@ func readChecks(ctx context.Context, db capture.Querier, oids []uint32, targets 
 	}
 	var oid uint32
 	var c check
-	_, err = pgx.ForEachRow(rows, []any{&oid, &c.name, &c.expression, &c.columns, &c.base}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&oid, &c.name, &c.expression, &c.columns, &c.base, &c.calls}, func() error {
 		targets[oid].checks = append(targets[oid].checks, c)
 		c = check{}
 		return nil
@@ -100,7 +109,7 @@ func (p *planner) refusedValues(ctx context.Context, g *group) (found []Conflict
 			}
 		}
 	}
-	var parts []string
+	var parts, calling []string
 	var checks []*check
 	s := g.stageArrays()
 	for i := range g.table.checks {
@@ -121,20 +130,39 @@ func (p *planner) refusedValues(ctx context.Context, g *group) (found []Conflict
 		case !mended:
 			part = fmt.Sprintf(`SELECT "~n", %d FROM %s AS new WHERE (%s) IS FALSE`, len(checks), g.future(s, c.columns), c.expression)
 		}
-		if part != "" {
-			parts, checks = append(parts, part), append(checks, c)
+		if part == "" {
+			continue
+		}
+		checks = append(checks, c)
+		if c.calls {
+			calling = append(calling, part)
+		} else {
+			parts = append(parts, part)
 		}
 	}
-	if len(parts) > 0 {
+	ask := func(parts []string) error {
 		rows, err := p.tx.Query(ctx, strings.Join(parts, " UNION ALL ")+" ORDER BY 1, 2", s.args...)
 		if err != nil {
+			return err
+		}
+		var refused []Conflict
+		var n, k int32
+		_, err = pgx.ForEachRow(rows, []any{&n, &k}, func() error {
+			refused = append(refused, g.rows[n].refusal(checks[k].name, checks[k].columns...))
+			return nil
+		})
+		if err == nil {
+			found = append(found, refused...)
+		}
+		return err
+	}
+	if len(parts) > 0 {
+		if err := ask(parts); err != nil {
 			return nil, g.inspectError(err, true)
 		}
-		var n, k int32
-		if _, err := pgx.ForEachRow(rows, []any{&n, &k}, func() error {
-			found = append(found, g.rows[n].refusal(checks[k].name, checks[k].columns...))
-			return nil
-		}); err != nil {
+	}
+	for _, part := range calling {
+		if err := p.tried(ctx, func() error { return ask([]string{part}) }); err != nil {
 			return nil, g.inspectError(err, true)
 		}
 	}
@@ -142,6 +170,27 @@ func (p *planner) refusedValues(ctx context.Context, g *group) (found []Conflict
 		p.budget.spend(found[i].bytes())
 	}
 	return found, p.budget.err()
+}
+
+// tried does something that runs functions of the application, which may not work here:
+// they find their tables by the application's search_path, or raise errors. Then nothing
+// was done: the server decides when the rows are written.
+func (p *planner) tried(ctx context.Context, do func() error) error {
+	const savepoint = "audit_revert_checks"
+	if _, err := p.tx.Exec(ctx, "SAVEPOINT "+savepoint); err != nil {
+		return err
+	}
+	if err := do(); err != nil {
+		var refusal *pgconn.PgError
+		if !errors.As(err, &refusal) || ctx.Err() != nil || refusal.Code == "57014" {
+			return err
+		}
+		if _, err := p.tx.Exec(ctx, "ROLLBACK TO SAVEPOINT "+savepoint); err != nil {
+			return err
+		}
+	}
+	_, err := p.tx.Exec(ctx, "RELEASE SAVEPOINT "+savepoint)
+	return err
 }
 
 // refusal makes the conflict about values of the row that the table does not take.
