@@ -210,13 +210,14 @@ func (p *pastTable) differences(ctx context.Context, to *travel, yield func(RowD
 }
 
 // rewritten tells that a column has the name that another one had, or another type or
-// expression than it had, so that rows may differ that nobody wrote to.
+// expression than it had, or had one in between, so that rows may differ that nobody wrote to.
 func (p *pastTable) rewritten(later *pastTable) bool {
 	if p.then == nil || later.then == nil {
 		return false
 	}
+	between := slices.DeleteFunc(slices.Clone(p.laterVersions), func(v store.Version) bool { return v.Position > later.then.Position })
 	return slices.ContainsFunc(p.then.Columns, func(was store.Column) bool {
-		return slices.ContainsFunc(later.then.Columns, func(is store.Column) bool { return is.Name == was.Name && is != was })
+		return slices.ContainsFunc(later.then.Columns, func(is store.Column) bool { return is.Name == was.Name && is != was }) || !p.keptThrough(between, typedColumn(was))
 	})
 }
 

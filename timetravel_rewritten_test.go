@@ -42,6 +42,14 @@ var computedAnew = map[string]ddlStory{
 		setup: []string{`ALTER TABLE t RENAME price TO "Price, in euro"`},
 		steps: []string{`ALTER TABLE t ALTER "Price, in euro" TYPE int USING "Price, in euro" * 100`},
 	},
+	"a column whose name differs by case only": {
+		setup: []string{`ALTER TABLE t ADD "Price" int DEFAULT 5`},
+		steps: []string{`ALTER TABLE t ALTER "price" TYPE int USING "Price"`},
+	},
+	"a type whose name differs by case only": {
+		setup: []string{`CREATE DOMAIN "Word" AS text`, `CREATE DOMAIN word AS varchar(1)`, `ALTER TABLE t ALTER v TYPE "Word"`},
+		steps: []string{`ALTER TABLE t ALTER v TYPE "Word" USING v::"word"`},
+	},
 	"in a transaction with changes on both sides": {
 		steps: []string{"BEGIN; UPDATE t SET price = 11 WHERE id = 1; SAVEPOINT s; ALTER TABLE t ALTER price TYPE int USING price * 100; RELEASE s; UPDATE t SET price = 7 WHERE id = 2; COMMIT"},
 	},
@@ -101,7 +109,7 @@ func TestPast_PlainlyCast(t *testing.T) {
 	for i, alter := range []string{
 		"ALTER price TYPE bigint", "ALTER price TYPE bigint USING price::bigint", `ALTER COLUMN "price" TYPE bigint USING "price"::bigint`,
 		"alter column price set data type int8 using price :: INT8", "ALTER price TYPE bigint USING CAST(price AS bigint)",
-		"ALTER price TYPE bigint USING price", "ALTER price TYPE bigint USING price::bigint, ALTER v TYPE text USING v::text",
+		"ALTER price TYPE bigint USING price", `ALTER "price" TYPE "int8" USING "price"::"int8"`, "ALTER Price TYPE BigInt USING price::bigint", "ALTER price TYPE bigint USING price::bigint, ALTER v TYPE text USING v::text",
 	} {
 		table := fmt.Sprintf("t%d", i)
 		story.setup = append(story.setup, "CREATE TABLE "+table+" (id int PRIMARY KEY, price int, v text)", "INSERT INTO "+table+" SELECT n, n, 'v' || n FROM generate_series(1, 3) n")

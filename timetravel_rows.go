@@ -598,7 +598,7 @@ func (p *pastTable) deriveSQL(ctx context.Context) (statement string, at []int, 
 		if c.expression == "" {
 			return "", nil, p.refuse(ErrIncomplete, "how its generated column "+c.name+" was computed is not in history", 0)
 		}
-		computed = append(computed, fmt.Sprintf("((%s)::%s)::text", c.expression, c.typeName))
+		computed = append(computed, fmt.Sprintf("((%s)::%s)::text AS c%d", c.expression, c.typeName, len(at))) // a view has each name once
 		at = append(at, i)
 	}
 	statement = "SELECT " + strings.Join(computed, ", ") + " FROM (SELECT " + strings.Join(given, ", ") + ") AS given"

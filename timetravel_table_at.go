@@ -442,7 +442,7 @@ func (p *pastTable) describe(ctx context.Context) error {
 	}
 	p.names = p.spans(versions)
 	for i, v := range versions {
-		version := pastVersion{position: v.Position, sequence: v.Sequence, index: p.indexOf(v), until: maxLSN}
+		version := pastVersion{position: v.Position, sequence: v.Sequence, index: p.indexOf(v, versions[max(min(i, at), 0):max(i, at)+1]), until: maxLSN}
 		if i+1 < len(versions) && versions[i+1].After != 0 {
 			version.until, version.late = versions[i+1].After, withoutAltered(version.index, v, versions[i+1])
 		}
@@ -489,7 +489,7 @@ func (p *pastTable) matchLive() error {
 	p.liveAt = make([]int, len(p.columns.list))
 	for i, c := range p.columns.list {
 		p.liveAt[i] = slices.IndexFunc(p.live.columns.list, func(now column) bool {
-			return sameColumn(c, now) && c.keeps(now) && (!c.derived || !now.derived || c.expression == now.expression)
+			return sameColumn(c, now) && c.keeps(now) && p.keptUntilNow(c, now) && (!c.derived || !now.derived || c.expression == now.expression)
 		})
 		switch {
 		case p.liveAt[i] >= 0:
@@ -536,7 +536,8 @@ func sameColumn(a, b column) bool {
 
 // indexOf says where the columns of then are in an image of another version.
 // Values of a type that says less, or something else, are not taken.
-func (p *pastTable) indexOf(v store.Version) map[string]int {
+// between are the versions from the one of then to it, or the other way about.
+func (p *pastTable) indexOf(v store.Version, between []store.Version) map[string]int {
 	index := make(map[string]int, len(v.Columns))
 	for i, c := range p.columns.list {
 		for _, o := range v.Columns {
@@ -546,7 +547,7 @@ func (p *pastTable) indexOf(v store.Version) map[string]int {
 			if o.Policy != "" {
 				continue // an image has something else in its place
 			}
-			other := column{name: o.Name, attnum: o.Attnum, typeOID: o.TypeOID, typeMod: o.TypeMod, definition: o.Definition, rewritten: o.Rewritten}
+			other := typedColumn(o)
 			if v.RelationID != p.oid {
 				other.attnum = 0 // a partition counts its columns by itself
 			}
@@ -554,7 +555,7 @@ func (p *pastTable) indexOf(v store.Version) map[string]int {
 			if v.Position > p.through {
 				from, to = to, from
 			}
-			if sameColumn(c, other) && from.keeps(to) {
+			if sameColumn(c, other) && from.keeps(to) && p.keptThrough(between, c) {
 				index[o.Name] = i
 			}
 		}
@@ -566,6 +567,47 @@ func (p *pastTable) indexOf(v store.Version) map[string]int {
 // values as they were.
 func (c column) keeps(to column) bool {
 	return c.rewritten == to.rewritten && keeps(sqlType{c.typeOID, c.typeMod}, sqlType{to.typeOID, to.typeMod}) && definitionKeeps(c.definition, to.definition)
+}
+
+// keptThrough reports whether each version of a table kept the texts of a column's values
+// that the one before it had: a column that was altered and altered back says the same as
+// before, and its values may be others.
+func (p *pastTable) keptThrough(versions []store.Version, c column) bool {
+	var last *column
+	for _, v := range versions {
+		for _, o := range v.Columns {
+			is := typedColumn(o)
+			if v.RelationID != p.oid {
+				is.attnum = 0 // a partition counts its columns by itself
+			}
+			if !sameColumn(c, is) {
+				continue
+			}
+			if last != nil && !last.keeps(is) {
+				return false
+			}
+			last = &is
+		}
+	}
+	return true
+}
+
+// keptUntilNow is keptThrough from the moment to what the catalog says.
+func (p *pastTable) keptUntilNow(c, now column) bool {
+	if p.then == nil {
+		return true
+	}
+	for _, o := range p.laterVersions[len(p.laterVersions)-1].Columns {
+		if last := typedColumn(o); sameColumn(c, last) && !last.keeps(now) {
+			return false
+		}
+	}
+	return p.keptThrough(p.laterVersions, c)
+}
+
+// typedColumn is a column of a version as far as it says what becomes of its values.
+func typedColumn(o store.Column) column {
+	return column{name: o.Name, attnum: o.Attnum, typeOID: o.TypeOID, typeMod: o.TypeMod, definition: o.Definition, rewritten: o.Rewritten}
 }
 
 // definitionKeeps reports whether all values of a type as it was defined have the

@@ -3,6 +3,7 @@ package capture
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -24,7 +25,7 @@ func (s *Setup) traceSQL(schema, prefix string) []string {
 	quoted := pgx.Identifier{traceSchema(schema)}.Sanitize()
 	body := strings.NewReplacer(
 		"{{schema}}", quoted, "{{history}}", quoteLiteral(s.StoreSchema), "{{prefix}}", quoteLiteral(prefix+StructureSuffix), "{{structure}}", structureSQL("t.oid"),
-		"{{publication}}", quoteLiteral(s.Publication), "{{untouched}}", untouched, "{{new}}", madeHere("i"), "{{altered}}", madeHere("a"), "{{plain_cast}}", quoteLiteral(plainCast),
+		"{{publication}}", quoteLiteral(s.Publication), "{{untouched}}", untouched, "{{new}}", madeHere("i"), "{{altered}}", madeHere("a"), "{{plain_cast}}", quoteLiteral(plainCast(false)), "{{plain_cast_quoted}}", quoteLiteral(plainCast(true)),
 	).Replace(traceFunction)
 	sql := []string{
 		ownedBySuperuser(traceSchema(schema)),
@@ -105,13 +106,35 @@ func madeHere(row string) string {
                     THEN pg_xact_status((pg_current_xact_id()::text::bigint - age(` + row + `.xmin))::text::xid8) = 'in progress' END`
 }
 
-// plainCast is a regular expression for the part of an ALTER TABLE that gives a column
+// plainCast returns a regular expression for the part of an ALTER TABLE that gives a column
 // another type and no other values: what USING says, as many tools have it, is what would
-// be done without.
-const plainCast = `alter\s+(?:column\s+)?("[^"]+"|[\w$]+)\s+(?:set\s+data\s+)?type\s+(` + sqlTypeName + `)(?:\s+collate\s+[\w."$]+)?` +
-	`\s+using\s+(?:\1\s*::\s*\2|cast\s*\(\s*\1\s+as\s+\2\s*\)|\1)\s*(?=,|;|$)`
+// be done without. Both names have to be the same text, in quotes where quoted is set:
+// with the flag i, by which Price is price, "Price" would be "price", which is another column.
+func plainCast(quoted bool) string {
+	name, letter := `([^\s"'():;,./*-]+)`, `[\w.$]`
+	if quoted {
+		name, letter = `("[^"]+"|[^\s"'():;,./*-]+)`, `[\w."$]`
+	}
+	typ := letter + `+(?:\s+(?:varying|precision))?(?:\s*\([\d\s,]*\))?(?:\s+with(?:out)?\s+time\s+zone)?(?:\s*\[\s*\d*\s*\])*`
+	pattern := `alter\s+(?:column\s+)?` + name + `\s+(?:set\s+data\s+)?type\s+(` + typ + `)(?:\s+collate\s+[\w."$]+)?` +
+		`\s+using\s+(?:\1\s*::\s*\2|cast\s*\(\s*\1\s+as\s+\2\s*\)|\1)\s*(?=,|;|$)`
+	if !quoted {
+		return pattern
+	}
+	for _, word := range []string{"varying", "precision", "with", "out", "time", "zone", "alter", "column", "set", "data", "type", "collate", "using", "cast", "as"} {
+		pattern = regexp.MustCompile(`\b`+word+`\b`).ReplaceAllStringFunc(pattern, inAnyCase)
+	}
+	return pattern
+}
 
-const sqlTypeName = `[\w."$]+(?:\s+(?:varying|precision))?(?:\s*\([\d\s,]*\))?(?:\s+with(?:out)?\s+time\s+zone)?(?:\s*\[\s*\d*\s*\])*`
+// inAnyCase returns a regular expression for a word in lower case.
+func inAnyCase(word string) string {
+	var b strings.Builder
+	for _, letter := range word {
+		fmt.Fprintf(&b, "[%c%c]", letter, letter-'a'+'A')
+	}
+	return b.String()
+}
 
 const traceFunction = `CREATE OR REPLACE FUNCTION {{schema}}.trace_ddl()
 RETURNS event_trigger
@@ -130,7 +153,7 @@ DECLARE
     leaf    record;
     came    boolean := false;
     stack   text;
-    said    text;
+    said    text COLLATE "C"; -- in Turkish, I is no i
 BEGIN
     SELECT token INTO STRICT word FROM {{schema}}.ddl_token LIMIT 1;
     IF tg_event = 'table_rewrite' THEN
@@ -139,7 +162,12 @@ BEGIN
         -- function not even so.
         GET DIAGNOSTICS stack = PG_CONTEXT;
         IF stack NOT LIKE '%' || chr(10) || '%' THEN
-            said := regexp_replace(current_query(), {{plain_cast}}, '', 'gi');
+            said := current_query();
+            -- The script of an extension is not in it.
+            IF said !~* '\malter\M' OR said !~* '\mtable\M' OR said ~* '\mextension\M' THEN
+                said := NULL;
+            END IF;
+            said := regexp_replace(regexp_replace(said, {{plain_cast_quoted}}, '', 'g'), {{plain_cast}}, '', 'gi');
         END IF;
         IF pg_event_trigger_table_rewrite_reason() & 4 <> 0 AND (said IS NULL OR said ~* '\musing\M') THEN
             PERFORM pg_logical_emit_message(true, {{prefix}}, json_build_object('token', word, 'rewritten', json_agg(a.attnum), 'table', json_build_object('oid', a.attrelid::bigint))::text)
