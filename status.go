@@ -276,7 +276,7 @@ func (c *Client) watchHolder(slot capture.Slot, here LSN, now time.Time) {
 	c.mu.Unlock()
 	if s.warning != "" {
 		c.metrics.failed(errors.New(s.warning))
-		c.cfg.Logger.Warn("audit: " + s.warning)
+		c.cfg.Logger.Warn("audit: the instance that captures makes no progress", "warning", s.warning)
 	}
 }
 

@@ -72,7 +72,11 @@ func (b *bench) tablesOf(ctx context.Context, n int, watched time.Duration) erro
 	b.printf("%7d Start %s (%d of the tables were published before, by SQL), %s (all are known)\n", n, first.Round(10*time.Millisecond), prepared, second.Round(10*time.Millisecond))
 	// The first look of a capture is a whole one, which comes within two seconds.
 	pause(ctx, 5*time.Second)
-	if err := client.Refresh(ctx); err != nil {
+	var locked *audit.SetupLockedError
+	for err = client.Refresh(ctx); errors.As(err, &locked); err = client.Refresh(ctx) { // that look goes on
+		pause(ctx, time.Second)
+	}
+	if err != nil {
 		return err
 	}
 	for _, state := range []struct {
