@@ -107,7 +107,7 @@ func (s *story) environment(name string) string {
 func (s *story) output(t *testing.T, args ...string) (string, int) {
 	t.Helper()
 	args = s.actual(t, args)
-	if slices.Contains(args, "--yes") {
+	if slices.Contains(args, "--yes") || args[0] == "mark" {
 		s.nextSecond(t)
 	}
 	var out bytes.Buffer
@@ -120,10 +120,12 @@ func (s *story) output(t *testing.T, args ...string) (string, int) {
 var begin = time.Date(2026, 11, 26, 1, 20, 0, 0, time.UTC)
 
 var (
-	anyLSN    = regexp.MustCompile(`\b[0-9A-F]{1,8}/[0-9A-F]{6,8}\b`)
-	anyHash   = regexp.MustCompile(`\b([0-9a-f]{64}|[0-9a-f]{32}|[0-9a-f]{24})\b|\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b`)
-	anyTime   = regexp.MustCompile(`\b(\d{4}-)?\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?( [+-]\d\d:\d\d|Z)?`)
-	anyBytes  = regexp.MustCompile(`\b\d+(\.\d+)? (B|kB|MB)\b`)
+	anyLSN   = regexp.MustCompile(`\b[0-9A-F]{1,8}/[0-9A-F]{6,8}\b`)
+	anyHash  = regexp.MustCompile(`\b([0-9a-f]{64}|[0-9a-f]{32}|[0-9a-f]{24})\b|\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b`)
+	anyTime  = regexp.MustCompile(`\b(\d{4}-)?\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?( [+-]\d\d:\d\d|Z)?`)
+	anyBytes = regexp.MustCompile(`\b\d+(\.\d+)? (B|kB|MB)\b`)
+	// When capture came to a change, which may be in the second of the next one.
+	anyQueued = regexp.MustCompile(`("(?:queuedAt|createdAt)": ?")[^"]*`)
 	anyServer = regexp.MustCompile(`PostgreSQL \d+\.\d+`)
 	// The latest commit that the store has seen may be one that changed nothing tracked.
 	latest    = regexp.MustCompile(`(latest      )\S+ \S+|("committedAt": ")[^"]*(",\s*"changes")`)
@@ -172,6 +174,7 @@ func (s *story) stable(t *testing.T, text string) string {
 		return s.hashes[hash]
 	})
 	text = anyNumber.ReplaceAllString(text, "${1}0")
+	text = anyQueued.ReplaceAllString(text, "${1}2026-11-26T01:00:00Z")
 	text = latest.ReplaceAllStringFunc(text, func(at string) string {
 		if parts := latest.FindStringSubmatch(at); parts[1] == "" {
 			return parts[2] + "2026-11-26T01:00:00Z" + parts[3]
