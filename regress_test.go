@@ -184,7 +184,9 @@ func (s regressSuite) run(t *testing.T) {
 	t.Helper()
 	first, second := s.bare(t), s.bare(t)
 	r := s.start(t)
-	a := audittest.Open(t, r.database, audit.Config{StoreURL: r.server.NewDatabase(t).URL()})
+	a := audittest.Open(t, r.database, audit.Config{
+		StoreURL: r.server.NewDatabase(t).URL(), Columns: []audit.ColumnRule{{Columns: "*.customer.passwd", Policy: audit.KeepColumn}},
+	})
 	mustStart(t, a)
 	t.Cleanup(func() { a.Stop(t) })
 	var copies []copied

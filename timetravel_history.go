@@ -329,21 +329,18 @@ func (p *pastTable) changesBefore(ctx context.Context, changes []Change, values 
 		values, _ = oldest.Before.values(p.columns.list, p.versionAt(oldest.Position.LSN, oldest.Position.Sequence))
 	}
 	if values == nil {
-		return nil, nil
+		gone, err := p.changesIn(ctx, 0, turned.position, "(c.operation IN ('DELETE', 'TRUNCATE') OR c.previous_key IS NOT NULL)")
+		if err == nil && gone {
+			err = p.refuse(ErrIncomplete, "it got another primary key, or the same anew, and a row that was gone by then is not found by the key of now", turned.position)
+		}
+		return nil, err
 	}
-	for _, span := range p.names {
-		var between bool
-		err := p.client.store.QueryRow(ctx, `
-			SELECT EXISTS (
-				SELECT FROM `+p.client.table("changes")+` c
-				WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3 AND c.position > $4 AND c.position <= $5`+span.within()+`)`,
-			span.name, span.schema, p.database, max(turned.after, span.from).String(), min(turned.position, span.to).String()).Scan(&between)
-		if err != nil {
-			return nil, wrap("look for changes of the row", err)
-		}
-		if between {
-			return nil, p.refuse(ErrIncomplete, "rows changed while it got another primary key, and under which of the two cannot be told", turned.position)
-		}
+	between, err := p.changesIn(ctx, turned.after, turned.position, "true")
+	if err == nil && between {
+		err = p.refuse(ErrIncomplete, "rows changed while it got another primary key, and under which of the two cannot be told", turned.position)
+	}
+	if err != nil {
+		return nil, err
 	}
 	before := *p.travel
 	before.point = AtPosition(Position{LSN: turned.after}).of(p.client)
@@ -365,6 +362,22 @@ func (p *pastTable) changesBefore(ctx context.Context, changes []Change, values 
 	}
 	found, err := older.changesOf(ctx, parts, values)
 	return slices.DeleteFunc(found, func(c Change) bool { return c.Operation == Truncate }), err
+}
+
+// changesIn reports whether there are changes of the table in (from, to] for which a
+// condition holds.
+func (p *pastTable) changesIn(ctx context.Context, from, to LSN, condition string) (found bool, err error) {
+	for _, span := range p.names {
+		err := p.client.store.QueryRow(ctx, `
+			SELECT EXISTS (
+				SELECT FROM `+p.client.table("changes")+` c
+				WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3 AND c.position > $4 AND c.position <= $5 AND `+condition+span.within()+`)`,
+			span.name, span.schema, p.database, max(from, span.from).String(), min(to, span.to).String()).Scan(&found)
+		if err != nil || found {
+			return found, wrap("look for changes of the row", err)
+		}
+	}
+	return false, nil
 }
 
 // changesUnder returns the changes of a row before a bound, newest first, as far

@@ -1,6 +1,7 @@
 package audit_test
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -243,4 +244,41 @@ func TestHistory_OfPartitionsHeardOfLate(t *testing.T) {
 	a.Exec(t, "UPDATE t SET v = 'y'")
 	a.Sync(t)
 	wantTold(t, a, "t", []any{2}, "CREATE: x", "UPDATE: y")
+}
+
+// A row that was gone before its table got another primary key, or the same anew while
+// nobody saw it, is not one that never was.
+func TestHistory_GoneBeforeAnotherKey(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		alter  string
+		traced bool
+		told   bool
+	}{
+		"the same, unseen": {alter: "DROP CONSTRAINT p_pkey, ADD PRIMARY KEY (id)"},
+		"the same, seen":   {alter: "DROP CONSTRAINT p_pkey, ADD PRIMARY KEY (id)", traced: true, told: true},
+		"another":          {alter: "DROP CONSTRAINT p_pkey, ADD PRIMARY KEY (v)", traced: true},
+		"another, unseen":  {alter: "DROP CONSTRAINT p_pkey, ADD PRIMARY KEY (v)"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := audittest.New(t, audit.Config{NoEventTrigger: !c.traced, RefreshInterval: -1}, "CREATE TABLE p (id int PRIMARY KEY, v int)")
+			a.Exec(t, "INSERT INTO p VALUES (1, 1), (2, 2)")
+			a.Exec(t, "DELETE FROM p WHERE id = 1")
+			a.Exec(t, "ALTER TABLE p "+c.alter)
+			refresh(t, a)
+			a.Exec(t, "UPDATE p SET v = 3 WHERE id = 2")
+			a.Sync(t)
+			versions, err := a.Client.History("p", 1).List(t.Context())
+			switch {
+			case c.told && (err != nil || len(versions) != 2 || versions[1].Exists()):
+				t.Errorf("%d versions: %v; want its insertion and its end", len(versions), err)
+			case !c.told && !errors.Is(err, audit.ErrIncomplete):
+				t.Errorf("%d versions: %v; want ErrIncomplete", len(versions), err)
+			}
+			if _, err := a.Client.History("p", 77).List(t.Context()); c.told && err != nil {
+				t.Errorf("a row that never was: %v", err)
+			}
+		})
+	}
 }
