@@ -481,6 +481,11 @@ var ddlStories = map[string]ddlStory{
 			"UPDATE a SET v = 30", "DELETE FROM a_old",
 		},
 	},
+	"no columns of its own": {
+		setup:    []string{"CREATE TABLE z ()", "INSERT INTO z DEFAULT VALUES", "CREATE TABLE g (a int GENERATED ALWAYS AS (1) STORED)", "INSERT INTO g DEFAULT VALUES"},
+		steps:    []string{"INSERT INTO z DEFAULT VALUES; INSERT INTO g DEFAULT VALUES", "DELETE FROM z; DELETE FROM g", "ALTER TABLE z ADD v int", "INSERT INTO z VALUES (1)"},
+		refusals: true,
+	},
 	"composite type that loses its last attribute": {
 		setup:    []string{"CREATE TYPE pair AS (x int, y text)", "CREATE TABLE t (id int PRIMARY KEY, p pair)", "INSERT INTO t VALUES (1, '(1,a)'), (2, '(2,b)')"},
 		steps:    []string{"UPDATE t SET p = '(3,c)' WHERE id = 1", "ALTER TYPE pair DROP ATTRIBUTE x", "INSERT INTO t VALUES (3, '(d)')", "ALTER TYPE pair DROP ATTRIBUTE y", "ALTER TABLE t ALTER p SET DEFAULT '()'"},

@@ -421,6 +421,9 @@ func (p *pastTable) describe(ctx context.Context) error {
 		}
 		p.columns, p.key = columns, versions[at].Key
 		p.then = &versions[at]
+		if !slices.ContainsFunc(columns.list, func(c column) bool { return !c.derived }) {
+			return p.refuse(ErrIncomplete, "it had no columns but those that the server computes, and a change without values does not say that there was a row", 0)
+		}
 		// Coverage says a new name only from the next look at the catalog on.
 		p.schema, p.name = versions[at].Schema, versions[at].Table
 	}
