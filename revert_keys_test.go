@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/audittest"
 )
 
 // A request gave a row another key and removed it: it comes back under its first
@@ -172,5 +173,40 @@ func TestKeysAndUnitsThatLookTheSame(t *testing.T) {
 	}
 	if again := apply(t, u.Client.RevertRequest(long+"1")); again.Already == nil || again.Already.ID != result.ID {
 		t.Errorf("the second revert: %+v", again)
+	}
+}
+
+// What gave a row another key, and removed it then, is undone once: the row is back under
+// the key that it had, and the second undo knows it.
+func TestRevert_KeyChangedThenRemoved(t *testing.T) {
+	t.Parallel()
+	for name, work := range map[string][]string{
+		"once":             {"UPDATE a SET id = 11 WHERE id = 1", "DELETE FROM a WHERE id = 11"},
+		"twice":            {"UPDATE a SET id = 11, v = 'x' WHERE id = 1", "UPDATE a SET id = 12 WHERE id = 11", "DELETE FROM a WHERE id = 12"},
+		"another put":      {"UPDATE a SET id = 11 WHERE id = 1", "DELETE FROM a WHERE id = 11", "INSERT INTO a VALUES (11, 'new')"},
+		"another moved to": {"UPDATE a SET id = 11 WHERE id = 1", "DELETE FROM a WHERE id = 11", "UPDATE a SET id = 11 WHERE id = 2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			u := newUndo(t, "CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO a VALUES (1, 'a'), (2, 'b')")
+			u.request(t, "r", work...)
+			held := func() string {
+				return audittest.Value[string](t, u.Database, "SELECT string_agg(a::text, ' ' ORDER BY id) FROM a")
+			}
+			after := held()
+			for range 2 {
+				undone := apply(t, u.Client.RevertRequest("r"))
+				if got := held(); got != "(1,a) (2,b)" {
+					t.Errorf("undone, there are %s", got)
+				}
+				if again := apply(t, u.Client.RevertRequest("r")); again.Already == nil {
+					t.Errorf("the second undo did something: %+v", again)
+				}
+				apply(t, u.Client.Redo(undone.ID))
+				if got := held(); got != after {
+					t.Errorf("redone, there are %s, want %s", got, after)
+				}
+			}
+		})
 	}
 }

@@ -176,6 +176,9 @@ func (w *historyWalk) take(ctx context.Context, c *Change) error {
 	if old, ok := w.old[previous]; ok && index[previous] == nil {
 		previous = old
 	}
+	if c.Operation == Create && writing.revert != nil {
+		w.bringBack(index, key, writing)
+	}
 	from := key
 	if previous != "" {
 		from = previous
@@ -207,6 +210,20 @@ func (w *historyWalk) take(ctx context.Context, c *Change) error {
 		h.key, h.moved, h.movedAt = key, append(h.moved, key), c.Position
 	}
 	return nil
+}
+
+// bringBack looks for a row that one of our reverts puts back under a key that it had
+// before it went away: what is undone had given it another, and removed it then.
+func (w *historyWalk) bringBack(index map[string][]*rowHistory, key string, by *writing) {
+	for _, h := range w.all {
+		n := len(h.left)
+		if h.key == key || h.row.firstKey != key || h.guest != nil || n == 0 || h.presence.top().value != rowGone || !by.revert.Of.covers(&h.left[n-1].by.change) {
+			continue
+		}
+		index[h.key] = slices.DeleteFunc(slices.Clone(index[h.key]), func(o *rowHistory) bool { return o == h })
+		index[key] = append(index[key], h)
+		h.key, h.over = key, false
+	}
 }
 
 // receive notes that another row has been given the key of this one, which is gone. Also
