@@ -142,7 +142,7 @@ func TestRevertTruncateAfterTheColumnsHaveChanged(t *testing.T) {
 	u.Exec(t, "ALTER TABLE a RENAME n TO name")
 	u.Exec(t, "ALTER TABLE a DROP gone")
 	u.Exec(t, "ALTER TABLE a ADD added text DEFAULT 'new'")
-	u.Exec(t, "ALTER TABLE a ALTER kind TYPE text USING 'kind ' || kind")
+	u.Exec(t, "ALTER TABLE a ALTER kind TYPE text USING kind::text")
 	u.Exec(t, "ALTER TABLE a RENAME TO b")
 	result := apply(t, u.Client.RevertRequest("r"))
 	u.want(t, "after the revert", []string{"b (1,x,1,new)", "b (2,y,2,new)"})
