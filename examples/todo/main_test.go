@@ -21,8 +21,10 @@ var (
 	transactionID = regexp.MustCompile(`transaction \d+`)
 )
 
+// Not in parallel, as the next one: each program makes its client that of audit.Changes.
+//
+//nolint:paralleltest // As it says.
 func TestPrintsTheFiveRowsAndTheStory(t *testing.T) {
-	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	want, err := os.ReadFile("testdata/output.golden")
@@ -41,8 +43,9 @@ func TestPrintsTheFiveRowsAndTheStory(t *testing.T) {
 }
 
 // With -ui the story can be looked at in a browser until the program is told to end.
+//
+//nolint:paralleltest // See above.
 func TestShowsTheStoryInTheBrowser(t *testing.T) {
-	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	out, in := io.Pipe()
