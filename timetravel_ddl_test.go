@@ -466,6 +466,13 @@ var ddlStories = map[string]ddlStory{
 		},
 		steps: []string{"UPDATE g SET v = 1; ALTER TABLE t RENAME TO swap; ALTER TABLE g RENAME TO t; ALTER TABLE swap RENAME TO g; UPDATE t SET v = 2", "DELETE FROM g", "UPDATE t SET v = 3"},
 	},
+	"names exchanged and given back in one transaction": {
+		setup: []string{"CREATE TABLE a (id int PRIMARY KEY, v int)", "CREATE TABLE b (id int PRIMARY KEY, v int)", "INSERT INTO a VALUES (1, 1), (2, 2)", "INSERT INTO b VALUES (1, 10), (2, 20)"},
+		steps: []string{
+			"UPDATE a SET v = v + 1 WHERE id = 1; ALTER TABLE a RENAME TO x; ALTER TABLE b RENAME TO a; UPDATE a SET v = v + 1 WHERE id = 1; ALTER TABLE a RENAME TO b; ALTER TABLE x RENAME TO a; UPDATE a SET v = v + 1 WHERE id = 2",
+			"DELETE FROM a", "DELETE FROM b",
+		},
+	},
 	"table filled and put in the place of another": {
 		setup: []string{"CREATE TABLE a (id int PRIMARY KEY, v int)", "INSERT INTO a SELECT n, n FROM generate_series(1, 3) n", "CREATE TABLE a_new (id int PRIMARY KEY, v int, w int)"},
 		steps: []string{

@@ -42,10 +42,10 @@ func (p *pastTable) spans(own []store.Version) []nameSpan {
 		spans = spans[:0]
 	}
 	for i, v := range own {
-		if n := len(spans); n > 0 && spans[n-1].schema == v.Schema && spans[n-1].name == v.Table && !p.lent(own, spans[n-1], v.Position) {
+		at := Position{LSN: v.Position, Sequence: v.Sequence}
+		if n := len(spans); n > 0 && spans[n-1].schema == v.Schema && spans[n-1].name == v.Table && !p.lent(own, spans[n-1], at) {
 			continue
 		}
-		at := Position{LSN: v.Position, Sequence: v.Sequence}
 		if n := len(spans); n > 0 && at.Compare(spans[n-1].last()) < 0 {
 			// Its transaction may have changed rows before the name.
 			spans[n-1].to, spans[n-1].end = v.Position, v.Sequence
@@ -71,10 +71,11 @@ func (p *pastTable) spans(own []store.Version) []nameSpan {
 	return spans
 }
 
-// lent tells that another table had the name for a while, before a position.
-func (p *pastTable) lent(own []store.Version, s nameSpan, before LSN) bool {
+// lent tells that another table had the name for a while, before a place.
+func (p *pastTable) lent(own []store.Version, s nameSpan, before Position) bool {
 	return slices.ContainsFunc(p.facts.Versions, func(v store.Version) bool {
-		return !v.Dropped && v.Schema == s.schema && v.Table == s.name && v.RelationID != p.oid && !p.isPart(own, v) && v.Position > s.from && v.Position < before
+		at := Position{LSN: v.Position, Sequence: v.Sequence}
+		return !v.Dropped && v.Schema == s.schema && v.Table == s.name && v.RelationID != p.oid && !p.isPart(own, v) && at.Compare(s.first()) > 0 && at.Compare(before) < 0
 	})
 }
 

@@ -82,6 +82,12 @@ func (s *session) structureOf(ctx context.Context, m relationMessage) (*wal.Stru
 				return with, nil
 			}
 		}
+		if s.lent(known) {
+			back := *known
+			back.After = 0
+			s.tell(&back)
+			return &back, nil
+		}
 		return known, nil
 	}
 	found, err := LookUpStructure(ctx, s.cfg.Catalog, m.OID)

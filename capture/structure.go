@@ -344,6 +344,20 @@ func (s *session) rootOf(oid uint32) *wal.Structure {
 	return nil
 }
 
+// lent reports whether another table was told of under the name of this one since: nobody
+// told that it gave the name back, and the name is this one's again.
+func (s *session) lent(known *wal.Structure) bool {
+	if known.Root != 0 {
+		return false // changes stand under the name of the root
+	}
+	for _, v := range s.structures {
+		if v.OID != known.OID && v.Root == 0 && !v.Dropped && v.Schema == known.Schema && v.Table == known.Table && v.At >= known.At {
+			return true
+		}
+	}
+	return false
+}
+
 // seen returns a position, before this place of the stream, at which a table was
 // still as it was known.
 func (s *session) seen(known *wal.Structure) LSN {
