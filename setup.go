@@ -372,7 +372,7 @@ func (c *Client) newSlot(ctx context.Context, r *run, was capture.Slot, drop boo
 	if err != nil {
 		return store.Checkpoint{}, err
 	}
-	r.seen, r.shapes = catalogSeen{}, nil
+	r.forgetLooks()
 	return c.firstCheckpoint(ctx, r, at)
 }
 
@@ -410,15 +410,9 @@ func (c *Client) bridgeGap(ctx context.Context, r *run, checkpoint store.Checkpo
 	}
 	c.metrics.failed(gap)
 	c.cfg.Logger.Error("audit: history has a gap", "from", checkpoint.Position, "to", to, "reason", reason)
-	c.lookAnew(r)
-	return c.history.Checkpoint(ctx, r.facts.Database)
-}
-
-// lookAnew has the structures looked at as if for the first time, and at once: what the stream
-// was told of them may lie in front of the slot, or in a gap.
-func (c *Client) lookAnew(r *run) {
-	r.seen, r.shapes = catalogSeen{}, nil
+	r.forgetLooks()
 	c.requestRefresh()
+	return c.history.Checkpoint(ctx, r.facts.Database)
 }
 
 // SetupSQL returns the script that makes, beforehand, everything Start would

@@ -14,6 +14,10 @@ type catalogSeen struct {
 	tables, structures capture.Fingerprint
 }
 
+// forgetLooks has the tables looked at as if for the first time: what the stream was told of
+// them may lie in front of the slot, or in a gap.
+func (r *run) forgetLooks() { r.seen, r.shapes = catalogSeen{}, nil }
+
 const (
 	// structuresShare is how many times as long as a fingerprint of the structures takes it
 	// is not taken again: the periodic ones take half a percent of the time.
@@ -53,7 +57,7 @@ func (c *Client) unchanged(ctx context.Context, r *run) (bool, error) {
 	// What another instance has said of coverage since may be at odds with what there is.
 	// So may what it has told the stream, of which a gap of its making has swallowed ours.
 	if held, err := c.history.HoldsSetup(ctx, r.holder); err != nil || !held {
-		r.seen, r.shapes = catalogSeen{}, nil
+		r.forgetLooks()
 		return false, err
 	}
 	checkpoint, err := c.history.Checkpoint(ctx, r.facts.Database)
