@@ -213,11 +213,15 @@ func (w *historyWalk) take(ctx context.Context, c *Change) error {
 }
 
 // bringBack looks for a row that one of our reverts puts back under a key that it had
-// before it went away: what is undone had given it another, and removed it then.
+// before it went away: what is undone had given it another, and removed it then. Where
+// another row of the selection had the key last, which of the two is back is not told.
 func (w *historyWalk) bringBack(index map[string][]*rowHistory, key string, by *writing) {
+	if len(index[key]) > 0 {
+		return
+	}
 	for _, h := range w.all {
 		n := len(h.left)
-		if h.key == key || h.row.firstKey != key || h.guest != nil || n == 0 || h.presence.top().value != rowGone || !by.revert.Of.covers(&h.left[n-1].by.change) {
+		if h.row.firstKey != key || h.guest != nil || n == 0 || h.presence.top().value != rowGone || !by.revert.Of.covers(&h.left[n-1].by.change) {
 			continue
 		}
 		index[h.key] = slices.DeleteFunc(slices.Clone(index[h.key]), func(o *rowHistory) bool { return o == h })
