@@ -1,7 +1,8 @@
 // Command todo is a small todo service with a history. It serves HTTP from
 // PostgreSQL through pgx, is used by a scripted client of its own, and then asks
-// the history who did what. The pool is wrapped by auditpgx and the handlers by
-// audithttp; that is all the code that says who.
+// the history who did what and how it was before, undoes a request, and takes
+// that back. The pool is wrapped by auditpgx and the handlers by audithttp; that
+// is all the code that says who.
 //
 //	go run ./examples/todo
 //	go run ./examples/todo -ui    # and then look at it in the browser

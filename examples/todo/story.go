@@ -27,7 +27,15 @@ func tellStory(ctx context.Context, out io.Writer, db *pgxpool.Pool, address str
 	if err := audit.Sync(ctx); err != nil {
 		return err
 	}
-	return whoWasThat(ctx, out)
+	for _, chapter := range []func(context.Context, io.Writer) error{whoWasThat, howWasIt} {
+		if err := chapter(ctx, out); err != nil {
+			return err
+		}
+	}
+	if err := undoIt(ctx, out, db); err != nil {
+		return err
+	}
+	return whoIsInTheWay(ctx, out)
 }
 
 // whereIsMyTodo prints the history of one row.
