@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -21,6 +22,67 @@ func TestDocs(t *testing.T) {
 	s.Exec(t, "CREATE TABLE invoices (id int PRIMARY KEY)") // by a migration, of which nobody was told
 	s.document(t, "../../README.md", false)
 	s.document(t, "../../docs/cli.md", true)
+}
+
+// Blocks of the console elsewhere are played as well, each document with a database of its own.
+func TestDocs_OtherDocuments(t *testing.T) {
+	t.Parallel()
+	for _, name := range documents(t) {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !console.Match(text) || strings.HasSuffix(name, "README.md") || strings.HasSuffix(name, "cli.md") {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			newStory(t).document(t, name, false)
+		})
+	}
+}
+
+// documents are the README and what is in docs.
+func documents(t *testing.T) []string {
+	t.Helper()
+	names, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(names) < 10 {
+		t.Fatal(names, err)
+	}
+	return append(names, "../../README.md")
+}
+
+var inlineCommand = regexp.MustCompile("`hindsight ([a-z][^`]*)`")
+
+// A command that is named in running text is there, with its flags.
+func TestDocs_CommandsInTextExist(t *testing.T) {
+	t.Parallel()
+	n := 0
+	for _, name := range documents(t) {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, match := range inlineCommand.FindAllStringSubmatch(string(text), -1) {
+			n++
+			words := strings.Fields(match[1])
+			command, _, err := (&app{}).command().Find(words[:1])
+			if err != nil || command.Name() != words[0] {
+				t.Errorf("%s: `hindsight %s`: there is no command %s", name, match[1], words[0])
+				continue
+			}
+			for _, word := range words[1:] {
+				flag, long := strings.CutPrefix(word, "--")
+				flag, _, _ = strings.Cut(flag, "=")
+				if long && command.Flag(flag) == nil && command.InheritedFlags().Lookup(flag) == nil {
+					t.Errorf("%s: `hindsight %s`: %s has no flag --%s", name, match[1], words[0], flag)
+				}
+			}
+		}
+	}
+	if n < 10 {
+		t.Errorf("only %d commands", n)
+	}
 }
 
 // document plays the blocks of the console of a document; alone tells that it has no others.

@@ -31,18 +31,24 @@ func TestUI_InRouters(t *testing.T) {
 	gin.SetMode(gin.ReleaseMode)
 	for name, router := range map[string]func() http.Handler{
 		"chi": func() http.Handler {
+			requireLogin := func(next http.Handler) http.Handler { return next }
 			router := chi.NewRouter()
-			router.Mount("/admin/audit", http.StripPrefix("/admin/audit", ui))
+			router.With(requireLogin).Mount("/admin/audit", http.StripPrefix("/admin/audit", ui))
+			router.Get("/admin/audit", func(w http.ResponseWriter, r *http.Request) {
+				http.Redirect(w, r, "/admin/audit/", http.StatusMovedPermanently)
+			})
 			return router
 		},
 		"gin": func() http.Handler {
+			requireLogin := func(c *gin.Context) { c.Next() }
 			engine := gin.New()
-			engine.Any("/admin/audit/*path", gin.WrapH(http.StripPrefix("/admin/audit", ui)))
+			engine.Any("/admin/audit/*path", requireLogin, gin.WrapH(http.StripPrefix("/admin/audit", ui)))
 			return engine
 		},
 		"echo": func() http.Handler {
+			requireLogin := func(next echo.HandlerFunc) echo.HandlerFunc { return next }
 			e := echo.New()
-			e.Any("/admin/audit/*", echo.WrapHandler(http.StripPrefix("/admin/audit", ui)))
+			e.Any("/admin/audit/*", echo.WrapHandler(http.StripPrefix("/admin/audit", ui)), requireLogin)
 			return e
 		},
 	} {

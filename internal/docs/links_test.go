@@ -1,33 +1,12 @@
-package main
+package docs
 
 import (
-	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 )
-
-const root = "../.."
-
-// readAll returns the files of the repository with an ending, by path.
-func readAll(t *testing.T, ending string) map[string]string {
-	t.Helper()
-	files := map[string]string{}
-	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() || !strings.HasSuffix(path, ending) {
-			return err
-		}
-		text, err := os.ReadFile(path)
-		files[path] = string(text)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return files
-}
 
 // What the FAQ quotes from other programs.
 var foreign = regexp.MustCompile(`cannot update table|is used by an active`)
@@ -41,12 +20,11 @@ func TestFAQQuotesErrorsAsTheyAre(t *testing.T) {
 			code.WriteString(strings.ReplaceAll(text, `\"`, `"`))
 		}
 	}
-	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
+	faq, err := os.ReadFile(filepath.Join(root, "docs/troubleshooting.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, faq, _ := strings.Cut(string(readme), "\n## FAQ\n")
-	quotes := regexp.MustCompile("(?m)^(?:### |- )`([^`]+)`").FindAllStringSubmatch(faq, -1)
+	quotes := regexp.MustCompile("(?m)^(?:## |- )`([^`]+)`").FindAllStringSubmatch(string(faq), -1)
 	if len(quotes) < 25 {
 		t.Fatalf("only %d errors in the FAQ", len(quotes))
 	}
@@ -85,7 +63,7 @@ func TestLinksOfTheDocumentsLeadSomewhere(t *testing.T) {
 			if l[1] != "" {
 				target = filepath.Join(filepath.Dir(path), l[1])
 			}
-			if _, err := os.Stat(target); err != nil {
+			if _, err := os.Stat(filepath.Join(root, target)); err != nil {
 				t.Errorf("%s: the link to %s leads nowhere", path, l[1])
 				continue
 			}

@@ -1,4 +1,4 @@
-package main
+package docs
 
 import (
 	"context"
@@ -186,13 +186,12 @@ func unstamped(ctx context.Context, client *audit.Client) ([]audit.Group, error)
 	return client.Changes().WithoutContext().Since(yesterday).CountBy(ctx, audit.PerTable)
 }
 
-func TestSQLOfTheGuide(t *testing.T) {
+func TestSQLOfTheContextGuide(t *testing.T) {
 	t.Parallel()
 	a, pool := newGuide(t)
-	for _, sql := range blocks(t, "docs/context.md", "sql") {
-		// As psql sends it: several statements in one string.
-		if _, err := pool.Exec(t.Context(), sql, pgx.QueryExecModeSimpleProtocol); err != nil {
-			t.Errorf("%v in\n%s", err, sql)
+	for _, b := range of(documents(t)["docs/context.md"], "sql") {
+		if _, err := pool.Exec(t.Context(), b.text, pgx.QueryExecModeSimpleProtocol); err != nil {
+			t.Errorf("%s: %v", b, err)
 		}
 	}
 	a.Exec(t, "INSERT INTO todo (task) VALUES ('Code less')")
