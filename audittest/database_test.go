@@ -71,7 +71,8 @@ func slots(t *testing.T, witness *audittest.Database, database string) int {
 func replicate(ctx context.Context, url, slot string, started func(), again bool) error {
 	for {
 		err := replicateOnce(ctx, url, slot, started)
-		pgErr, ok := errors.AsType[*pgconn.PgError](err)
+		var pgErr *pgconn.PgError
+		ok := errors.As(err, &pgErr)
 		if !again || ok && pgErr.Code == "3D000" || ok && pgErr.Code == "55000" {
 			return err // The database takes no sessions any more, or is gone.
 		}

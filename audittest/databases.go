@@ -189,6 +189,6 @@ func (s *Server) close() error {
 func quote(name string) string { return pgx.Identifier{name}.Sanitize() }
 
 func hasCode(err error, code string) bool {
-	pgErr, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && pgErr.Code == code
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == code
 }

@@ -51,6 +51,13 @@
 //     test process of root's runs it as the user postgres, or nobody;
 //  5. a container of PostgreSQL's own image, where there is a container engine.
 //
+// Containers need one more import, since what it takes to speak to a container
+// engine is many times what this package takes:
+//
+//	import _ "github.com/hindsight-go/audit/audittest/auditcontainer"
+//
+// It is a module of its own: go get github.com/hindsight-go/audit/audittest/auditcontainer.
+//
 // If there is none, tests fail, on a build machine and elsewhere, with a list
 // of what was tried and what would help. They never skip: a test that did not
 // run would look like one that passed.

@@ -38,7 +38,7 @@ func aDayInTheShop(ctx context.Context, out io.Writer, db *auditpgx.DB) error {
 	// A transaction that fails takes its stamp along.
 	bob := audit.WithContext(ctx, audit.Context{UserID: "bob", Endpoint: "POST /orders"})
 	_, err = placeOrder(bob, db, "bob", shop.AddLinesParams{Sku: "pot", Quantity: 10})
-	if refused, ok := errors.AsType[*pgconn.PgError](err); !ok || refused.ConstraintName != "products_stock_check" {
+	if refused := (*pgconn.PgError)(nil); !errors.As(err, &refused) || refused.ConstraintName != "products_stock_check" {
 		return fmt.Errorf("bob's order: %w, want it refused for the stock", err)
 	}
 

@@ -3,29 +3,72 @@ package pgserver
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"net/url"
 	"slices"
 	"sync"
-	"time"
-
-	"github.com/testcontainers/testcontainers-go"
-	tcpostgres "github.com/testcontainers/testcontainers-go/modules/postgres"
+	"sync/atomic"
 )
 
 // DefaultImage is the image of the container unless AUDIT_PG_IMAGE names one.
 const DefaultImage = "postgres:17-alpine"
 
-// engineTimeout bounds the question whether there is a container engine. One
-// that needs longer to say yes will not run a test in time.
-const engineTimeout = 10 * time.Second
+// ContainerModule is the module that starts containers. It is one of its own
+// because what it needs to speak to a container engine is many times what the
+// rest of this repository needs.
+const ContainerModule = "github.com/hindsight-go/audit/audittest/auditcontainer"
 
-// container is a server in a container. Testcontainers' reaper removes it when
-// this process dies without doing so.
+// ContainerRequest says which container is wanted.
+type ContainerRequest struct {
+	// Image is the image's name.
+	Image string `json:"image"`
+	// Command is the command that the container runs.
+	Command []string `json:"command"`
+	// Logger gets what the engine says, at level debug. It is never nil.
+	Logger *slog.Logger `json:"-"`
+}
+
+// RunningContainer is a server in a container.
+type RunningContainer interface {
+	// DSN is the connection string of the server's database postgres.
+	DSN() string
+	// Log is the end of the server's log, at most its last mebibyte.
+	Log() string
+	// Close removes the container.
+	Close() error
+}
+
+// ContainerStarter starts a container and returns when its server accepts
+// connections. Where there is no container engine it returns a
+// [*NoContainersError].
+type ContainerStarter func(ctx context.Context, request ContainerRequest) (RunningContainer, error)
+
+// registered is the starter that a program has imported, nil if none.
+var registered atomic.Pointer[ContainerStarter]
+
+// RegisterContainers has [Start] start containers with the starter. Importing
+// [ContainerModule] calls it.
+func RegisterContainers(starter ContainerStarter) { registered.Store(&starter) }
+
+// containerStarter gives what the program has imported; else, in a checkout of
+// this repository, the module that lies beside.
+func containerStarter() (ContainerStarter, error) {
+	if starter := registered.Load(); starter != nil {
+		return *starter, nil
+	}
+	dir, err := moduleBeside()
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, request ContainerRequest) (RunningContainer, error) {
+		return holdContainer(ctx, holderCommand(dir), request)
+	}, nil
+}
+
+// container is a server in a container, as a host.
 type container struct {
-	running *tcpostgres.PostgresContainer
+	running RunningContainer
 	base    url.URL
 
 	// mu guards the fields below.
@@ -34,63 +77,30 @@ type container struct {
 	lastLog string
 }
 
-// engineReachable says why no container can be started.
-func engineReachable(ctx context.Context) (err error) {
-	// Testcontainers panics where it finds no engine at all.
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("no container engine: %v", p)
-		}
-	}()
-	ctx, cancel := context.WithTimeout(ctx, engineTimeout)
-	defer cancel()
-	provider, err := testcontainers.ProviderDefault.GetProvider(testcontainers.WithLogger(discard{}))
-	if err != nil {
-		return fmt.Errorf("no container engine: %w", err)
-	}
-	if err := provider.Health(ctx); err != nil {
-		return fmt.Errorf("no container engine: %w", err)
-	}
-	return nil
-}
-
 func startContainer(ctx context.Context, image string, opts Options) (host, error) {
-	var args []string
+	start, err := containerStarter()
+	if err != nil {
+		return nil, err
+	}
+	// The image's own command would do but for the settings.
+	command := []string{"postgres"}
 	all := settings(opts)
 	for _, name := range slices.Sorted(maps.Keys(all)) {
-		args = append(args, "-c", name+"="+all[name])
+		command = append(command, "-c", name+"="+all[name])
 	}
-	running, err := tcpostgres.Run(ctx, image,
-		testcontainers.WithLogger(debugLog{opts.Logger}),
-		// The module's own command turns fsync off, so it is replaced whole.
-		testcontainers.WithCmd(append([]string{"postgres"}, args...)...),
-		tcpostgres.BasicWaitStrategies(),
-	)
-	c := &container{running: running}
+	running, err := start(ctx, ContainerRequest{Image: image, Command: command, Logger: opts.Logger})
 	if err != nil {
-		startErr := &StartError{Op: "start container " + image, Err: err}
-		if running == nil {
-			return nil, startErr
-		}
-		startErr.Log = c.log()
-		if err := c.close(); err != nil {
+		return nil, err
+	}
+	base, err := url.Parse(running.DSN())
+	if err != nil {
+		startErr := &StartError{Op: "find container's address", Err: err}
+		if err := running.Close(); err != nil {
 			return nil, fmt.Errorf("%w; then %w", startErr, err)
 		}
 		return nil, startErr
 	}
-	dsn, err := running.ConnectionString(ctx, "sslmode=disable")
-	if err == nil {
-		var base *url.URL
-		if base, err = url.Parse(dsn); err == nil {
-			c.base = *base
-			return c, nil
-		}
-	}
-	startErr := &StartError{Op: "find container's address", Err: err}
-	if err := c.close(); err != nil {
-		return nil, fmt.Errorf("%w; then %w", startErr, err)
-	}
-	return nil, startErr
+	return &container{running: running, base: *base}, nil
 }
 
 func (c *container) dsn(database string) string {
@@ -107,22 +117,7 @@ func (c *container) log() string {
 	if c.closed {
 		return c.lastLog
 	}
-	return c.readLog()
-}
-
-func (c *container) readLog() string {
-	ctx, cancel := context.WithTimeout(context.Background(), engineTimeout)
-	defer cancel()
-	out, err := c.running.Logs(ctx)
-	if err != nil {
-		return ""
-	}
-	defer out.Close()
-	content, err := io.ReadAll(out)
-	if err != nil {
-		return ""
-	}
-	return string(content[max(0, len(content)-logLimit):])
+	return c.running.Log()
 }
 
 func (c *container) close() error {
@@ -131,25 +126,7 @@ func (c *container) close() error {
 	if c.closed {
 		return nil
 	}
-	c.lastLog = c.readLog()
+	c.lastLog = c.running.Log()
 	c.closed = true
-	if err := testcontainers.TerminateContainer(c.running); err != nil {
-		return fmt.Errorf("pgserver: close container: %w", err)
-	}
-	return nil
+	return c.running.Close()
 }
-
-// debugLog passes on what testcontainers has to say, which by default it
-// prints.
-type debugLog struct{ logger *slog.Logger }
-
-// Printf implements testcontainers' logger.
-func (l debugLog) Printf(format string, args ...any) {
-	l.logger.Debug("pgserver: container", "message", fmt.Sprintf(format, args...))
-}
-
-// discard is for the question whether there is an engine: the answer says all.
-type discard struct{}
-
-// Printf implements testcontainers' logger.
-func (discard) Printf(string, ...any) {}

@@ -13,6 +13,10 @@
 //     Alpine, SUSE, Homebrew and Postgres.app install to;
 //  5. a container of [DefaultImage].
 //
+// Containers are started by the module [ContainerModule], which a program has
+// to import; in a checkout of this repository it is run as a program if it is
+// not imported: see holder.go.
+//
 // Where a variable is set it is a decision: if what it names does not work,
 // Start says so and does not quietly go on to the next. If nothing is there,
 // a [*NotFoundError] lists everything that was tried and how to fix it. The
@@ -33,8 +37,8 @@
 // # Environment
 //
 // This is test tooling, so unlike the library it reads the environment:
-// AUDIT_TEST_DATABASE_URL, AUDIT_PG_BIN, AUDIT_PG_IMAGE, PATH, and through
-// testcontainers the variables of the Docker client. The private server itself
+// AUDIT_TEST_DATABASE_URL, AUDIT_PG_BIN, AUDIT_PG_IMAGE, PATH, and in
+// [ContainerModule] the variables of the Docker client. The private server itself
 // does not see any variable starting with PG or LC_, nor LANG, so that it is
 // the same server on every machine.
 package pgserver

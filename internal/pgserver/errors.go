@@ -31,14 +31,27 @@ func (e *NotFoundError) Error() string {
 	fmt.Fprintf(&b, "any one of these helps:\n"+
 		"  - install the server (%d or newer): apt-get install postgresql, dnf install postgresql-server, apk add postgresql, brew install postgresql\n"+
 		"  - set %s to a directory that holds postgres and initdb\n"+
-		"  - start a container engine (Docker or Podman)\n"+
+		"  - start a container engine (Docker or Podman), and let the tests or the program import _ %q, a module of its own\n"+
 		"  - set %s to a server with wal_level = logical, as a role that may create databases",
-		MinMajor, EnvBinDir, EnvDatabaseURL)
+		MinMajor, EnvBinDir, ContainerModule, EnvDatabaseURL)
 	return b.String()
 }
 
 // Unwrap gives the cause of the last attempt.
 func (e *NotFoundError) Unwrap() error { return e.Err }
+
+// NoContainersError is returned when no container can be started: there is no
+// container engine, or the program cannot speak to one.
+type NoContainersError struct {
+	Problem string
+	Err     error
+}
+
+// Error gives the problem.
+func (e *NoContainersError) Error() string { return e.Problem }
+
+// Unwrap gives the cause.
+func (e *NoContainersError) Unwrap() error { return e.Err }
 
 // StartError is returned when a server was found and could not be brought up.
 type StartError struct {

@@ -2,7 +2,9 @@ package pgserver
 
 import (
 	"context"
+	"log/slog"
 	"os"
+	"os/exec"
 	"testing"
 )
 
@@ -42,3 +44,12 @@ func GivenDSN(base, database string) string { return given{base: base}.dsn(datab
 
 // Configuration gives settings in the syntax of postgresql.conf.
 var Configuration = configuration
+
+// StartHeld has the program of cmd start a container.
+func StartHeld(ctx context.Context, cmd *exec.Cmd, image string) (RunningContainer, error) {
+	h, err := holdContainer(ctx, cmd, ContainerRequest{Image: image, Logger: slog.Default()})
+	if err != nil {
+		return nil, err
+	}
+	return h, nil
+}

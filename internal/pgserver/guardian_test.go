@@ -36,6 +36,12 @@ func TestMain(m *testing.M) {
 }
 
 func child(how string) error {
+	switch how {
+	case "hold":
+		return holdChild()
+	case "held":
+		return heldChild()
+	}
 	s, err := pgserver.Start(context.Background(), pgserver.Options{Own: true})
 	if err != nil {
 		return err

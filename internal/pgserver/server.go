@@ -3,6 +3,7 @@ package pgserver
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -125,12 +126,12 @@ func Start(ctx context.Context, opts Options) (*Server, error) {
 	}
 
 	image = cmp.Or(image, DefaultImage)
-	if err := engineReachable(ctx); err != nil {
-		attempts = append(attempts, Attempt{"container " + image, strings.ReplaceAll(err.Error(), "\n", "; ")})
-		return nil, &NotFoundError{Attempts: attempts, Err: err}
-	}
 	opts.Logger.DebugContext(ctx, "pgserver: starting container", "image", image)
 	c, err := startContainer(ctx, image, opts)
+	if none := (*NoContainersError)(nil); errors.As(err, &none) {
+		attempts = append(attempts, Attempt{"container " + image, strings.ReplaceAll(none.Error(), "\n", "; ")})
+		return nil, &NotFoundError{Attempts: attempts, Err: err}
+	}
 	if err != nil {
 		return nil, err
 	}
