@@ -19,39 +19,43 @@ import (
 // todos were made, one was completed, one was deleted, and one was mended in
 // psql, without context.
 var todoHistory = sync.OnceValues(func() (*audit.Client, error) {
-	ctx := context.Background()
-	// It goes away with the process.
+	client, _, err := newTodoHistory(context.Background())
+	return client, err
+})
+
+// newTodoHistory is a todo list like that for an example that writes. It goes away with
+// the process.
+func newTodoHistory(ctx context.Context) (*audit.Client, *pgx.Conn, error) {
 	database, err := audittest.StartDatabase(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	db, err := pgx.Connect(ctx, database.URL())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	defer func() { _ = db.Close(ctx) }()
 	if _, err := db.Exec(ctx, "CREATE TABLE todo (id bigint PRIMARY KEY, task text NOT NULL, done boolean NOT NULL DEFAULT false)"); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	client, err := audit.Open(ctx, audit.Config{SourceURL: database.URL(), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := client.Start(ctx); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, step := range []struct {
-		user     any
-		endpoint string
-		sql      string
+		user              any
+		request, endpoint string
+		sql               string
 	}{
-		{187234, "POST /todo", "INSERT INTO todo VALUES (26, 'Sleep'), (27, 'Eat')"},
-		{187234, "POST /todo", "INSERT INTO todo VALUES (28, 'Code')"},
-		{187234, "PATCH /todo/{id}", "UPDATE todo SET done = true WHERE id = 26"},
-		{42, "DELETE /todo/{id}", "DELETE FROM todo WHERE id = 27"},
-		{nil, "", "UPDATE todo SET task = 'Code less' WHERE id = 28"},
+		{187234, "req-1", "POST /todo", "INSERT INTO todo VALUES (26, 'Sleep'), (27, 'Eat')"},
+		{187234, "req-2", "POST /todo", "INSERT INTO todo VALUES (28, 'Code')"},
+		{187234, "req-3", "PATCH /todo/{id}", "UPDATE todo SET done = true WHERE id = 26"},
+		{42, "req-4", "DELETE /todo/{id}", "DELETE FROM todo WHERE id = 27"},
+		{nil, "", "", "UPDATE todo SET task = 'Code less' WHERE id = 28"},
 	} {
-		ctx := audit.WithContext(ctx, audit.Context{UserID: step.user, Endpoint: step.endpoint})
+		ctx := audit.WithContext(ctx, audit.Context{UserID: step.user, RequestID: step.request, Endpoint: step.endpoint})
 		err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
 			if err := audit.Stamp(ctx, tx); err != nil {
 				return err
@@ -60,11 +64,11 @@ var todoHistory = sync.OnceValues(func() (*audit.Client, error) {
 			return err
 		})
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	return client, client.Sync(ctx)
-})
+	return client, db, client.Sync(ctx)
+}
 
 // fatal ends the examples. In a program errors are returned, not fatal.
 func fatal(err error) {
