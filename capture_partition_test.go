@@ -4,6 +4,8 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/hindsight-go/audit"
 	"github.com/hindsight-go/audit/audittest"
 	"github.com/hindsight-go/audit/internal/faulttest"
@@ -100,5 +102,67 @@ func TestPartitions_ToldInAGap(t *testing.T) {
 	}
 	if of := audittest.Value[string](t, store, `SELECT coalesce(string_agg("table", ' '), '') FROM audit.changes`); of != "parted" {
 		t.Errorf("the change is of %q, want parted", of)
+	}
+}
+
+// Without event triggers, a partition that came, or one that somebody took out of the
+// publication, is noticed by the next look. Until then nobody knows what was written to it,
+// and the table's past is refused instead of told without.
+func TestPartitions_UnpublishedIsRefused(t *testing.T) {
+	t.Parallel()
+	for name, sql := range map[string]string{
+		"made":     "CREATE TABLE parted_2 PARTITION OF parted FOR VALUES FROM (10) TO (20); INSERT INTO parted VALUES (11, 'x')",
+		"attached": "CREATE TABLE parted_2 (LIKE parted INCLUDING ALL); INSERT INTO parted_2 VALUES (11, 'x'); ALTER TABLE parted ATTACH PARTITION parted_2 FOR VALUES FROM (10) TO (20)",
+		"nested":   "CREATE TABLE deep PARTITION OF parted FOR VALUES FROM (10) TO (20) PARTITION BY RANGE (id); CREATE TABLE deeper PARTITION OF deep DEFAULT; INSERT INTO parted VALUES (11, 'x')",
+		"left":     "ALTER PUBLICATION audit DROP TABLE parted_1; UPDATE parted SET v = 'y' WHERE id = 1; INSERT INTO parted VALUES (2, 'x')",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db, store := audittest.NewDatabase(t), audittest.NewDatabase(t)
+			db.Exec(t, partedTable+"; INSERT INTO parted VALUES (1, 'a')")
+			client := openClient(t, audit.Config{SourceURL: db.URL(), StoreURL: store.URL(), Tables: []string{"public.*"}, NoEventTrigger: true, RefreshInterval: -1})
+			if err := client.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := client.Sync(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			questions := map[string]func() error{
+				"Count": func() error {
+					_, err := client.Now().Table("parted").Count(t.Context())
+					return err
+				},
+				"View": func() error {
+					return client.Now().View(t.Context(), func(tx pgx.Tx) error {
+						_, err := tx.Exec(t.Context(), "SELECT count(*) FROM parted")
+						return err
+					})
+				},
+				"Key": func() error {
+					_, err := client.Now().Table("parted").One(t.Context(), 1)
+					return err
+				},
+				"Baseline": func() error { return client.Baseline(t.Context(), &audit.BaselineOptions{Tables: []string{"parted"}}) },
+			}
+			for name, ask := range questions {
+				if err := ask(); err != nil {
+					t.Errorf("%s before: %v", name, err)
+				}
+			}
+			db.Exec(t, sql)
+			for name, ask := range questions {
+				var history *audit.HistoryError
+				if err := ask(); !errors.As(err, &history) || !errors.Is(err, audit.ErrIncomplete) {
+					t.Errorf("%s: %v, want it refused as incomplete", name, err)
+				}
+			}
+			if err := client.Refresh(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			want := audittest.Value[int64](t, db, "SELECT count(*) FROM parted")
+			if got, err := client.Now().Table("parted").Count(t.Context()); err != nil || got != want {
+				t.Errorf("%d rows behind the look, want %d: %v", got, want, err)
+			}
+		})
 	}
 }

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/store"
 )
@@ -78,6 +81,44 @@ func (p *pastTable) liveBase(later []truncation) error {
 		return p.refuse(ErrIncomplete, "it was truncated since; rows that did not change while it was tracked are not in history. Client.Baseline, in time, keeps them", later[0].position)
 	}
 	return nil
+}
+
+// publishedSQL is a condition on pg_class c: the table is in the publication $2 itself. A view
+// asks in a session whose search_path is the application's.
+const publishedSQL = `EXISTS (
+	SELECT FROM pg_catalog.pg_publication_rel r
+	JOIN pg_catalog.pg_publication p ON p.oid OPERATOR(pg_catalog.=) r.prpubid
+	WHERE p.pubname OPERATOR(pg_catalog.=) $2 AND r.prrelid OPERATOR(pg_catalog.=) c.oid)`
+
+// refuseUnpublished refuses a live table that a snapshot shows with rows that capture does not
+// read: a part of it that came without event triggers, or that somebody took out of the
+// publication, is noticed by the next look only, and until then coverage says nothing of it.
+func (p *pastTable) refuseUnpublished(ctx context.Context, snapshot pgx.Tx) error {
+	var names []string
+	err := snapshot.QueryRow(ctx, `
+		WITH RECURSIVE part (oid, published) AS (
+			SELECT c.oid, `+publishedSQL+`
+			FROM pg_catalog.pg_class c
+			WHERE c.oid OPERATOR(pg_catalog.=) $1
+			UNION ALL
+			SELECT c.oid, part.published OR `+publishedSQL+`
+			FROM part
+			JOIN pg_catalog.pg_inherits i ON i.inhparent OPERATOR(pg_catalog.=) part.oid
+			JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) i.inhrelid AND c.relispartition)
+		SELECT coalesce(pg_catalog.array_agg(pg_catalog.format('%I.%I', n.nspname, c.relname)), '{}')
+		FROM part
+		JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) part.oid
+		JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+		WHERE c.relkind OPERATOR(pg_catalog.=) 'r' AND NOT part.published`,
+		p.oid, p.client.setup.Publication).Scan(&names)
+	if err != nil {
+		return wrap("look whether the live table is published", err)
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	slices.Sort(names)
+	return p.refuse(ErrIncomplete, "capture does not read "+strings.Join(names, ", ")+" yet, or not any more: it is made out at the next look at the catalog (Config.RefreshInterval), or by Client.Refresh", 0)
 }
 
 // next returns where the table's next stay in coverage begins, or 0.

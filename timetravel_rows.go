@@ -51,6 +51,9 @@ func (p *pastTable) begin(ctx context.Context) (base, *snapshot, error) {
 		if err = p.refresh(ctx); err == nil {
 			b, err = p.base(ctx)
 		}
+		if err == nil && b.kind == baseLive && !gone {
+			err = p.refuseUnpublished(ctx, s.tx)
+		}
 		if err == nil && b.kind == baseLive && !gone && p.live.ident() == locked {
 			return b, s, nil
 		}

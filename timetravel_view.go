@@ -277,7 +277,9 @@ func (v *pastView) add(ctx context.Context, name string) (*viewTable, error) {
 	}
 	table := &viewTable{pastTable: past, n: len(v.tables) + 1}
 	v.tables = append(v.tables, table)
-	table.base, err = past.base(ctx)
+	if table.base, err = past.base(ctx); err == nil && table.base.kind == baseLive {
+		err = past.refuseUnpublished(pass(ctx), v.snapshot.tx)
+	}
 	if errors.As(err, &history) {
 		table.mode, table.err, err = viewBroken, err, nil
 		v.missing[tableName{past.schema, past.name}] = table.err
