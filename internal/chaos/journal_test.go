@@ -172,7 +172,7 @@ func (s *session) attempt(ctx context.Context, a *act, do func(*act) error) erro
 	if err := a.exec("BEGIN"); err != nil {
 		return err
 	}
-	if err := s.conn.QueryRow(ctx, "SELECT pg_current_xact_id()::text::bigint").Scan(&a.written.xid); err != nil {
+	if err := s.conn.QueryRow(ctx, "INSERT INTO harness.fate VALUES ($1, $2) RETURNING pg_current_xact_id()::text::bigint", s.writer, s.serial).Scan(&a.written.xid); err != nil {
 		return err
 	}
 	if err := do(a); err != nil {
@@ -211,23 +211,29 @@ func (e *doubtError) Error() string { return "outcome was unknown: " + e.cause.E
 func (e *doubtError) Unwrap() error { return e.cause }
 
 // resolve finds out whether a transaction has committed whose COMMIT was not answered. It
-// does so even if the run ends meanwhile, since the journal has to be whole.
+// does so even if the run ends meanwhile, since the journal has to be whole. Its row tells:
+// a server that crashed gives the ids of transactions that it has forgotten to others.
 func (s *session) resolve(w *written, cause error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	for ctx.Err() == nil {
-		var status string
+		var over, committed bool
 		err := s.connect(ctx)
 		if err == nil {
-			err = s.conn.QueryRow(ctx, "SELECT coalesce(pg_xact_status($1::text::xid8), 'unknown'), pg_current_wal_insert_lsn()::text", fmt.Sprint(w.xid)).Scan(&status, &w.until)
+			err = s.conn.QueryRow(ctx, `
+				SELECT $1 >= pg_snapshot_xmax(now)::text::bigint OR coalesce(pg_xact_status($1::text::xid8), '') <> 'in progress', pg_current_wal_insert_lsn()::text
+				FROM pg_current_snapshot() now`, w.xid).Scan(&over, &w.until)
+		}
+		if err == nil && over { // in this order: what is over now was visible before
+			err = s.conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM harness.fate WHERE writer = $1 AND serial = $2)", w.writer, w.serial).Scan(&committed)
 		}
 		switch {
 		case err != nil:
 			s.close()
-		case status == "committed":
+		case committed:
 			s.journal.add(w)
 			return &doubtError{cause}
-		case status == "aborted":
+		case over:
 			return &doubtError{cause}
 		}
 		wait(ctx, 50*time.Millisecond)

@@ -32,7 +32,9 @@ CREATE TABLE public.part_1 PARTITION OF public.part FOR VALUES IN (1);
 INSERT INTO public.pulse VALUES (1, 0);
 INSERT INTO public.account SELECT n, 'owner ' || n, 100, NULL, '{}', '{}' FROM generate_series(1, 40) n;
 INSERT INTO public.part SELECT n, n % 2, 'old' FROM generate_series(1, 20) n;
-RESET ROLE`
+RESET ROLE;
+CREATE SCHEMA harness;
+CREATE TABLE harness.fate (writer int, serial int, PRIMARY KEY (writer, serial));`
 
 // lastingTables are there from the beginning to the end.
 var lastingTables = []string{"account", "bare", "pulse", "probe", "part"}

@@ -72,7 +72,7 @@ func (c programConfig) audit() audit.Config {
 		config.Password = string(password)
 		return err
 	}
-	return audit.Config{SourceURL: c.SourceURL, StoreURL: c.StoreURL, BeforeConnect: ask, StoreBeforeConnect: ask}
+	return audit.Config{SourceURL: c.SourceURL, StoreURL: c.StoreURL, Tables: []string{"public.*"}, BeforeConnect: ask, StoreBeforeConnect: ask}
 }
 
 func program(logger *slog.Logger) error {

@@ -221,11 +221,21 @@ func (w *world) untilCaptured(t *testing.T, within time.Duration) time.Duration 
 	return time.Since(began)
 }
 
-// untilTracked waits for the last tables to join: until then their past is refused.
+// untilTracked waits for the last tables, and the last partitions, to join: until then their
+// past is refused, and coverage does not say yet what was missed.
 func (w *world) untilTracked(t *testing.T) {
 	t.Helper()
-	conn := faulttest.Connect(t, w.store.URL())
+	conn, source := faulttest.Connect(t, w.store.URL()), faulttest.Connect(t, w.source.URL())
 	faulttest.Poll(t, againBound, "all tables are tracked", func() error {
+		var unpublished int
+		if err := source.QueryRow(t.Context(), `
+			SELECT count(*) FROM pg_class c
+			WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND NOT EXISTS (SELECT FROM pg_publication_rel WHERE prrelid = c.oid)`).Scan(&unpublished); err != nil {
+			return err
+		}
+		if unpublished > 0 {
+			return fmt.Errorf("%d are not published; %s", unpublished, w.lastWords())
+		}
 		var open int
 		err := conn.QueryRow(t.Context(), `SELECT count(*) FROM audit.coverage WHERE schema = 'public' AND "table" = ANY ($1) AND until_position IS NULL`, lastingTables).Scan(&open)
 		if err == nil && open < len(lastingTables) {
