@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/hindsight-go/audit/capture"
 	"github.com/hindsight-go/audit/internal/deadpeer"
@@ -41,6 +42,7 @@ type Client struct {
 	history *store.Store
 	setup   *capture.Setup
 	metrics *instruments
+	tracer  trace.Tracer   // nil: nobody wants spans
 	kinds   *capture.Kinds // of the source's types
 
 	starting sync.Mutex // held by Start throughout, so that two calls are one
@@ -78,6 +80,9 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	c.tail.client, c.tail.feeding = c, make(chan struct{}, 1)
 	if c.metrics, err = newInstruments(r.MeterProvider, c); err != nil {
 		return nil, err
+	}
+	if r.TracerProvider != nil {
+		c.tracer = r.TracerProvider.Tracer("github.com/hindsight-go/audit")
 	}
 	// Sessions of our own, so that the settings they need disturb nobody.
 	pools := []*pgxpool.Config{r.source, r.store}

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/hindsight-go/audit/capture"
 	"github.com/hindsight-go/audit/store"
@@ -182,6 +183,13 @@ type Config struct {
 	// audit.batch.duration, audit.errors, audit.lag.bytes, audit.lag.time,
 	// audit.slot.retained, audit.slot.bound and audit.slot.safe.
 	MeterProvider metric.MeterProvider
+
+	// TracerProvider, if set, gets spans: audit.capture.batch of each store transaction with
+	// changes; audit.revert.plan, apply and dry_run; audit.past.row, rows, count, view,
+	// history, blame, diff, fork and baseline of questions about the past. They are children
+	// of the span of the caller's ctx, those of capture have a trace each. They have no values
+	// of rows, and of errors the kind and not the text. Default: no spans.
+	TracerProvider trace.TracerProvider
 }
 
 // StoreRoles are the roles of a store with least rights. Roles are shared by all databases

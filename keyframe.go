@@ -40,7 +40,9 @@ type BaselineProgress struct {
 // up by the next one where it ended, at the moment of the first call; tables
 // without a key begin anew. Retention carries baselines along. It returns a
 // [*HistoryError] for a table that is not tracked.
-func (c *Client) Baseline(ctx context.Context, options *BaselineOptions) error {
+func (c *Client) Baseline(ctx context.Context, options *BaselineOptions) (err error) {
+	ctx, span := c.span(ctx, spanBaseline)
+	defer func() { span.end(err) }()
 	if options == nil {
 		options = &BaselineOptions{}
 	}
@@ -170,7 +172,7 @@ func (f *frame) writeSome(ctx context.Context) (int, error) {
 		query = query.Where("("+query.order+") > ("+strings.Join(bound, ", ")+")", args...)
 	}
 	var rows []store.FrameRow
-	err := query.each(ctx, func(row PastRow) error {
+	err := query.read(ctx, func(row PastRow) error {
 		rows = append(rows, store.FrameRow{Key: row.table.keyText(row.values), HasKey: true, Image: row.table.frameImage(row.values)})
 		f.LastKey = f.LastKey[:0]
 		for _, at := range row.table.keyAt {

@@ -244,6 +244,7 @@ func (c *Client) openWriter(ctx context.Context, r *run, progress func()) (captu
 			c.onStored(b)
 			c.stored.send()
 		},
+		Failed: c.spanOfBatch,
 	})
 	if err != nil {
 		return nil, 0, err

@@ -74,7 +74,13 @@ func (r Reversal) ApplyTx(ctx context.Context, tx pgx.Tx) (*Result, error) {
 var errRollback = errors.New("dry run")
 
 // applyRevert carries out a plan, or makes one first, in a transaction of its own.
-func (c *Client) applyRevert(ctx context.Context, r Reversal, plan *Plan, dry bool) (*Result, error) {
+func (c *Client) applyRevert(ctx context.Context, r Reversal, plan *Plan, dry bool) (result *Result, err error) {
+	name := spanApply
+	if dry {
+		name = spanDryRun
+	}
+	ctx, span := c.span(ctx, name)
+	defer func() { span.end(err, result.attributes()...) }()
 	// A connection of its own: it may wait for locks as long as it takes, while the
 	// few of the pool are needed to find out how far capture is.
 	// Without the settings of texts: triggers find what role and database have for them.
@@ -90,7 +96,6 @@ func (c *Client) applyRevert(ctx context.Context, r Reversal, plan *Plan, dry bo
 		return nil, wrap("connect to the source", err)
 	}
 	defer closeConn(ctx, conn)
-	var result *Result
 	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite}, func(tx pgx.Tx) error {
 		env, err := pinEnvironment(ctx, tx, r.noTriggers)
 		if err != nil {
@@ -160,13 +165,15 @@ func (g *group) commitError(err error) error {
 }
 
 // applyRevertIn is applyRevert in a transaction of the caller's.
-func (c *Client) applyRevertIn(ctx context.Context, tx pgx.Tx, r Reversal, plan *Plan) (*Result, error) {
+func (c *Client) applyRevertIn(ctx context.Context, tx pgx.Tx, r Reversal, plan *Plan) (result *Result, err error) {
+	ctx, span := c.span(ctx, spanApply)
+	defer func() { span.end(err, result.attributes()...) }()
 	env, err := pinEnvironment(ctx, tx, r.noTriggers)
 	if err != nil {
 		return nil, err
 	}
 	a := &applier{client: c, r: r, tx: tx, env: env, borrowed: true}
-	result, err := a.run(ctx, plan)
+	result, err = a.run(ctx, plan)
 	if back := env.leave(ctx, tx); err == nil {
 		err = back
 	}

@@ -453,12 +453,13 @@ func (p *planner) inspectAll(ctx context.Context) error {
 }
 
 // planRevert makes a plan for people to look at: nothing is locked or written.
-func (c *Client) planRevert(ctx context.Context, r Reversal) (*Plan, error) {
+func (c *Client) planRevert(ctx context.Context, r Reversal) (plan *Plan, err error) {
+	ctx, span := c.span(ctx, spanPlan)
+	defer func() { span.end(err, plan.attributes()...) }()
 	p, err := c.newPlanner(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	var plan *Plan
 	// The connection is held while others are used: one of c.source, of which there
 	// are few, could wait for good for another of them.
 	err = pgx.BeginTxFunc(ctx, c.snapshots, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {

@@ -180,6 +180,7 @@ func (c *Client) onStored(b store.Batch) {
 	}
 	c.mu.Unlock()
 	c.metrics.stored(b)
+	c.spanOfBatch(b, nil)
 }
 
 // Status asks the source and the store how capture and its history stand. It

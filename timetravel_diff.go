@@ -92,7 +92,9 @@ func (d Difference) List(ctx context.Context) ([]RowDiff, error) {
 	return all, nil
 }
 
-func (d Difference) each(ctx context.Context, yield func(RowDiff) error) error {
+func (d Difference) each(ctx context.Context, yield func(RowDiff) error) (err error) {
+	ctx, span := d.from.span(ctx, spanDiff)
+	defer func() { span.end(unlessStopped(err)) }()
 	client, err := d.from.ready()
 	if err != nil {
 		return err

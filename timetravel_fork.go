@@ -69,7 +69,9 @@ func (f Fork) Progress(call func(ForkProgress)) Fork {
 // Tables of the same name in two schemas cannot be in one fork. The role needs
 // the right to create a schema in the source. The error is [ErrSchemaExists], or a
 // [*HistoryError] where a table has no such past.
-func (f Fork) Run(ctx context.Context) (*ForkResult, error) {
+func (f Fork) Run(ctx context.Context) (_ *ForkResult, err error) {
+	ctx, span := f.point.span(ctx, spanFork)
+	defer func() { span.end(err) }()
 	c, err := f.point.ready()
 	if err != nil {
 		return nil, err

@@ -87,7 +87,9 @@ func (h RowHistory) All(ctx context.Context) iter.Seq2[RowVersion, error] {
 }
 
 // List returns the versions, oldest first. See [RowHistory.All].
-func (h RowHistory) List(ctx context.Context) ([]RowVersion, error) {
+func (h RowHistory) List(ctx context.Context) (versions []RowVersion, err error) {
+	ctx, span := Now().of(h.client).span(ctx, spanHistory, h.table)
+	defer func() { span.end(err, rowsReturned(len(versions))) }()
 	if h.err != nil {
 		return nil, h.err
 	}
@@ -95,7 +97,7 @@ func (h RowHistory) List(ctx context.Context) ([]RowVersion, error) {
 	if err != nil {
 		return nil, err
 	}
-	versions, err := past.versionsOf(ctx, h.key)
+	versions, err = past.versionsOf(ctx, h.key)
 	if err != nil {
 		return nil, err
 	}
@@ -452,7 +454,9 @@ func (c *Client) Blame(ctx context.Context, table string, key ...any) ([]ColumnB
 // at the moment, in the order of the columns. A change that left a value as it was
 // did not give it; one that made or re-made the row did. It returns [ErrNoRow] if
 // there was no row then.
-func (p Point) Blame(ctx context.Context, table string, key ...any) ([]ColumnBlame, error) {
+func (p Point) Blame(ctx context.Context, table string, key ...any) (_ []ColumnBlame, err error) {
+	ctx, span := p.span(ctx, spanBlame, table)
+	defer func() { span.end(err) }()
 	t, err := p.travel(ctx)
 	if err != nil {
 		return nil, err

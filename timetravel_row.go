@@ -147,7 +147,7 @@ func (p *pastTable) equal(ctx context.Context, parts []string) (values [][]byte,
 		}
 		table = table.Where(pgx.Identifier{c.name}.Sanitize()+" = $1::text::"+typeName, parts[i])
 	}
-	err = table.each(ctx, func(row PastRow) error {
+	err = table.read(ctx, func(row PastRow) error {
 		values = make([][]byte, len(p.columns.list))
 		for i, c := range p.columns.list {
 			if at, ok := row.table.columns.index[c.name]; ok {

@@ -92,7 +92,9 @@ func (t PastTable) Row(ctx context.Context, key ...any) (map[string]any, error) 
 // See [Point.Row].
 func (t PastTable) One(ctx context.Context, key ...any) (PastRow, error) { return t.one(ctx, key) }
 
-func (t PastTable) one(ctx context.Context, key []any) (PastRow, error) {
+func (t PastTable) one(ctx context.Context, key []any) (_ PastRow, err error) {
+	ctx, span := t.point.span(ctx, spanRow, t.name)
+	defer func() { span.end(err) }()
 	p, err := t.open(ctx)
 	if err != nil {
 		return PastRow{}, err
@@ -163,16 +165,17 @@ func (t PastTable) List(ctx context.Context, dst any) error {
 }
 
 // Count returns the number of rows.
-func (t PastTable) Count(ctx context.Context) (int64, error) {
-	var n int64
+func (t PastTable) Count(ctx context.Context) (n int64, err error) {
+	ctx, span := t.point.span(ctx, spanCount, t.name)
+	defer func() { span.end(err) }()
 	if t.plain() {
-		err := t.each(ctx, func(PastRow) error {
+		err := t.read(ctx, func(PastRow) error {
 			n++
 			return nil
 		})
 		return n, err
 	}
-	err := t.query(ctx, "count(*)", func(rows pgx.Rows, _ *pastTable) error {
+	err = t.query(ctx, "count(*)", func(rows pgx.Rows, _ *pastTable) error {
 		for rows.Next() {
 			if err := rows.Scan(&n); err != nil {
 				return wrap("count rows", err)
@@ -186,8 +189,27 @@ func (t PastTable) Count(ctx context.Context) (int64, error) {
 // plain tells that all rows are asked for, for which no SQL is needed.
 func (t PastTable) plain() bool { return len(t.where) == 0 && t.order == "" && t.limit == 0 }
 
-// each calls yield for every row.
-func (t PastTable) each(ctx context.Context, yield func(PastRow) error) error {
+// each is read for callers that ask for the rows.
+func (t PastTable) each(ctx context.Context, yield func(PastRow) error) (err error) {
+	ctx, span := t.point.span(ctx, spanRows, t.name)
+	n := 0
+	defer func() { span.end(unlessStopped(err), rowsReturned(n)) }()
+	return t.read(ctx, func(row PastRow) error {
+		n++
+		return yield(row)
+	})
+}
+
+// unlessStopped is nil where the caller wants no more.
+func unlessStopped(err error) error {
+	if err == errStop { //nolint:errorlint // it is ours, and never wrapped
+		return nil
+	}
+	return err
+}
+
+// read calls yield for every row.
+func (t PastTable) read(ctx context.Context, yield func(PastRow) error) error {
 	if !t.plain() {
 		return t.query(ctx, "*", func(rows pgx.Rows, p *pastTable) error {
 			for rows.Next() {

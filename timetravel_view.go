@@ -40,7 +40,9 @@ import (
 // The role needs the right to make temporary tables in the source. While View
 // runs it holds the lightest lock on the tracked tables, like a SELECT: ALTER
 // TABLE and TRUNCATE wait for it.
-func (p Point) View(ctx context.Context, fn func(tx pgx.Tx) error) error {
+func (p Point) View(ctx context.Context, fn func(tx pgx.Tx) error) (err error) {
+	ctx, span := p.span(ctx, spanView)
+	defer func() { span.end(err) }()
 	t, err := p.travel(ctx)
 	if err != nil {
 		return err

@@ -26,6 +26,9 @@ func (w *Writer) run() {
 					err = w.orFenced(fmt.Errorf("store changes: %w", err))
 				}
 				w.fail(err)
+				if w.cfg.Failed != nil {
+					w.cfg.Failed(w.attempted(s), err)
+				}
 				w.conn.abort()
 				if w.cfg.Progress != nil {
 					w.cfg.Progress()
@@ -41,6 +44,18 @@ func (w *Writer) run() {
 			return
 		}
 	}
+}
+
+// attempted is what is known of the batch that a step was of. Only the last step of a batch
+// knows how large it is.
+func (w *Writer) attempted(s step) (b Batch) {
+	if s.seal != nil {
+		b = Batch{To: s.seal.to, Changes: s.seal.rows, Bytes: s.seal.bytes}
+	}
+	if w.conn.open {
+		b.Duration = time.Since(w.conn.begun)
+	}
+	return b
 }
 
 func (w *Writer) execute(s step) error {

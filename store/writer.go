@@ -74,6 +74,9 @@ type WriterConfig struct {
 	Progress func()
 	// Stored, if set, is called from the writer's own goroutine for every batch.
 	Stored func(Batch)
+	// Failed, if set, is called from the writer's own goroutine for the batch that could
+	// not be stored, with what is known of it, and why. The writer has failed then.
+	Failed func(Batch, error)
 }
 
 // Batch describes one store transaction.
