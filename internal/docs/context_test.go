@@ -2,8 +2,11 @@ package docs
 
 import (
 	"context"
+	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -203,5 +206,21 @@ func TestSQLOfTheContextGuide(t *testing.T) {
 	groups, err := unstamped(t.Context(), a.Client)
 	if err != nil || len(groups) != 1 || groups[0].Value != "public.todo" || groups[0].Changes != 1 {
 		t.Errorf("unstamped: %+v, error %v", groups, err)
+	}
+}
+
+// shipped logs as a handler of the guide does.
+func shipped(w io.Writer, r *http.Request, id int) {
+	logger := slog.New(audit.NewLogHandler(slog.NewJSONHandler(w, nil))) // or slog.SetDefault of it
+	logger.InfoContext(r.Context(), "order shipped", "order", id)        // ... "requestId":"req-1","userId":"187234"
+}
+
+func TestLogsOfTheContextGuide(t *testing.T) {
+	t.Parallel()
+	ctx := audit.WithContext(t.Context(), audit.Context{UserID: 187234, RequestID: "req-1"})
+	var out strings.Builder
+	shipped(&out, httptest.NewRequestWithContext(ctx, http.MethodPost, "/", nil), 11)
+	if !strings.Contains(out.String(), `"requestId":"req-1","userId":"187234"`) {
+		t.Error(out.String())
 	}
 }
