@@ -96,6 +96,13 @@ func (c call) with(sql string) []any {
 	return append(append([]any(nil), c.options...), fixed{sql: sql, args: c.args})
 }
 
+// unfitForPipeline reports whether the server's answer is one that has no place in a
+// pipeline, in which the call would be sent with its stamp. What pgx sends in mode exec
+// as a batch is none.
+func (c call) unfitForPipeline() bool {
+	return c.text.Copies == sqltext.CopyOut && c.mode != pgx.QueryExecModeSimpleProtocol && (!c.named || c.mode != pgx.QueryExecModeExec)
+}
+
 func (c call) isDefault(st *connState) bool {
 	if c.mode == pgx.QueryExecModeSimpleProtocol {
 		return c.mode == st.mode // it has no use for formats

@@ -19,10 +19,12 @@ func (r runner) exec(ctx context.Context, sql string, args []any) (pgconn.Comman
 		return r.execNative(ctx, c)
 	}
 	switch {
+	case c.sd != nil && c.text.Copies == sqltext.CopyOut:
+		return r.execSimple(ctx, c, content) // it has no arguments
 	case c.sd != nil:
-	case c.named && (r.status() == 'T' || !c.isDefault(r.state()) || c.mode == pgx.QueryExecModeSimpleProtocol):
+	case c.named && (c.unfitForPipeline() || r.status() == 'T' || !c.isDefault(r.state()) || c.mode == pgx.QueryExecModeSimpleProtocol):
 		// The name of a prepared statement, which only pgx can look up.
-		if err := r.aloneOrLost(ctx, content); err != nil {
+		if err := r.aloneOrLost(ctx, c, content); err != nil {
 			return pgconn.CommandTag{}, err
 		}
 		return r.execNative(ctx, c)
@@ -70,11 +72,15 @@ func (r runner) prepare(ctx context.Context, isQuery bool, sql string, args []an
 
 // aloneOrLost stamps with a round trip of its own where there is a transaction to
 // stamp.
-func (r runner) aloneOrLost(ctx context.Context, content []byte) error {
-	if r.status() == 'T' {
+func (r runner) aloneOrLost(ctx context.Context, c call, content []byte) error {
+	switch {
+	case r.status() == 'T':
 		return r.alone(ctx, content)
+	case c.unfitForPipeline():
+		r.s.Lose(ctx, errCopiesOut)
+	default:
+		r.s.Lose(ctx, errNoSimple)
 	}
-	r.s.Lose(ctx, errNoSimple)
 	return nil
 }
 

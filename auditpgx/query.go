@@ -20,10 +20,15 @@ func (r runner) query(ctx context.Context, sql string, args []any) (pgx.Rows, er
 	}
 	simple := c.mode == pgx.QueryExecModeSimpleProtocol
 	switch {
+	case c.unfitForPipeline():
+		if err := r.aloneOrLost(ctx, c, content); err != nil {
+			return failedRows{err: err}, err
+		}
+		return r.queryNative(ctx, c)
 	case c.sd != nil:
 	case c.named && (simple || !c.isDefault(r.state()) || r.status() == 'T'):
 		// The name of a prepared statement, which only pgx can look up.
-		if err := r.aloneOrLost(ctx, content); err != nil {
+		if err := r.aloneOrLost(ctx, c, content); err != nil {
 			return failedRows{err: err}, err
 		}
 		return r.queryNative(ctx, c)

@@ -41,6 +41,7 @@ var (
 	errProcedure = errors.New("auditpgx: CALL and DO outside a transaction may commit in their middle and cannot be stamped")
 	errControl   = errors.New("auditpgx: a text that begins, ends or sets up a transaction cannot be stamped in this way of running it")
 	errBehind    = errors.New("auditpgx: what follows the end of a transaction in one text cannot be stamped")
+	errCopiesOut = errors.New("auditpgx: a COPY TO STDOUT that is given to Query, or prepared under a name, cannot be stamped outside a transaction")
 	errNoSimple  = errors.New("auditpgx: the name of a prepared statement cannot be stamped in the simple protocol")
 )
 

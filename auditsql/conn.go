@@ -134,7 +134,7 @@ func (c *conn) Prepare(query string) (driver.Stmt, error) {
 // PrepareContext is of driver.ConnPrepareContext.
 func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
 	text := c.s.Parse(query)
-	if text.Copies {
+	if text.Copies == sqltext.CopyFrom {
 		// lib/pq begins to copy as soon as it prepares.
 		if err := c.stampCopy(ctx, text); err != nil {
 			return nil, err

@@ -57,7 +57,7 @@ func (s *stmt) Query(args []driver.Value) (driver.Rows, error) {
 
 // ExecContext is of driver.StmtExecContext.
 func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
-	if s.text.Copies {
+	if s.text.Copies == sqltext.CopyFrom {
 		return s.nativeExec(ctx, args) // was stamped before it was prepared
 	}
 	return s.conn.exec(ctx, s.text, func(ctx context.Context) (driver.Result, error) { return s.nativeExec(ctx, args) })
@@ -76,7 +76,7 @@ func (s *stmt) nativeExec(ctx context.Context, args []driver.NamedValue) (driver
 
 // QueryContext is of driver.StmtQueryContext.
 func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
-	if s.text.Copies {
+	if s.text.Copies == sqltext.CopyFrom {
 		return s.nativeQuery(ctx, args)
 	}
 	return s.conn.query(ctx, s.text, func(ctx context.Context) (driver.Rows, error) { return s.nativeQuery(ctx, args) })

@@ -38,8 +38,8 @@ type Text struct {
 	// Leaves is what the last statement that begins or ends a transaction
 	// leaves behind.
 	Leaves Session
-	// Copies says that a statement is COPY FROM.
-	Copies bool
+	// Copies says that a statement is a COPY that writes, and which.
+	Copies Copy
 	// Acts says that a statement is more than Control and Ends.
 	Acts bool
 	// Late says that an end comes before First.
@@ -66,6 +66,20 @@ const (
 	InTransaction
 	// Idle is after COMMIT or ROLLBACK.
 	Idle
+)
+
+// Copy is a COPY that writes.
+type Copy int8
+
+const (
+	// NoCopy says that there is none, or that it is a statement like others: COPY of what
+	// a statement returns to a file of the server.
+	NoCopy Copy = iota
+	// CopyOut copies to the client what a statement that writes returns. The server's
+	// answer is one that has no place in a pipeline.
+	CopyOut
+	// CopyFrom copies into a table.
+	CopyFrom
 )
 
 // Parse looks at every statement of a text. It goes by the words: a SELECT that
@@ -98,7 +112,7 @@ func Parse(sql string) Text {
 		}
 		t.Ends = t.Ends || c == Ends
 		t.Prepares = t.Prepares || c != Ends && (s.verb == "PREPARE" || s.verb == "DEALLOCATE" || s.verb == "DISCARD")
-		t.Copies = t.Copies || c == Write && s.verb == "COPY"
+		t.Copies = max(t.Copies, s.copies(c))
 		if leaves := s.leaves(c); leaves != AsItWas {
 			t.Leaves = leaves
 		}
@@ -127,6 +141,7 @@ type sentence struct {
 	into     bool // INTO, other than in INSERT INTO and MERGE INTO
 	analyze  bool // ANALYZE right after EXPLAIN, or in its options
 	from, to bool // FROM and TO outside parentheses
+	std      bool // STDIN or STDOUT outside parentheses; COPY takes them for one another
 	chains   bool // AND CHAIN
 	body     int  // how deep inside BEGIN ATOMIC ... END, the body of a function
 	other    bool // holds something besides words at its beginning
@@ -197,6 +212,8 @@ func (s *sentence) read(w *words) bool {
 			s.from = s.from || depth <= 0
 		case "TO":
 			s.to = s.to || depth <= 0
+		case "STDIN", "STDOUT":
+			s.std = s.std || depth <= 0
 		case "CHAIN":
 			s.chains = s.chains || previous == "AND"
 		case "ATOMIC":
@@ -280,7 +297,7 @@ func (s *sentence) class() Class {
 		return Read
 	case "COPY":
 		// COPY takes a query that modifies as well.
-		if s.from && !s.to || s.modifies {
+		if s.copiesFrom() || s.modifies {
 			return Write
 		}
 		return Read
@@ -306,6 +323,22 @@ func (s *sentence) class() Class {
 	return Unknown
 }
 
+// copiesFrom reports whether a COPY is one into a table. FROM may be a word of the query
+// that is copied, but then it stands in parentheses.
+func (s *sentence) copiesFrom() bool { return s.from && !s.to }
+
+func (s *sentence) copies(c Class) Copy {
+	switch {
+	case s.verb != "COPY" || c != Write:
+		return NoCopy
+	case s.copiesFrom():
+		return CopyFrom
+	case s.std:
+		return CopyOut
+	}
+	return NoCopy
+}
+
 // leaves returns in what state a statement of a class leaves the session.
 func (s *sentence) leaves(c Class) Session {
 	switch {
@@ -325,7 +358,7 @@ var keywords = func() map[string]string {
 	for _, word := range strings.Fields(`
 		ABORT ALTER ANALYSE ANALYZE AND AS ATOMIC BEGIN CALL CASE CHAIN CHECKPOINT CLOSE CLUSTER COMMENT COMMIT COPY CREATE DEALLOCATE DECLARE
 		DELETE DISCARD DO DROP END EXECUTE EXPLAIN FETCH FOR FROM GLOBAL GRANT IMPORT INSERT INTO KEY LISTEN LOAD LOCAL LOCK MERGE MOVE
-		NOTIFY PREPARE PREPARED REASSIGN REFRESH REINDEX RELEASE RESET REVOKE ROLLBACK SAVEPOINT SECURITY SELECT SET SHOW START
+		NOTIFY PREPARE PREPARED REASSIGN REFRESH REINDEX RELEASE RESET REVOKE ROLLBACK SAVEPOINT SECURITY SELECT SET SHOW START STDIN STDOUT
 		TABLE TEMP TEMPORARY TO TRANSACTION TRUNCATE UNLISTEN UNLOGGED UPDATE VACUUM VALUES WITH`) {
 		known[word] = word
 	}

@@ -24,6 +24,7 @@ func TestWritesAreRecognised(t *testing.T) {
 		"MERGE INTO t USING s ON true WHEN MATCHED THEN DO NOTHING":                     "write",
 		"COPY t FROM '/x'":                                                              "write",
 		"COPY (SELECT 1 FROM t) TO STDOUT":                                              "read",
+		"COPY (DELETE FROM t RETURNING *) TO STDOUT":                                    "write",
 		"WITH x AS (INSERT INTO t VALUES (1) RETURNING *) SELECT * FROM x":              "write",
 		"(WITH x AS (DELETE FROM t RETURNING *) SELECT * FROM x)":                       "write",
 		"WITH x AS (SELECT 1) INSERT INTO t SELECT * FROM x":                            "write",
@@ -104,11 +105,16 @@ func TestTransactionsAreFollowed(t *testing.T) {
 			t.Errorf("%q leaves %d, want %d", sql, got, want)
 		}
 	}
-	for sql, want := range map[string]bool{
-		"COPY t FROM STDIN": true, "copy t (a) from stdin": true, "COPY t TO STDOUT": false, "INSERT INTO copy SELECT * FROM t": false,
+	for sql, want := range map[string]sqltext.Copy{
+		"COPY t FROM STDIN": sqltext.CopyFrom, "copy t (a) from stdin": sqltext.CopyFrom, "COPY t FROM '/x'": sqltext.CopyFrom,
+		"COPY (DELETE FROM t RETURNING *) TO STDOUT": sqltext.CopyOut, "copy (insert into t values (1) returning *) to stdin": sqltext.CopyOut,
+		"COPY (WITH d AS (DELETE FROM t RETURNING *) SELECT * FROM d) TO STDOUT (FORMAT csv)": sqltext.CopyOut,
+		"COPY (DELETE FROM t RETURNING stdout) TO '/x'":                                       sqltext.NoCopy,
+		"COPY (DELETE FROM t RETURNING *) TO PROGRAM 'x'":                                     sqltext.NoCopy,
+		"COPY t TO STDOUT": sqltext.NoCopy, "COPY (SELECT * FROM t) TO STDOUT": sqltext.NoCopy, "INSERT INTO copy SELECT * FROM t": sqltext.NoCopy,
 	} {
 		if got := sqltext.Parse(sql).Copies; got != want {
-			t.Errorf("%q copies: %t", sql, got)
+			t.Errorf("%q copies %d, want %d", sql, got, want)
 		}
 	}
 }
