@@ -91,19 +91,6 @@ type Stats struct {
 // rows. It is for a SELECT that calls a function that writes.
 func AsWrite(ctx context.Context) context.Context { return stamp.AsWrite(ctx) }
 
-// WrapConnWith returns a Conn that stamps and counts with s. It is for package
-// auditsql.
-func WrapConnWith(s *stamp.Stamper, conn *pgx.Conn) *Conn { return newConn(conn, s) }
-
-// WrapTxWith returns a transaction that stamps and counts with s. options are those
-// of one that was begun just now, and nil if something may have run in it. It is for package auditsql.
-func WrapTxWith(s *stamp.Stamper, tx pgx.Tx, options *pgx.TxOptions) *Tx {
-	if options == nil {
-		return wrapTx(tx, s)
-	}
-	return begun(tx, s, *options)
-}
-
 // errRefused is the cause of a loss on a connection that has just refused a stamp.
 var errRefused = errors.New("auditpgx: the server refused an earlier stamp on this connection")
 

@@ -179,13 +179,6 @@ func (tx *Tx) Conn() *pgx.Conn {
 	return conn
 }
 
-// NoteUse takes note that something has run in a transaction that did not go through
-// it. It is for package auditsql.
-func NoteUse(tx *Tx) { tx.state.used = true }
-
-// HasStamp reports whether a transaction holds a stamp. It is for package auditsql.
-func HasStamp(tx *Tx) bool { return tx.state.covers() }
-
 // Stats counts what became of the contexts that went through the DB, the Conn
 // or the Config that the transaction is from.
 func (tx *Tx) Stats() Stats { return Stats(tx.s.Stats()) }

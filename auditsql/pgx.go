@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 
-	"github.com/hindsight-go/audit/auditpgx"
+	_ "github.com/hindsight-go/audit/auditpgx" // fills in stamp.Pgx
 	"github.com/hindsight-go/audit/internal/sqltext"
 	"github.com/hindsight-go/audit/internal/stamp"
 )
@@ -21,10 +21,10 @@ import (
 type pgxConn struct {
 	*stdlibConn
 	s    *stamp.Stamper
-	lone *auditpgx.Conn
+	lone stamp.PgxConn
 	// tx knows the stamps of the transaction that is open. It is nil if there is
 	// none, or none that is known of.
-	tx    *auditpgx.Tx
+	tx    stamp.PgxTx
 	begun begun
 }
 
@@ -32,7 +32,7 @@ type pgxConn struct {
 type stdlibConn = stdlib.Conn
 
 func newPgxConn(conn *stdlib.Conn, s *stamp.Stamper) *pgxConn {
-	return &pgxConn{stdlibConn: conn, s: s, lone: auditpgx.WrapConnWith(s, conn.Conn())}
+	return &pgxConn{stdlibConn: conn, s: s, lone: stamp.Pgx.Conn(s, conn.Conn())}
 }
 
 // Conn returns the connection of pgx, which does not stamp.
@@ -54,33 +54,27 @@ func (c *pgxConn) due(ctx context.Context, text sqltext.Text) (context.Context, 
 	if stamp.Wants(ctx, text) {
 		ctx, said = c.s.Asked(ctx)
 	}
-	if !said && stamp.IsWrite(text) && (c.tx == nil || !auditpgx.HasStamp(c.tx)) {
+	if !said && stamp.IsWrite(text) && (c.tx == nil || !c.tx.HasStamp()) {
 		c.s.Without(ctx)
 	}
 	if said && c.stdlibConn.Conn().PgConn().TxStatus() != 'E' {
 		return ctx, true
 	}
 	if c.tx != nil {
-		auditpgx.NoteUse(c.tx) // not all goes through it
+		c.tx.NoteUse() // not all goes through it
 	}
 	return ctx, false
 }
 
-// querier is what runs what is stamped.
-type querier interface {
-	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-}
-
 // session returns the transaction, if there is one, or the connection. It goes by
 // what the server says, since transactions are also begun by a statement.
-func (c *pgxConn) session() querier {
+func (c *pgxConn) session() stamp.Querier {
 	if c.stdlibConn.Conn().PgConn().TxStatus() == 'I' {
 		c.tx = nil
 		return c.lone
 	}
 	if c.tx == nil {
-		c.tx = auditpgx.WrapTxWith(c.s, openTx{c.stdlibConn.Conn()}, nil)
+		c.tx = stamp.Pgx.Tx(c.s, openTx{c.stdlibConn.Conn()}, nil)
 	}
 	return c.tx
 }
@@ -202,7 +196,7 @@ func (c *pgxConn) BeginTx(ctx context.Context, options driver.TxOptions) (driver
 	if options.ReadOnly {
 		same.AccessMode = pgx.ReadOnly
 	}
-	c.tx = auditpgx.WrapTxWith(c.s, openTx{c.stdlibConn.Conn()}, &same)
+	c.tx = stamp.Pgx.Tx(c.s, openTx{c.stdlibConn.Conn()}, &same)
 	c.begun = begunWith(ctx)
 	return pgxTx{tx, c}, nil
 }
