@@ -4,8 +4,7 @@
 //
 //	go run ./examples/timetravel
 //
-// It needs nothing but Go and PostgreSQL's server binaries or a container
-// engine: the database is a throwaway one that is gone when the program ends.
+// It needs nothing but Go and PostgreSQL's server binaries: the database is a throwaway one that is gone when the program ends.
 package main
 
 import (

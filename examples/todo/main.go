@@ -7,8 +7,7 @@
 //	go run ./examples/todo
 //	go run ./examples/todo -ui    # and then look at it in the browser
 //
-// It needs nothing but Go and PostgreSQL's server binaries or a container
-// engine: the database is a throwaway one that is gone when the program ends.
+// It needs nothing but Go and PostgreSQL's server binaries: the database is a throwaway one that is gone when the program ends.
 // To have it made on a server of yours, name that in AUDIT_TEST_DATABASE_URL.
 package main
 

@@ -4,7 +4,7 @@
 //
 //	go run ./examples/ui
 //
-// It needs nothing but Go and PostgreSQL's server binaries or a container engine: the
+// It needs nothing but Go and PostgreSQL's server binaries: the
 // database is a throwaway one that is gone when the program ends. It prints the address to
 // open; -listen changes it, and -quiet leaves out the traffic in the background.
 package main

@@ -13,7 +13,7 @@ import (
 // sqlRoles are the roles that the documents give rights to, those of services among them.
 const sqlRoles = `
 	CREATE ROLE program; CREATE ROLE reader; CREATE ROLE owner_of_tables;
-	CREATE ROLE rds_replication; CREATE ROLE app`
+	CREATE ROLE rds_replication`
 
 // sqlWorld is what every document's SQL finds: a todo list with a history, to which more is added.
 const sqlWorld = `
