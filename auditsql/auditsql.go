@@ -182,6 +182,23 @@ func Unwrap(driverConn any) any {
 	return driverConn
 }
 
+// Execer is what [Stamps] needs: *sql.DB, *sql.Conn and *sql.Tx have it.
+type Execer interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}
+
+// Stamps reports whether what is written through db is stamped by this package,
+// whatever else its connections are wrapped with. Where it is not, that takes a round
+// trip, of a comment, and else none. The error is that of db.
+func Stamps(ctx context.Context, db Execer) (bool, error) {
+	result, err := db.ExecContext(ctx, stamp.Question)
+	if err != nil {
+		return false, err
+	}
+	n, err := result.RowsAffected()
+	return n == stamp.Answer, err
+}
+
 // AsWrite returns a ctx in which every statement counts as one that changes
 // rows. It is for a SELECT that calls a function that writes. It is the same as
 // auditpgx.AsWrite.

@@ -91,6 +91,9 @@ func (c *pgxConn) ran(text sqltext.Text) {
 
 // ExecContext is ExecContext of stdlib.
 func (c *pgxConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	if isQuestion(query) {
+		return answer{}, nil
+	}
 	text := c.s.Parse(query)
 	stampCtx, ok := c.due(ctx, text)
 	if !ok || c.areTooMany(args) {
@@ -163,6 +166,9 @@ func (c *pgxConn) Prepare(query string) (driver.Stmt, error) {
 
 // PrepareContext is PrepareContext of stdlib.
 func (c *pgxConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	if isQuestion(query) {
+		return answer{}, nil
+	}
 	prepared, err := c.stdlibConn.PrepareContext(ctx, query)
 	if err != nil {
 		return nil, err
