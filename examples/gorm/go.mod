@@ -5,13 +5,15 @@ go 1.25.0
 require (
 	github.com/google/go-cmp v0.7.0
 	github.com/hindsight-go/audit v0.0.0
-	github.com/jackc/pgx/v5 v5.12.0
 	gorm.io/driver/postgres v1.6.3
 	gorm.io/gorm v1.31.2
 )
 
+require github.com/jackc/pgx/v5 v5.12.0 // indirect
+
 require (
 	github.com/Masterminds/squirrel v1.5.4 // indirect
+	github.com/hindsight-go/audit/auditgorm v0.0.0
 	github.com/jackc/pgio v1.0.0 // indirect
 	github.com/jackc/pglogrepl v0.0.0-20251213150135-2e8d0df862c1 // indirect
 	github.com/jackc/pgpassfile v1.0.0 // indirect
@@ -29,3 +31,5 @@ require (
 )
 
 replace github.com/hindsight-go/audit => ../..
+
+replace github.com/hindsight-go/audit/auditgorm => ../../auditgorm

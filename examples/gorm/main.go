@@ -15,12 +15,11 @@ import (
 	"os"
 	"os/signal"
 
-	_ "github.com/jackc/pgx/v5/stdlib" // the driver pgx
 	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
 
 	"github.com/hindsight-go/audit"
-	"github.com/hindsight-go/audit/auditsql"
+	"github.com/hindsight-go/audit/auditgorm"
 	"github.com/hindsight-go/audit/audittest"
 )
 
@@ -58,14 +57,15 @@ func run(ctx context.Context, out io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, database.Close()) }()
 
-	// This is all that GORM needs: a pool that stamps.
-	pool, err := auditsql.Open("pgx", database.URL())
+	db, err := gorm.Open(postgres.Open(database.URL()), &gorm.Config{})
 	if err != nil {
 		return err
 	}
-	defer func() { _ = pool.Close() }()
-	db, err := gorm.Open(postgres.New(postgres.Config{Conn: pool}), &gorm.Config{})
-	if err != nil {
+	if pool, err := db.DB(); err == nil {
+		defer func() { _ = pool.Close() }()
+	}
+	// This is all that it takes.
+	if err := db.Use(auditgorm.New(auditgorm.Config{})); err != nil {
 		return err
 	}
 	if err := db.WithContext(ctx).AutoMigrate(&User{}, &Todo{}); err != nil {

@@ -42,6 +42,7 @@ require (
 	github.com/go-playground/validator/v10 v10.30.1 // indirect
 	github.com/goccy/go-json v0.10.5 // indirect
 	github.com/goccy/go-yaml v1.19.2 // indirect
+	github.com/hindsight-go/audit/auditgorm v0.0.0
 	github.com/jackc/pgio v1.0.0 // indirect
 	github.com/jackc/pglogrepl v0.0.0-20251213150135-2e8d0df862c1 // indirect
 	github.com/jackc/pgpassfile v1.0.0 // indirect
@@ -83,3 +84,5 @@ require (
 )
 
 replace github.com/hindsight-go/audit => ../..
+
+replace github.com/hindsight-go/audit/auditgorm => ../../auditgorm

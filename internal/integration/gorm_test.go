@@ -6,10 +6,13 @@ import (
 	"strings"
 	"testing"
 
+	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
 	"gorm.io/gorm/clause"
+	"gorm.io/gorm/logger"
 
 	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/auditgorm"
 	"github.com/hindsight-go/audit/audittest"
 )
 
@@ -65,6 +68,31 @@ func TestGORM(t *testing.T) {
 				tell(t, a, openGORM(t, driver.open(t, a.URL(), ignore), config), gormSteps(config.SkipDefaultTransaction))
 			})
 		}
+	}
+}
+
+// TestGORMPlugin writes in the same ways with the plugin over what GORM opens by itself.
+func TestGORMPlugin(t *testing.T) {
+	t.Parallel()
+	for mode, config := range gormModes {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			a := audittest.New(t, audit.Config{}, schemaSQL)
+			config.TranslateError, config.Logger = true, logger.Discard
+			db, err := gorm.Open(postgres.Open(a.URL()), &config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := db.Use(auditgorm.New(auditgorm.Config{})); err != nil {
+				t.Fatal(err)
+			}
+			pool, err := db.DB()
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = pool.Close() })
+			tell(t, a, db, gormSteps(config.SkipDefaultTransaction))
+		})
 	}
 }
 
