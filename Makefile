@@ -8,7 +8,7 @@ AGAINST_FLAGS         ?= -rounds 5 -scale 0.1
 AGAINST_BENCHMARKS    ?= drain latency memory source stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help test cli least-rights race fuzz vet lint fmt examples integration ui screenshots peers regress ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert bench-watch bench-tables bench-against chaos
+.PHONY: help test cli least-rights race fuzz vet lint fmt examples integration ui screenshots peers regress ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert bench-watch bench-tables bench-size bench-against chaos
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -112,6 +112,9 @@ bench-watch: ## from commit to the watch it is for: one watch, and 1,000 with di
 
 bench-tables: ## what it costs to watch over 10 tables, and over 10,000
 	go run ./internal/bench tables
+
+bench-size: ## what a change takes in the history and in the WAL, in bytes
+	go run ./internal/bench size
 
 bench-against: ## benchmarks of commit AGAINST and of this tree, in turns, and the ratios
 	go run ./internal/bench/against $(AGAINST_FLAGS) $(AGAINST) $(AGAINST_BENCHMARKS)

@@ -1,6 +1,6 @@
 // Command bench measures what the documentation claims about capture, as ratios
 // against a baseline in the same run: go run ./internal/bench drain, latency,
-// memory, source, stamp, watch or tables. It starts a PostgreSQL server of its own, with fsync on.
+// memory, source, stamp, watch, tables or size. It starts a PostgreSQL server of its own, with fsync on.
 package main
 
 import (
@@ -33,7 +33,7 @@ func main() {
 }
 
 var benchmarks = map[string]func(ctx context.Context, b *bench) error{
-	"drain": drain, "latency": latency, "memory": memory, "source": source, "revert": revert, "stamp": stamp, "watch": watch, "tables": tables,
+	"drain": drain, "latency": latency, "memory": memory, "source": source, "revert": revert, "stamp": stamp, "watch": watch, "tables": tables, "size": size,
 }
 
 // bench is one benchmark's surroundings.
@@ -54,7 +54,7 @@ func run(ctx context.Context, out io.Writer, args []string) error {
 	}
 	measure := benchmarks[flags.Arg(0)]
 	if measure == nil {
-		return errors.New("name a benchmark: drain, latency, memory, source, revert, stamp, watch or tables")
+		return errors.New("name a benchmark: drain, latency, memory, source, revert, stamp, watch, tables or size")
 	}
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})))
 	server, err := pgserver.Start(ctx, pgserver.Options{Durable: true, Settings: map[string]string{
