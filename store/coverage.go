@@ -166,7 +166,16 @@ func (s *Store) Identities(ctx context.Context, database string) (map[uint32]str
 
 // Gaps returns the holes in the history of a database, oldest first.
 func (s *Store) Gaps(ctx context.Context, database string) ([]Gap, error) {
-	rows, err := s.pool.Query(ctx, `
+	return s.gaps(ctx, s.pool, database)
+}
+
+// querier is a pool or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+func (s *Store) gaps(ctx context.Context, from querier, database string) ([]Gap, error) {
+	rows, err := from.Query(ctx, `
 		SELECT from_position::text, to_position::text, coalesce(from_time, '-infinity') = '-infinity', coalesce(from_time, to_time), to_time, reason
 		FROM `+s.schema+`.gaps
 		WHERE database = $1
