@@ -39,7 +39,7 @@ func TestMomentBeforeRetention(t *testing.T) {
 	u.Sync(t)
 	now := u.state(t)
 	for what, to := range map[string]audit.Point{
-		"Position": u.Client.AtPosition(begin), "Time": u.Client.At(time.Now().AddDate(0, 0, -71)), "Mark": u.Client.AtMark("long ago"), "First": u.Client.AtPosition(audit.Position{LSN: 1}),
+		"Position": u.Client.AtPosition(begin), "Time": u.Client.AsOf(time.Now().AddDate(0, 0, -71)), "Mark": u.Client.AtMark("long ago"), "First": u.Client.AtPosition(audit.Position{LSN: 1}),
 	} {
 		for unit, revert := range map[string]audit.Reversal{
 			"RevertTables": u.Client.RevertTables(to, "customer", "orders"), "RevertRow": u.Client.RevertRow(to, "customer", 2), "RowThatOnlyChangedThen": u.Client.RevertRow(to, "customer", 1),

@@ -41,7 +41,7 @@ type pointKind int
 
 const (
 	pointUnset pointKind = iota
-	pointAt
+	pointAsOf
 	pointBefore
 	pointPosition
 	pointBeforeTransaction
@@ -52,14 +52,11 @@ const (
 	pointNow
 )
 
-// AsOf is short for [At].
-func AsOf(t time.Time) Point { return At(t) }
-
-// At is the moment t: everything that had been committed until then, t itself
+// AsOf is the moment t: everything that had been committed until then, t itself
 // included, by the clock of the source. Commit times can run backwards against
 // commit order by some milliseconds; a transaction counts by the latest commit
 // time up to it. t must not be in the source's future.
-func At(t time.Time) Point { return Point{kind: pointAt, time: t} }
+func AsOf(t time.Time) Point { return Point{kind: pointAsOf, time: t} }
 
 // Before is the moment just before t.
 func Before(t time.Time) Point { return Point{kind: pointBefore, time: t} }
@@ -91,10 +88,7 @@ func AtMark(name string) Point { return Point{kind: pointMark, name: name} }
 func Now() Point { return Point{kind: pointNow} }
 
 // AsOf is [AsOf] of the client's history.
-func (c *Client) AsOf(t time.Time) Point { return At(t).of(c) }
-
-// At is [At] of the client's history.
-func (c *Client) At(t time.Time) Point { return At(t).of(c) }
+func (c *Client) AsOf(t time.Time) Point { return AsOf(t).of(c) }
 
 // Before is [Before] of the client's history.
 func (c *Client) Before(t time.Time) Point { return Before(t).of(c) }
@@ -129,8 +123,8 @@ func (p Point) of(c *Client) Point {
 // Point.
 func (p Point) String() string {
 	switch p.kind {
-	case pointAt:
-		return "At(" + p.time.UTC().Format(time.RFC3339Nano) + ")"
+	case pointAsOf:
+		return "AsOf(" + p.time.UTC().Format(time.RFC3339Nano) + ")"
 	case pointBefore:
 		return "Before(" + p.time.UTC().Format(time.RFC3339Nano) + ")"
 	case pointPosition:
@@ -222,7 +216,7 @@ func (p Point) ready() (*Client, error) {
 		return nil, p.err
 	case p.kind == pointUnset:
 		return nil, &PointError{Reason: "the zero Point is no moment: use AsOf, BeforeRequest or one of the other functions that make one"}
-	case (p.kind == pointAt || p.kind == pointBefore) && p.time.IsZero():
+	case (p.kind == pointAsOf || p.kind == pointBefore) && p.time.IsZero():
 		return nil, &PointError{Reason: "the time is zero"}
 	case (p.kind == pointMark || p.kind == pointBeforeRequest || p.kind == pointAfterRequest) && p.name == "":
 		return nil, &PointError{Reason: "the name is empty"}

@@ -252,7 +252,7 @@ func (b *bank) moments(t *testing.T, n int) []audit.Point {
 		}
 		switch kind {
 		case 0:
-			points = append(points, b.Client.At(anyTime()))
+			points = append(points, b.Client.AsOf(anyTime()))
 		case 1:
 			points = append(points, b.Client.Before(anyTime()))
 		case 2:
@@ -370,7 +370,7 @@ func TestAnEarlierMomentIsAPrefixOfALaterOne(t *testing.T) {
 	var lastBooks books
 	steps := moments(t, 40)
 	for i := range steps + 1 {
-		p := b.Client.At(b.begun.Add(end.Sub(b.begun) * time.Duration(i) / time.Duration(steps)))
+		p := b.Client.AsOf(b.begun.Add(end.Sub(b.begun) * time.Duration(i) / time.Duration(steps)))
 		found, known := b.audited(t, p)
 		if found.Transfers < lastBooks.Transfers || known.Position.Compare(last.Position) < 0 {
 			t.Errorf("%s has %d transfers at %s, the moment before it %d at %s", p, found.Transfers, known.Position, lastBooks.Transfers, last.Position)

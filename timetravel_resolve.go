@@ -220,7 +220,7 @@ func (t *travel) fail(reason error, detail string) error {
 // resolve finds the position.
 func (t *travel) resolve(ctx context.Context) error {
 	switch t.point.kind {
-	case pointAt, pointBefore:
+	case pointAsOf, pointBefore:
 		return t.resolveTime(ctx)
 	case pointPosition:
 		t.through = t.point.lsn

@@ -25,7 +25,7 @@ func (q *request) moment(text string) (audit.Point, error) {
 	if err != nil {
 		return audit.Point{}, &requestError{"A moment is a time such as 2024-01-31 12:30:00 in UTC, a position such as 16/B374D848, mark: and the name of a mark, or now."}
 	}
-	return q.client.At(t), nil
+	return q.client.AsOf(t), nil
 }
 
 // table finds the table that an address names among those that whoever asks may see, and
