@@ -15,6 +15,7 @@ type tableName struct {
 var (
 	errEmptyName   = errors.New("an empty name")
 	errQuoteInName = errors.New(`a quote in the wrong place: write a name with odd characters as "name", and a quote inside it twice`)
+	errNULInName   = errors.New("a NUL byte, which no name in PostgreSQL can hold")
 	errManyDots    = errors.New(`more than one dot: a table is named as "table" or "schema.table"; a part that holds a dot goes in double quotes`)
 )
 
@@ -53,7 +54,7 @@ func namePart(text string) (part, rest string, more bool, err error) {
 		case strings.Contains(part, `"`):
 			err = errQuoteInName
 		case strings.IndexByte(part, 0) >= 0:
-			err = errNUL
+			err = errNULInName
 		}
 		return part, rest, more, err
 	}
@@ -73,7 +74,7 @@ func namePart(text string) (part, rest string, more bool, err error) {
 		case b.Len() == 0:
 			return "", "", false, errEmptyName
 		case strings.IndexByte(b.String(), 0) >= 0:
-			return "", "", false, errNUL
+			return "", "", false, errNULInName
 		case rest == "":
 			return b.String(), "", false, nil
 		case rest[0] == '.':

@@ -326,7 +326,7 @@ func (a *atlas) describe(ctx context.Context, oid uint32) (*sourceTable, error) 
 	case err != nil:
 		return nil, wrap("find table", err)
 	}
-	described, err := a.client.describeTable(ctx, a.db, oid)
+	described, err := describeTable(ctx, a.db, a.client.kinds, oid)
 	return described, wrap("describe table", err)
 }
 

@@ -9,6 +9,7 @@ import (
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/hindsight-go/audit/internal/wal"
 	"github.com/hindsight-go/audit/store"
@@ -198,7 +199,7 @@ func (g *group) plain() bool {
 		return false
 	}
 	for _, at := range g.columns {
-		if c := &t.columns.list[at]; g.action == Update && c.kind.Base == wal.JSON && c.typeOID != jsonbOID {
+		if c := &t.columns.list[at]; g.action == Update && c.kind.Base == wal.JSON && c.typeOID != pgtype.JSONBOID {
 			return false
 		}
 	}
@@ -214,8 +215,6 @@ func (g *group) plain() bool {
 func (g *group) isDependedOn() bool {
 	return slices.ContainsFunc(g.columns, func(at int) bool { return g.table.dependsOn(g.table.columns.list[at].name) })
 }
-
-const jsonbOID = 3802
 
 // dependsOn tells that a key, a reference, a unique index or an exclusion constraint
 // is about the column.
@@ -268,7 +267,7 @@ func (e *environment) printsAlike(g *group) bool {
 // printsWithoutSettings tells that no setting says how the values of a column print.
 func (c *column) printsWithoutSettings() bool {
 	switch c.typeOID {
-	case 16, 20, 21, 23, 25, 1042, 1043, 1700, 2950, jsonbOID: // bool, integers, texts, numeric, uuid, jsonb
+	case 16, 20, 21, 23, 25, 1042, 1043, 1700, 2950, pgtype.JSONBOID: // bool, integers, texts, numeric, uuid, jsonb
 		return true
 	}
 	return len(c.labels) > 0 // an enum

@@ -38,7 +38,7 @@ type column struct {
 	expression, definition string
 	// rewritten is the transaction that computed its values anew last, see
 	// [store.Column.Rewritten].
-	rewritten LSN
+	rewritten wal.LSN
 }
 
 // columnSet is the columns of a version of a table, in the table's order.
@@ -124,8 +124,8 @@ func (t *sourceTable) keyNumbers() []int16 {
 var errNoTable = errors.New("no such table")
 
 // describeTable reads what the source's catalog says of a table now. db may be a
-// transaction, or the pool.
-func (c *Client) describeTable(ctx context.Context, db capture.Querier, oid uint32) (*sourceTable, error) {
+// transaction, or the pool, and kinds is of the same database.
+func describeTable(ctx context.Context, db capture.Querier, kinds *capture.Kinds, oid uint32) (*sourceTable, error) {
 	t := &sourceTable{oid: oid}
 	err := db.QueryRow(ctx, `
 		SELECT n.nspname, c.relname, c.relkind::text,
@@ -165,7 +165,7 @@ func (c *Client) describeTable(ctx context.Context, db capture.Querier, oid uint
 		return nil, err
 	}
 	for i := range list {
-		if list[i].kind, err = c.kinds.Of(ctx, list[i].typeOID); err != nil {
+		if list[i].kind, err = kinds.Of(ctx, list[i].typeOID); err != nil {
 			return nil, err
 		}
 	}

@@ -132,7 +132,7 @@ func (c *Client) recentTable(ctx context.Context, oid uint32) (*sourceTable, err
 
 // freshTable describes a table as it is; nil if it is gone.
 func (c *Client) freshTable(ctx context.Context, oid uint32) (*sourceTable, error) {
-	table, err := c.describeTable(ctx, c.source, oid)
+	table, err := describeTable(ctx, c.source, c.kinds, oid)
 	if err != nil && !errors.Is(err, errNoTable) {
 		return nil, wrap("describe table", err)
 	}
