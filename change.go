@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -114,7 +115,7 @@ func (c Change) Row() Image {
 
 // TableName returns the name of the table in the form that [Query.ForTable]
 // reads: schema and table with a dot between, each in quotes where it must be.
-func (c Change) TableName() string { return qualifiedName(c.Schema, c.Table) }
+func (c Change) TableName() string { return pgcatalog.Qualified(c.Schema, c.Table) }
 
 // KeyParts returns the texts of the key's columns in key order, or nil if the
 // change has no key.

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/secretname"
 	"github.com/hindsight-go/audit/internal/wal"
 )
@@ -200,13 +201,13 @@ func (p *pastTable) withheld() map[string]wal.Policy {
 			if o.Policy == "" {
 				continue
 			}
-			other := column{name: o.Name, attnum: o.Attnum}
+			other := pgcatalog.Column{Name: o.Name, Attnum: o.Attnum}
 			if v.RelationID != p.oid {
-				other.attnum = 0
+				other.Attnum = 0
 			}
-			for _, c := range p.columns.list {
+			for _, c := range p.columns.List {
 				if sameColumn(c, other) {
-					p.hidden[c.name] = cmp.Or(p.hidden[c.name], o.Policy)
+					p.hidden[c.Name] = cmp.Or(p.hidden[c.Name], o.Policy)
 				}
 			}
 		}
@@ -215,9 +216,9 @@ func (p *pastTable) withheld() map[string]wal.Policy {
 	for name := range p.hidden {
 		names = append(names, name)
 	}
-	for _, c := range p.columns.list {
-		if p.hidden[c.name] == "" && c.derived && wal.Mentions(c.expression, names) {
-			p.hidden[c.name] = wal.Exclude
+	for _, c := range p.columns.List {
+		if p.hidden[c.Name] == "" && c.Generated && wal.Mentions(c.Expression, names) {
+			p.hidden[c.Name] = wal.Exclude
 		}
 	}
 	return p.hidden
@@ -229,8 +230,8 @@ func (p *pastTable) hide() {
 	if len(hidden) == 0 {
 		return
 	}
-	list := slices.DeleteFunc(slices.Clone(p.columns.list), func(c column) bool { return hidden[c.name] != "" && !slices.Contains(p.key, c.name) })
-	p.columns = newColumnSet(list)
+	list := slices.DeleteFunc(slices.Clone(p.columns.List), func(c pgcatalog.Column) bool { return hidden[c.Name] != "" && !slices.Contains(p.key, c.Name) })
+	p.columns = pgcatalog.NewColumns(list)
 }
 
 // unstored are the columns of which a baseline must not store anything.
@@ -238,15 +239,15 @@ func (p *pastTable) unstored() map[string]bool {
 	unstored := make(map[string]bool)
 	var names []string
 	recorded := p.withheld() // by names that it had, too
-	for _, c := range p.columns.list {
-		if policy, _ := p.client.cfg.policyOf(p.schema, p.name, c.name); policy != "" || recorded[c.name] != "" {
-			unstored[c.name] = true
-			names = append(names, c.name)
+	for _, c := range p.columns.List {
+		if policy, _ := p.client.cfg.policyOf(p.schema, p.name, c.Name); policy != "" || recorded[c.Name] != "" {
+			unstored[c.Name] = true
+			names = append(names, c.Name)
 		}
 	}
-	for _, c := range p.columns.list {
-		if wal.Mentions(c.expression, names) {
-			unstored[c.name] = true
+	for _, c := range p.columns.List {
+		if wal.Mentions(c.Expression, names) {
+			unstored[c.Name] = true
 		}
 	}
 	return unstored

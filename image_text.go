@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/wal"
 	"github.com/hindsight-go/audit/store"
 )
@@ -248,7 +249,7 @@ func imageSQLText(oid uint32, kind wal.Kind, raw []byte) []byte {
 // values reads an image as one value in PostgreSQL's text format for each
 // column, where index says under which name the image has which: nil is NULL.
 // missing are the columns that the image does not know and has to.
-func (im Image) values(columns []column, index map[string]int) (values [][]byte, missing []int) {
+func (im Image) values(columns []pgcatalog.Column, index map[string]int) (values [][]byte, missing []int) {
 	values = make([][]byte, len(columns))
 	seen := make([]bool, len(columns))
 	im.eachMember(func(name, value []byte) {
@@ -258,11 +259,11 @@ func (im Image) values(columns []column, index map[string]int) (values [][]byte,
 		}
 		seen[i] = true
 		if !isNull(json.RawMessage(value)) {
-			values[i] = imageSQLText(columns[i].typeOID, columns[i].kind, value)
+			values[i] = imageSQLText(columns[i].TypeOID, columns[i].Kind, value)
 		}
 	})
 	for i, ok := range seen {
-		if !ok && !columns[i].derived {
+		if !ok && !columns[i].Generated {
 			missing = append(missing, i)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -78,7 +79,7 @@ func (t *travel) trackedNow() []string {
 	var names []string
 	for _, cov := range t.facts.Coverage {
 		if cov.Until == 0 && cov.From <= t.through {
-			names = append(names, qualifiedName(cov.Schema, cov.Table))
+			names = append(names, pgcatalog.Qualified(cov.Schema, cov.Table))
 		}
 	}
 	slices.Sort(names)
@@ -107,7 +108,7 @@ func (c *Client) baseline(ctx context.Context, t *travel, name string, progress 
 		earlier := now
 		earlier.point = AtPosition(Position{LSN: begun.Position}).of(c)
 		earlier.through, earlier.same = begun.Position, begun.Position
-		past, err = earlier.table(ctx, qualifiedName(begun.Schema, begun.Table))
+		past, err = earlier.table(ctx, pgcatalog.Qualified(begun.Schema, begun.Table))
 		if err == nil {
 			_, err = past.base(ctx)
 		}
@@ -160,10 +161,10 @@ func (f *frame) writeSome(ctx context.Context) (int, error) {
 	var key, bound []string
 	var args []any
 	for i, at := range past.keyAt {
-		c := past.columns.list[at]
-		key = append(key, pgx.Identifier{c.name}.Sanitize())
+		c := past.columns.List[at]
+		key = append(key, pgx.Identifier{c.Name}.Sanitize())
 		if f.LastKey != nil {
-			bound = append(bound, fmt.Sprintf("$%d::text::%s", i+1, c.typeName))
+			bound = append(bound, fmt.Sprintf("$%d::text::%s", i+1, c.TypeName))
 			args = append(args, f.LastKey[i])
 		}
 	}

@@ -3,6 +3,7 @@ package audit
 import (
 	"encoding/json"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/wal"
 	"github.com/hindsight-go/audit/store"
 )
@@ -16,13 +17,13 @@ func (p *pastTable) frameImage(values [][]byte) Image {
 	image := store.ImageWriter{}
 	var nulls []string
 	unstored := p.unstored()
-	for i, c := range p.columns.list {
-		if unstored[c.name] {
+	for i, c := range p.columns.List {
+		if unstored[c.Name] {
 			continue
 		}
-		image.Add(c.name, c.kind, values[i])
-		if c.kind.Base == wal.JSONB && string(values[i]) == "null" { // a json is a string in an image
-			nulls = append(nulls, c.name)
+		image.Add(c.Name, c.Kind, values[i])
+		if c.Kind.Base == wal.JSONB && string(values[i]) == "null" { // a json is a string in an image
+			nulls = append(nulls, c.Name)
 		}
 	}
 	if nulls != nil {
@@ -33,7 +34,7 @@ func (p *pastTable) frameImage(values [][]byte) Image {
 }
 
 // frameValues is values of a keyframe's image.
-func (im Image) frameValues(columns []column, index map[string]int) (values [][]byte, missing []int) {
+func (im Image) frameValues(columns []pgcatalog.Column, index map[string]int) (values [][]byte, missing []int) {
 	values, missing = im.values(columns, index)
 	im.eachMember(func(name, value []byte) {
 		var nulls []string

@@ -6,6 +6,8 @@ import (
 
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // Query asks the history for changes. It begins with [Changes], is narrowed by
@@ -32,7 +34,7 @@ type Query struct {
 	// sparse tells that one of them may leave so few changes that an index finds them,
 	// though not in that order: the planner knows.
 	sparse bool
-	tables []tableName
+	tables []pgcatalog.Name
 	users  []string // of ByUser, or a context
 	// byClaim tells that a filter asks for a request or a trace: whoever stamps its id
 	// joins it.

@@ -8,6 +8,8 @@ import (
 
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // Dimension is what [Query.CountBy] counts by.
@@ -118,7 +120,7 @@ func (q Query) CountBy(ctx context.Context, by Dimension) ([]Group, error) {
 		switch {
 		case err != nil:
 		case len(values) == 2:
-			g.Value, g.Known = qualifiedName(text(values[0]), text(values[1])), true
+			g.Value, g.Known = pgcatalog.Qualified(text(values[0]), text(values[1])), true
 		case len(values) == 1:
 			g.Value, g.Known = text(values[0]), values[0] != nil
 		}

@@ -12,6 +12,7 @@ import (
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -28,21 +29,21 @@ func (q Query) ForTable(names ...string) Query {
 	}
 	var anyOf sq.Or
 	for _, name := range names {
-		parsed, err := parseTable(name)
+		parsed, err := pgcatalog.ParseName(name)
 		if err != nil {
 			return q.refuse("ForTable", fmt.Sprintf("the name %q has %v", clip(name, 130), err), err)
 		}
 		q.tables = append(slices.Clip(q.tables), parsed)
-		if parsed.schema == "" {
-			anyOf = append(anyOf, sq.Expr(`c."table" = ?`, parsed.table))
+		if parsed.Schema == "" {
+			anyOf = append(anyOf, sq.Expr(`c."table" = ?`, parsed.Table))
 		} else {
-			anyOf = append(anyOf, sq.Expr(`(c."table" = ? AND c.schema = ?)`, parsed.table, parsed.schema))
+			anyOf = append(anyOf, sq.Expr(`(c."table" = ? AND c.schema = ?)`, parsed.Table, parsed.Schema))
 		}
 	}
 	given := q.tables[len(q.tables)-len(names):]
 	isOne := func(c *Change) bool {
-		return slices.ContainsFunc(given, func(name tableName) bool {
-			return c.Table == name.table && (name.schema == "" || c.Schema == name.schema)
+		return slices.ContainsFunc(given, func(name pgcatalog.Name) bool {
+			return c.Table == name.Table && (name.Schema == "" || c.Schema == name.Schema)
 		})
 	}
 	if len(anyOf) == 1 {
@@ -58,14 +59,14 @@ func (q Query) NotTable(names ...string) Query {
 		return q.refuse("NotTable", "no table given", nil)
 	}
 	for _, name := range names {
-		parsed, err := parseTable(name)
+		parsed, err := pgcatalog.ParseName(name)
 		switch {
 		case err != nil:
 			return q.refuse("NotTable", fmt.Sprintf("the name %q has %v", clip(name, 130), err), err)
-		case parsed.schema == "":
-			q = q.scan(sq.Expr(`c."table" <> ?`, parsed.table))
+		case parsed.Schema == "":
+			q = q.scan(sq.Expr(`c."table" <> ?`, parsed.Table))
 		default:
-			q = q.scan(sq.Expr(`(c."table" <> ? OR c.schema <> ?)`, parsed.table, parsed.schema))
+			q = q.scan(sq.Expr(`(c."table" <> ? OR c.schema <> ?)`, parsed.Table, parsed.Schema))
 		}
 	}
 	return q
@@ -304,7 +305,7 @@ func (q Query) ChangedTo(column string, value any) Query {
 
 func checkColumn(column string) error {
 	if column == "" {
-		return errEmptyName
+		return pgcatalog.ErrEmptyName
 	}
 	if strings.IndexByte(column, 0) >= 0 {
 		return errNUL

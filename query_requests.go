@@ -11,6 +11,8 @@ import (
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 const (
@@ -348,7 +350,7 @@ func (w *requestWalker) describe(ctx context.Context, candidates []foundRequest)
 		found := &candidates[index-1]
 		dropped[index-1] = dropped[index-1] || farther > 0
 		request := &found.request
-		request.Tables = append(request.Tables, qualifiedName(schema, table))
+		request.Tables = append(request.Tables, pgcatalog.Qualified(schema, table))
 		request.add(operation, count)
 		origin.Changes = count
 		request.Origins = append(request.Origins, origin)

@@ -9,6 +9,8 @@ import (
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // groupPage is how many transactions or requests an iterator reads at a time.
@@ -186,7 +188,7 @@ func (q Query) describeTransactions(ctx context.Context, client *Client, marks [
 		transaction.ID, transaction.Position, transaction.Database = uint64(id), m.position.LSN, m.database
 		transaction.CommittedAt = committed.UTC()
 		transaction.Last = max(transaction.Last, last)
-		transaction.Tables = append(transaction.Tables, qualifiedName(schema, table))
+		transaction.Tables = append(transaction.Tables, pgcatalog.Qualified(schema, table))
 		transaction.add(operation, count)
 		if stamped != nil && (stamp.position.Sequence == 0 || *stamped < stamp.position.Sequence) {
 			*stamp = mark{Position{m.position.LSN, *stamped}, m.database}

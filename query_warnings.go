@@ -8,6 +8,8 @@ import (
 
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // UnknownNameError is a warning: a query asks for a name of which the history knows
@@ -115,14 +117,14 @@ func (q Query) tableWarnings(ctx context.Context, client *Client) ([]error, erro
 	}
 	var warnings []error
 	for i, answer := range answers {
-		name := qualifiedName(q.tables[i].schema, q.tables[i].table)
+		name := pgcatalog.Qualified(q.tables[i].Schema, q.tables[i].Table)
 		switch {
 		case !answer.known:
 			warnings = append(warnings, &UnknownNameError{"table", name})
 		case len(answer.others) > 0:
 			e := &RenamedTableError{Table: name}
 			for _, other := range answer.others {
-				e.Others = append(e.Others, qualifiedName(other[0], other[1]))
+				e.Others = append(e.Others, pgcatalog.Qualified(other[0], other[1]))
 			}
 			slices.Sort(e.Others)
 			warnings = append(warnings, e)
@@ -133,7 +135,7 @@ func (q Query) tableWarnings(ctx context.Context, client *Client) ([]error, erro
 
 func (q Query) tableNames() (schemas, tables []string) {
 	for _, name := range q.tables {
-		schemas, tables = append(schemas, name.schema), append(tables, name.table)
+		schemas, tables = append(schemas, name.Schema), append(tables, name.Table)
 	}
 	return schemas, tables
 }

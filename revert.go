@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // DefaultMaxRows is how many rows a revert may touch unless [Reversal.MaxRows]
@@ -259,7 +261,7 @@ func (r Reversal) ExceptTable(names ...string) Reversal {
 		return r.refuse("ExceptTable", "no table given", nil)
 	}
 	for _, name := range names {
-		if _, err := parseTable(name); err != nil {
+		if _, err := pgcatalog.ParseName(name); err != nil {
 			return r.refuse("ExceptTable", fmt.Sprintf("the name %q has %v", clip(name, 130), err), err)
 		}
 	}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // Result is what a revert did.
@@ -159,7 +161,7 @@ func (g *group) commitError(err error) error {
 	}
 	table := g.table.label()
 	if pg.TableName != "" {
-		table = qualifiedName(pg.SchemaName, pg.TableName)
+		table = pgcatalog.Qualified(pg.SchemaName, pg.TableName)
 	}
 	return &ApplyError{Table: table, Action: Update, Constraint: pg.ConstraintName, cause: err}
 }
@@ -390,7 +392,7 @@ func (r *netRow) staleness(leaving bool) string {
 	}
 	for i := range r.cells {
 		if r.cells[i].live != nil && !r.table.leaves(r.cells[i].column) {
-			return fmt.Sprintf("has another value in column %q", r.table.columns.list[r.cells[i].column].name)
+			return fmt.Sprintf("has another value in column %q", r.table.Columns.List[r.cells[i].column].Name)
 		}
 	}
 	return ""

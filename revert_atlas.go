@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/wal"
 	"github.com/hindsight-go/audit/store"
 )
@@ -48,9 +49,9 @@ type atlas struct {
 	targets map[uint32]*target
 	r       Reversal
 	maps    map[versionAt]*imageMap
-	bare    map[tableName]*imageMap // for tables of which no version is known
+	bare    map[pgcatalog.Name]*imageMap // for tables of which no version is known
 	last    struct {
-		name     tableName
+		name     pgcatalog.Name
 		from, to Position // the changes behind from, up to to
 		m        *imageMap
 	}
@@ -59,7 +60,7 @@ type atlas struct {
 func newAtlas(c *Client, db capture.Querier, facts *store.Facts) *atlas {
 	return &atlas{
 		client: c, db: db, facts: facts, targets: make(map[uint32]*target),
-		maps: make(map[versionAt]*imageMap), bare: make(map[tableName]*imageMap),
+		maps: make(map[versionAt]*imageMap), bare: make(map[pgcatalog.Name]*imageMap),
 	}
 }
 
@@ -72,7 +73,7 @@ type versionAt struct {
 
 // at returns the map for a change of a table at a position.
 func (a *atlas) at(ctx context.Context, schema, table string, position Position) (*imageMap, error) {
-	name := tableName{schema, table}
+	name := pgcatalog.Name{Schema: schema, Table: table}
 	if l := &a.last; l.m != nil && l.name == name && position.Compare(l.from) > 0 && position.Compare(l.to) <= 0 {
 		return l.m, nil
 	}
@@ -93,13 +94,13 @@ func (a *atlas) at(ctx context.Context, schema, table string, position Position)
 
 // version returns the version that is valid for the change at the position, and for
 // those behind from, up to until.
-func (a *atlas) version(name tableName, position Position) (found versionAt, from, until Position) {
+func (a *atlas) version(name pgcatalog.Name, position Position) (found versionAt, from, until Position) {
 	until = Position{LSN: maxLSN}
 	for i := range a.facts.Versions {
 		v := &a.facts.Versions[i]
 		begin := Position{LSN: v.Position, Sequence: v.Sequence}
 		switch {
-		case v.Schema != name.schema || v.Table != name.table || v.Dropped:
+		case v.Schema != name.Schema || v.Table != name.Table || v.Dropped:
 			continue
 		case found.Version == nil: // what the table was when it was first seen, it was before
 			found.Version = v
@@ -122,7 +123,7 @@ func (a *atlas) version(name tableName, position Position) (found versionAt, fro
 	return found, from, until
 }
 
-func (a *atlas) byName(ctx context.Context, name tableName) (*imageMap, error) {
+func (a *atlas) byName(ctx context.Context, name pgcatalog.Name) (*imageMap, error) {
 	if m := a.bare[name]; m != nil {
 		return m, nil
 	}
@@ -131,9 +132,9 @@ func (a *atlas) byName(ctx context.Context, name tableName) (*imageMap, error) {
 		SELECT c.oid
 		FROM pg_catalog.pg_class c
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-		WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')`, name.schema, name.table).Scan(&oid)
+		WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')`, name.Schema, name.Table).Scan(&oid)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, &UnrevertableError{Table: qualifiedName(name.schema, name.table), Reason: "the table is not there any more"}
+		return nil, &UnrevertableError{Table: pgcatalog.Qualified(name.Schema, name.Table), Reason: "the table is not there any more"}
 	}
 	if err != nil {
 		return nil, wrap("find table", err)
@@ -143,8 +144,8 @@ func (a *atlas) byName(ctx context.Context, name tableName) (*imageMap, error) {
 		return nil, err
 	}
 	m := &imageMap{target: t, columns: make(map[string]imageColumn), keyed: true}
-	for i, c := range t.columns.list {
-		m.columns[c.name] = imageColumn{at: i, kind: c.kind}
+	for i, c := range t.Columns.List {
+		m.columns[c.Name] = imageColumn{at: i, kind: c.Kind}
 	}
 	m.settle()
 	a.bare[name] = m
@@ -156,18 +157,18 @@ func (a *atlas) byVersion(ctx context.Context, v versionAt) (*imageMap, error) {
 		return m, nil
 	}
 	if v.Guessed {
-		return nil, &UnrevertableError{Table: qualifiedName(v.Schema, v.Table), Reason: "the table was altered several times before capture saw it, and which of its columns was which cannot be told (event triggers tell, see Config.NoEventTrigger)"}
+		return nil, &UnrevertableError{Table: pgcatalog.Qualified(v.Schema, v.Table), Reason: "the table was altered several times before capture saw it, and which of its columns was which cannot be told (event triggers tell, see Config.NoEventTrigger)"}
 	}
 	oid := v.RelationID
 	if v.Root != 0 { // the partition may be another by now, and other changes are of others
 		oid = v.Root
 	}
-	t, err := a.target(ctx, tableName{v.Schema, v.Table}, oid)
+	t, err := a.target(ctx, pgcatalog.Name{Schema: v.Schema, Table: v.Table}, oid)
 	if err != nil {
 		return nil, err
 	}
 	var names map[int16]string
-	if v.RelationID != t.oid {
+	if v.RelationID != t.OID {
 		if names, err = a.columnNames(ctx, v.RelationID); err != nil {
 			return nil, err
 		}
@@ -178,30 +179,30 @@ func (a *atlas) byVersion(ctx context.Context, v versionAt) (*imageMap, error) {
 			m.withheld[c.Name] = true
 			continue
 		}
-		then := column{name: c.Name, attnum: c.Attnum}
-		if v.RelationID != t.oid { // a partition counts its columns by itself
-			then.attnum = 0
+		then := pgcatalog.Column{Name: c.Name, Attnum: c.Attnum}
+		if v.RelationID != t.OID { // a partition counts its columns by itself
+			then.Attnum = 0
 			if name, there := names[c.Attnum]; there {
-				then.name = name
+				then.Name = name
 			} else if len(names) > 0 && c.Attnum != 0 {
-				then.name = "" // it was dropped
+				then.Name = "" // it was dropped
 			}
 		}
 		kind, err := a.client.kinds.Of(ctx, c.TypeOID)
 		if err != nil {
 			return nil, wrap("look up type", err)
 		}
-		at := slices.IndexFunc(t.columns.list, func(now column) bool { return sameColumn(then, now) })
+		at := slices.IndexFunc(t.Columns.List, func(now pgcatalog.Column) bool { return sameColumn(then, now) })
 		found := imageColumn{at: at, kind: kind}
 		if at >= 0 {
-			found.as = t.pastType(c, &t.columns.list[at], v.late)
+			found.as = t.pastType(c, &t.Columns.List[at], v.late)
 			t.noteFormer(at, c.Name)
 		}
 		m.columns[c.Name] = found
 	}
-	m.keyed = len(v.Key) == len(t.key)
+	m.keyed = len(v.Key) == len(t.Key)
 	for i, name := range v.Key {
-		m.keyed = m.keyed && !m.withheld[name] && m.columns[name].at == t.columns.index[t.key[i]]
+		m.keyed = m.keyed && !m.withheld[name] && m.columns[name].at == t.Columns.Index[t.Key[i]]
 	}
 	m.settle()
 	a.maps[v] = m
@@ -227,26 +228,26 @@ const foreignReason = "the table had other columns then than history knows: it w
 
 // settle fills in what follows from columns.
 func (m *imageMap) settle() {
-	for i, c := range m.target.columns.list {
-		m.at = append(m.at, imageColumn{at: i, kind: c.kind})
+	for i, c := range m.target.Columns.List {
+		m.at = append(m.at, imageColumn{at: i, kind: c.Kind})
 	}
 	for _, c := range m.columns {
 		if c.at < 0 {
 			continue
 		}
 		m.at[c.at] = c
-		if !m.target.columns.list[c.at].derived {
+		if !m.target.Columns.List[c.at].Generated {
 			m.required = append(m.required, c.at)
 		}
 	}
 }
 
 // target describes the table with an OID, or the root of the partition with it.
-func (a *atlas) target(ctx context.Context, name tableName, oid uint32) (*target, error) {
+func (a *atlas) target(ctx context.Context, name pgcatalog.Name, oid uint32) (*target, error) {
 	if t := a.targets[oid]; t != nil {
 		return t, nil
 	}
-	label := qualifiedName(name.schema, name.table)
+	label := pgcatalog.Qualified(name.Schema, name.Table)
 	var root uint32
 	err := a.db.QueryRow(ctx, `SELECT coalesce(CASE WHEN relispartition THEN pg_catalog.pg_partition_root(oid)::oid END, oid) FROM pg_catalog.pg_class WHERE oid = $1`, oid).Scan(&root)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -262,21 +263,21 @@ func (a *atlas) target(ctx context.Context, name tableName, oid uint32) (*target
 	if err != nil {
 		return nil, err
 	}
-	if described.kind != "r" && described.kind != "p" {
+	if described.Kind != "r" && described.Kind != "p" {
 		return nil, &UnrevertableError{Table: label, Reason: "it is not a table any more"}
 	}
 	for i := range a.facts.Versions {
 		if v := &a.facts.Versions[i]; v.RelationID == root {
-			described.columns = described.columns.rewrittenAs(v)
+			described.Columns = described.Columns.RewrittenAs(v)
 		}
 	}
-	t := &target{sourceTable: described, named: a.r.columns, withheld: a.withheld(described)}
+	t := &target{Table: described, named: a.r.columns, withheld: a.withheld(described)}
 	t.except = slices.Concat(a.r.except, t.withheld)
-	if len(described.key) == 0 {
+	if len(described.Key) == 0 {
 		t.byPlace()
 	}
-	for _, name := range described.key {
-		t.keyAt = append(t.keyAt, described.columns.index[name])
+	for _, name := range described.Key {
+		t.keyAt = append(t.keyAt, described.Columns.Index[name])
 	}
 	if err := a.leaveOut(ctx, t); err != nil {
 		return nil, err
@@ -287,19 +288,19 @@ func (a *atlas) target(ctx context.Context, name tableName, oid uint32) (*target
 
 // withheld are the columns of a table of which some version of it does not store the
 // values, and those that the server computes from them.
-func (a *atlas) withheld(t *sourceTable) (names []string) {
+func (a *atlas) withheld(t *pgcatalog.Table) (names []string) {
 	for _, v := range a.facts.Versions {
-		if v.RelationID != t.oid && v.Root != t.oid {
+		if v.RelationID != t.OID && v.Root != t.OID {
 			continue
 		}
 		for _, o := range v.Columns {
-			then := column{name: o.Name, attnum: o.Attnum}
-			if v.RelationID != t.oid {
-				then.attnum = 0
+			then := pgcatalog.Column{Name: o.Name, Attnum: o.Attnum}
+			if v.RelationID != t.OID {
+				then.Attnum = 0
 			}
-			for _, now := range t.columns.list {
-				if o.Policy != "" && sameColumn(then, now) && !slices.Contains(names, now.name) {
-					names = append(names, now.name)
+			for _, now := range t.Columns.List {
+				if o.Policy != "" && sameColumn(then, now) && !slices.Contains(names, now.Name) {
+					names = append(names, now.Name)
 				}
 			}
 		}
@@ -309,14 +310,14 @@ func (a *atlas) withheld(t *sourceTable) (names []string) {
 
 // describe describes a table that nobody can alter from there on, until the transaction
 // ends.
-func (a *atlas) describe(ctx context.Context, oid uint32) (*sourceTable, error) {
-	t := &target{sourceTable: &sourceTable{}}
+func (a *atlas) describe(ctx context.Context, oid uint32) (*pgcatalog.Table, error) {
+	t := &target{Table: &pgcatalog.Table{}}
 	err := a.db.QueryRow(ctx, `
 		SELECT n.nspname, c.relname, c.relkind::text
 		FROM pg_catalog.pg_class c
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.oid = $1`, oid).Scan(&t.schema, &t.name, &t.kind)
-	if err == nil && (t.kind == "r" || t.kind == "p") {
+		WHERE c.oid = $1`, oid).Scan(&t.Schema, &t.Name, &t.Kind)
+	if err == nil && (t.Kind == "r" || t.Kind == "p") {
 		var none bool
 		err = a.db.QueryRow(ctx, "SELECT NOT EXISTS (SELECT FROM "+t.from()+" AS t WHERE false)").Scan(&none)
 	}
@@ -326,7 +327,7 @@ func (a *atlas) describe(ctx context.Context, oid uint32) (*sourceTable, error) 
 	case err != nil:
 		return nil, wrap("find table", err)
 	}
-	described, err := describeTable(ctx, a.db, a.client.kinds, oid)
+	described, err := pgcatalog.Describe(ctx, a.db, a.client.kinds, oid)
 	return described, wrap("describe table", err)
 }
 
@@ -339,16 +340,16 @@ func (p *planner) unaltered(ctx context.Context, tx pgx.Tx) error {
 			continue
 		}
 		seen[r.table] = true
-		now, err := a.describe(ctx, r.table.oid)
-		stale := errors.Is(err, errNoTable) || errors.Is(err, pgx.ErrNoRows) || isCode(err, "42P01")
+		now, err := a.describe(ctx, r.table.OID)
+		stale := errors.Is(err, pgcatalog.ErrNoTable) || errors.Is(err, pgx.ErrNoRows) || isCode(err, "42P01")
 		if err != nil && !stale {
 			return err
 		}
-		known := r.table.columns
+		known := r.table.Columns
 		if r.table.keyless { // without those that stand for a key
-			known = newColumnSet(known.list[:len(known.list)-len(r.table.key)])
+			known = pgcatalog.NewColumns(known.List[:len(known.List)-len(r.table.Key)])
 		}
-		if stale || now.name != r.table.name || now.schema != r.table.schema || !now.columns.same(known) || !r.table.keyless && !slices.Equal(now.key, r.table.key) {
+		if stale || now.Name != r.table.Name || now.Schema != r.table.Schema || !now.Columns.Same(known) || !r.table.keyless && !slices.Equal(now.Key, r.table.Key) {
 			return &StaleError{Table: r.table.label(), Reason: "has been altered"}
 		}
 	}

@@ -43,7 +43,7 @@ func (a *applier) different(ctx context.Context, g *group, staged *stage) ([]Adj
 			d := AdjustedRow{RowRef: r.ref()}
 			for i := range r.cells {
 				if r.missing || r.cells[i].live != nil {
-					d.Columns = append(d.Columns, r.table.columns.list[r.cells[i].column].name)
+					d.Columns = append(d.Columns, r.table.Columns.List[r.cells[i].column].Name)
 				}
 			}
 			if len(d.Columns) > 0 {
@@ -175,7 +175,7 @@ func (g *group) byKey() map[string]*netRow {
 func (r *netRow) only(columns []string) *netRow {
 	again := &netRow{table: r.table, key: r.restoredKey(), action: Update, positions: r.positions}
 	for _, c := range r.cells {
-		if slices.Contains(columns, r.table.columns.list[c.column].name) {
+		if slices.Contains(columns, r.table.Columns.List[c.column].Name) {
 			again.cells = append(again.cells, cell{column: c.column, restore: c.restore})
 		}
 	}

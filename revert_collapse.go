@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"slices"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // selectedChange is a change as the collapse reads it. Its bytes are only valid
@@ -66,7 +68,7 @@ func (c *collapse) add(ctx context.Context, ch *selectedChange) error {
 // take adds a change of a row.
 func (c *collapse) take(m *imageMap, ch *selectedChange) (err error) {
 	refuse := func(reason string) error {
-		return &UnrevertableError{Table: qualifiedName(ch.schema, ch.table), Position: ch.position, Reason: reason}
+		return &UnrevertableError{Table: pgcatalog.Qualified(ch.schema, ch.table), Position: ch.position, Reason: reason}
 	}
 	c.read(m, ch)
 	if c.foreign {
@@ -120,7 +122,7 @@ func (c *collapse) take(m *imageMap, ch *selectedChange) (err error) {
 // wanted tells that a column is to be reverted: the server does not compute it,
 // and Columns does not leave it out.
 func (c *collapse) wanted(t *target, at int) bool {
-	return !t.columns.list[at].derived && !t.leaves(at) && (c.columns == nil || t.isNamed(at, c.columns))
+	return !t.Columns.List[at].Generated && !t.leaves(at) && (c.columns == nil || t.isNamed(at, c.columns))
 }
 
 func (c *collapse) enter(m *imageMap, key string, ch *selectedChange) (*netRow, error) {
@@ -143,7 +145,7 @@ func (c *collapse) enter(m *imageMap, key string, ch *selectedChange) (*netRow, 
 
 // place says where the row is now.
 func (c *collapse) place(r *netRow, m *imageMap, key string) {
-	if len(m.target.key) == 1 {
+	if len(m.target.Key) == 1 {
 		r.key = take(&c.slabs.keys, 1, min(slabRows, len(c.rows)))
 		r.key[0] = key
 	} else {
@@ -172,7 +174,7 @@ func (c *collapse) created(m *imageMap, index map[string]*netRow, key string, ch
 	r.exists = true
 	r.positions = append(r.positions, ch.position)
 	c.expectAll(m, r, c.after)
-	if m.target.deferrable {
+	if m.target.Deferrable {
 		c.keepWhole(m, r, c.after)
 	}
 	return nil
@@ -182,7 +184,7 @@ func (c *collapse) created(m *imageMap, index map[string]*netRow, key string, ch
 func (c *collapse) expectAll(m *imageMap, r *netRow, image []json.RawMessage) {
 	c.room(r, len(image))
 	for at, raw := range image {
-		if raw == nil || m.target.columns.list[at].derived {
+		if raw == nil || m.target.Columns.List[at].Generated {
 			continue
 		}
 		r.retyped = r.retyped || m.at[at].as != 0
@@ -228,7 +230,7 @@ func (c *collapse) updated(m *imageMap, index map[string]*netRow, key, previous 
 	}
 	index[key] = r
 	c.alter(m, r)
-	if m.target.deferrable {
+	if m.target.Deferrable {
 		c.keepWhole(m, r, c.after)
 	}
 	return nil
@@ -239,7 +241,7 @@ func (c *collapse) updated(m *imageMap, index map[string]*netRow, key, previous 
 // which of them it is.
 func (c *collapse) under(m *imageMap, index map[string]*netRow, key string, ch *selectedChange) *netRow {
 	r := index[key]
-	if r == nil || !m.target.deferrable || r.last().LSN != ch.position.LSN || c.holds(m, r) {
+	if r == nil || !m.target.Deferrable || r.last().LSN != ch.position.LSN || c.holds(m, r) {
 		return r
 	}
 	if r = r.beneath; r != nil {
@@ -285,7 +287,7 @@ func (c *collapse) alter(m *imageMap, r *netRow) {
 
 // change notes that a column went from one value to another.
 func (c *collapse) change(m *imageMap, r *netRow, at int, before, after json.RawMessage) {
-	if m.target.columns.list[at].derived {
+	if m.target.Columns.List[at].Generated {
 		return
 	}
 	if r.existed && !c.wanted(m.target, at) {
@@ -334,7 +336,7 @@ func (c *collapse) deleted(m *imageMap, index map[string]*netRow, key string, ch
 	} else if !r.exists {
 		r.recreated = true
 	}
-	if now := index[key]; now == nil || now == r || !m.target.deferrable {
+	if now := index[key]; now == nil || now == r || !m.target.Deferrable {
 		index[key] = r
 	}
 	r.exists = false
@@ -347,7 +349,7 @@ func (c *collapse) deleted(m *imageMap, index map[string]*netRow, key string, ch
 func (c *collapse) vacate(m *imageMap, r *netRow) {
 	c.room(r, len(c.before))
 	for at, raw := range c.before {
-		if raw == nil || m.target.columns.list[at].derived {
+		if raw == nil || m.target.Columns.List[at].Generated {
 			continue
 		}
 		r.retyped = r.retyped || m.at[at].as != 0

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -28,9 +29,9 @@ type pastType struct {
 
 // pastType returns the number of a type that a column had, 0 if it has it still. late
 // tells that a type that is defined otherwise now may have been so already.
-func (t *target) pastType(then store.Column, now *column, late bool) uint16 {
-	p := pastType{oid: then.TypeOID, mod: then.TypeMod, moved: late && then.Definition != now.definition || attributesMoved(then.Definition, now.definition), rewritten: then.Rewritten != now.rewritten}
-	if !p.moved && !p.rewritten && p.oid == now.typeOID && p.mod == now.typeMod && definitionKeeps(then.Definition, now.definition) {
+func (t *target) pastType(then store.Column, now *pgcatalog.Column, late bool) uint16 {
+	p := pastType{oid: then.TypeOID, mod: then.TypeMod, moved: late && then.Definition != now.Definition || attributesMoved(then.Definition, now.Definition), rewritten: then.Rewritten != now.Rewritten}
+	if !p.moved && !p.rewritten && p.oid == now.TypeOID && p.mod == now.TypeMod && pgcatalog.DefinitionKeeps(then.Definition, now.Definition) {
 		return 0
 	}
 	at := slices.Index(t.pastTypes, p)
@@ -77,7 +78,7 @@ type conversion struct {
 	settings bool
 }
 
-func (p *planner) conversion(ctx context.Context, from pastType, to *column) (c conversion, err error) {
+func (p *planner) conversion(ctx context.Context, from pastType, to *pgcatalog.Column) (c conversion, err error) {
 	err = p.tx.QueryRow(ctx, `
 		WITH RECURSIVE made_of (side, oid, arrays) AS (
 			VALUES (1, $1::oid, 0), (2, $3::oid, 0)
@@ -102,15 +103,15 @@ func (p *planner) conversion(ctx context.Context, from pastType, to *column) (c 
 		LEFT JOIN base f ON f.side = 1
 		LEFT JOIN pg_catalog.pg_cast forth ON forth.castsource = f.oid AND forth.casttarget = t.oid
 		LEFT JOIN pg_catalog.pg_cast back ON back.castsource = t.oid AND back.casttarget = f.oid
-		WHERE t.side = 2`, from.oid, from.mod, to.typeOID).Scan(&c.from, &c.bare, &c.there, &c.implicit, &c.back, &c.settings)
+		WHERE t.side = 2`, from.oid, from.mod, to.TypeOID).Scan(&c.from, &c.bare, &c.there, &c.implicit, &c.back, &c.settings)
 	return c, wrap("look up types", err)
 }
 
 // sql converts the text s.x, as its value and whether that is what was asked.
-func (c conversion) sql(to *column) (value, same string) {
-	value = "s.x::" + to.typeName
+func (c conversion) sql(to *pgcatalog.Column) (value, same string) {
+	value = "s.x::" + to.TypeName
 	if c.there && c.implicit {
-		value = "s.x::" + c.from + "::" + to.typeName
+		value = "s.x::" + c.from + "::" + to.TypeName
 	}
 	same = "pg_catalog.concat(y.v) OPERATOR(pg_catalog.=) y.x"
 	if c.there && c.back && !c.settings {
@@ -169,7 +170,7 @@ func (p *planner) convert(ctx context.Context, rows []*netRow) error {
 		if past.moved || past.rewritten {
 			continue
 		}
-		c, err := p.conversion(ctx, past, &at.table.columns.list[at.column])
+		c, err := p.conversion(ctx, past, &at.table.Columns.List[at.column])
 		if err != nil {
 			return err
 		}
@@ -186,7 +187,7 @@ func (p *planner) convert(ctx context.Context, rows []*netRow) error {
 }
 
 func (p *planner) convertPart(ctx context.Context, at pastColumn, c conversion, part []pastValue) error {
-	column := &at.table.columns.list[at.column]
+	column := &at.table.Columns.List[at.column]
 	numbers, texts := make([]int32, len(part)), make([]string, len(part))
 	for i, v := range part {
 		numbers[i], texts[i] = int32(i), string(v.value.text)
@@ -221,8 +222,8 @@ func (p *planner) convertPart(ctx context.Context, at pastColumn, c conversion, 
 }
 
 // retypedReason says that a value cannot be had in today's type of its column.
-func retypedReason(c *column, from string) string {
-	return fmt.Sprintf("column %q has another type since: %s cannot hold, for certain, what it held as %s", c.name, c.typeName, from)
+func retypedReason(c *pgcatalog.Column, from string) string {
+	return fmt.Sprintf("column %q has another type since: %s cannot hold, for certain, what it held as %s", c.Name, c.TypeName, from)
 }
 
 // keyData returns the parts of a key that has a column of another type since.
@@ -265,7 +266,7 @@ func (p *planner) checkConverted(ctx context.Context) error {
 			if c.restore.as == 0 || c.restore.text == nil {
 				continue
 			}
-			column := &r.table.columns.list[c.column]
+			column := &r.table.Columns.List[c.column]
 			past := r.table.pastTypes[c.restore.as-1]
 			conversion, err := p.conversion(ctx, past, column)
 			if err != nil {
@@ -273,10 +274,10 @@ func (p *planner) checkConverted(ctx context.Context) error {
 			}
 			reason := retypedReason(column, conversion.from)
 			if past.rewritten {
-				reason = fmt.Sprintf("the values of column %q were computed anew since, by ALTER TABLE ... USING: what it held means something else now", column.name)
+				reason = fmt.Sprintf("the values of column %q were computed anew since, by ALTER TABLE ... USING: what it held means something else now", column.Name)
 			}
 			if r.action == Update {
-				reason += fmt.Sprintf("; Except(%q) leaves the column as it is", column.name)
+				reason += fmt.Sprintf("; Except(%q) leaves the column as it is", column.Name)
 			}
 			return &UnrevertableError{Table: r.table.label(), Position: r.first(), Reason: reason}
 		}

@@ -111,11 +111,11 @@ func (p *planner) replaced(ctx context.Context, rows []*netRow) (bool, error) {
 		}
 	}
 	for t, w := range tables {
-		for _, name := range p.namesOf(&conflictOrigin{oid: t.oid, schema: t.schema, table: t.name}) {
+		for _, name := range p.namesOf(&conflictOrigin{oid: t.OID, schema: t.Schema, table: t.Name}) {
 			limit := laterRead * len(rows)
 			sql := sq.StatementBuilder.PlaceholderFormat(sq.Dollar).Select("c.operation", "coalesce(c.primary_key, '')", "coalesce(c.previous_key, '')").
 				From(p.client.table("changes")+" AS c").
-				Where(`c."table" = ? AND c.schema = ? AND c.database = ? AND c.position > ?::pg_lsn`, name.table, name.schema, p.database, w.behind.String()).
+				Where(`c."table" = ? AND c.schema = ? AND c.database = ? AND c.position > ?::pg_lsn`, name.Table, name.Schema, p.database, w.behind.String()).
 				Limit(uint64(limit))
 			read, found := 0, false
 			_, err := collectAll(ctx, p.client, "look for rows that were replaced", sql, func(row pgx.CollectableRow) (none struct{}, err error) {
@@ -190,7 +190,7 @@ func (g *group) plain() bool {
 	if g.action == Delete || t.keyless || t.triggers && g.action == Create {
 		return false
 	}
-	if t.deferrable && (g.action == Create || g.touches(t.key)) { // two rows can have one key for a moment
+	if t.Deferrable && (g.action == Create || g.touches(t.Key)) { // two rows can have one key for a moment
 		return false
 	}
 	if slices.ContainsFunc(t.children, func(f *foreignKey) bool {
@@ -199,7 +199,7 @@ func (g *group) plain() bool {
 		return false
 	}
 	for _, at := range g.columns {
-		if c := &t.columns.list[at]; g.action == Update && c.kind.Base == wal.JSON && c.typeOID != pgtype.JSONBOID {
+		if c := &t.Columns.List[at]; g.action == Update && c.Kind.Base == wal.JSON && c.TypeOID != pgtype.JSONBOID {
 			return false
 		}
 	}
@@ -213,13 +213,13 @@ func (g *group) plain() bool {
 
 // isDependedOn tells that anything else depends on the columns that are restored.
 func (g *group) isDependedOn() bool {
-	return slices.ContainsFunc(g.columns, func(at int) bool { return g.table.dependsOn(g.table.columns.list[at].name) })
+	return slices.ContainsFunc(g.columns, func(at int) bool { return g.table.dependsOn(g.table.Columns.List[at].Name) })
 }
 
 // dependsOn tells that a key, a reference, a unique index or an exclusion constraint
 // is about the column.
 func (t *target) dependsOn(column string) bool {
-	return slices.Contains(t.key, column) ||
+	return slices.Contains(t.Key, column) ||
 		slices.ContainsFunc(t.parents, func(f *foreignKey) bool { return slices.Contains(f.columns, column) }) ||
 		slices.ContainsFunc(t.children, func(f *foreignKey) bool { return slices.Contains(f.refs, column) }) ||
 		slices.ContainsFunc(t.unique, func(u *uniqueIndex) bool { return slices.Contains(u.columns, column) })
@@ -261,24 +261,15 @@ func (e *environment) printsAlike(g *group) bool {
 	return e.theirs["datestyle"] == e.pins["datestyle"] && e.theirs["timezone"] == e.pins["timezone"] &&
 		e.theirs["intervalstyle"] == e.pins["intervalstyle"] && e.theirs["bytea_output"] == e.pins["bytea_output"] &&
 		e.theirs["extra_float_digits"] == e.pins["extra_float_digits"] ||
-		!slices.ContainsFunc(g.columns, func(at int) bool { return !g.table.columns.list[at].printsWithoutSettings() })
-}
-
-// printsWithoutSettings tells that no setting says how the values of a column print.
-func (c *column) printsWithoutSettings() bool {
-	switch c.typeOID {
-	case 16, 20, 21, 23, 25, 1042, 1043, 1700, 2950, pgtype.JSONBOID: // bool, integers, texts, numeric, uuid, jsonb
-		return true
-	}
-	return len(c.labels) > 0 // an enum
+		!slices.ContainsFunc(g.columns, func(at int) bool { return !g.table.Columns.List[at].PrintsWithoutSettings() })
 }
 
 // guardedSQL is updateSQL for those rows that are as expected.
 func (g *group) guardedSQL(s *stage) string {
 	sql := g.updateSQL(s)
 	for i, at := range g.columns {
-		c := &g.table.columns.list[at]
-		condition := sameSQL(c, columnIdent("t", c.name), fmt.Sprintf("s.e%d", at), false)
+		c := &g.table.Columns.List[at]
+		condition := sameSQL(c, columnIdent("t", c.Name), fmt.Sprintf("s.e%d", at), false)
 		if !g.uniform {
 			condition = "(NOT " + g.has(i) + " OR " + condition + ")"
 		}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 	"strconv"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // follow finds out what others have done, behind the selection, to rows that do not
@@ -61,10 +63,10 @@ func (b *contents) truncate(at Position) {
 // laterChanges calls yield for the changes of a table behind a position that are
 // not selected, oldest first.
 func (p *planner) laterChanges(ctx context.Context, t *target, after Position, q Query, yield func(*imageMap, *selectedChange) error) error {
-	names := p.namesOf(&conflictOrigin{oid: t.oid, schema: t.schema, table: t.name})
+	names := p.namesOf(&conflictOrigin{oid: t.OID, schema: t.Schema, table: t.Name})
 	qualified := make([]string, len(names))
 	for i, name := range names {
-		qualified[i] = qualifiedName(name.schema, name.table)
+		qualified[i] = pgcatalog.Qualified(name.Schema, name.Table)
 	}
 	s := selection{query: q.ForTable(qualified...), database: p.database, sorted: true}
 	return s.read(ctx, p.client, p.client.streams, Position{LSN: after.LSN, Sequence: after.Sequence + 1}, func(ch *selectedChange) error {

@@ -60,7 +60,7 @@ func (c *collapse) forget(arena []byte, spent int64) { c.arena, c.budget.spent =
 
 // read takes the images apart, by the columns of the target.
 func (c *collapse) read(m *imageMap, ch *selectedChange) {
-	size := len(m.target.columns.list)
+	size := len(m.target.Columns.List)
 	if cap(c.before) < size {
 		c.before, c.after = make([]json.RawMessage, size), make([]json.RawMessage, size)
 	}
@@ -113,7 +113,7 @@ func (c *collapse) mend(m *imageMap, defects []defect, values []json.RawMessage)
 		case !ok || column.at < 0:
 		case d.value != nil:
 			values[column.at] = jsonNull
-		case len(m.target.key) > 0 && bytes.Equal(c.before[column.at], c.after[column.at]):
+		case len(m.target.Key) > 0 && bytes.Equal(c.before[column.at], c.after[column.at]):
 			// It was not changed, so nothing is made of it.
 		default:
 			values[column.at] = nil
@@ -128,7 +128,7 @@ func (c *collapse) keyOf(m *imageMap, values []json.RawMessage) (string, bool) {
 		if values[at] == nil || isNull(values[at]) {
 			return "", false
 		}
-		parts[i] = string(appendSQLText(nil, m.target.columns.list[at].kind, values[at]))
+		parts[i] = string(appendSQLText(nil, m.target.Columns.List[at].Kind, values[at]))
 	}
 	return store.KeyText(parts...), true
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/wal"
 )
 
@@ -20,7 +21,7 @@ func (g *group) inspectSQL(s *stage, lock bool, retyped bool) string {
 	var same, values, expected, restored []string
 	for i, at := range g.columns {
 		column := g.table.unchecked(at)
-		live := columnIdent("t", column.name)
+		live := columnIdent("t", column.Name)
 		values = append(values, textOf(live))
 		if g.action != Create {
 			condition := sameSQL(column, live, fmt.Sprintf("s.e%d", at), retyped)
@@ -47,7 +48,7 @@ func (g *group) inspectSQL(s *stage, lock bool, retyped bool) string {
 	found := slices.Concat(values, flags(expected), flags(restored))
 	key := "NULL::text[]"
 	if g.table.printsOtherwise() {
-		key = keyArray("t", g.table.key)
+		key = keyArray("t", g.table.Key)
 	}
 	suffix := ""
 	if lock {
@@ -63,19 +64,12 @@ func (g *group) inspectSQL(s *stage, lock bool, retyped bool) string {
 // sameSQL compares a live value with a staged text. Some types have several texts
 // for one value, or are written in an image in another way: their staged text is
 // put through the type first. By the column's collation, other texts may be equal.
-func sameSQL(column *column, live, staged string, retyped bool) string {
+func sameSQL(column *pgcatalog.Column, live, staged string, retyped bool) string {
 	text := staged
-	if column.hasSeveralTexts(retyped) {
-		text = fmt.Sprintf("pg_catalog.concat(%s::%s)", staged, column.typeName)
+	if column.HasSeveralTexts(retyped) {
+		text = fmt.Sprintf("pg_catalog.concat(%s::%s)", staged, column.TypeName)
 	}
 	return fmt.Sprintf("((%s IS NOT DISTINCT FROM NULL) OPERATOR(pg_catalog.=) (%s IS NULL) AND pg_catalog.concat(%s) COLLATE pg_catalog.\"C\" OPERATOR(pg_catalog.=) coalesce(%s, ''))", live, staged, live, text)
-}
-
-// hasSeveralTexts tells that a value may be written otherwise in an image than the
-// type prints it.
-func (c *column) hasSeveralTexts(retyped bool) bool {
-	return retyped || c.kind.Base == wal.Array || c.typeOID == 700 || c.typeOID == 701 ||
-		c.kind.Base == wal.Number && c.typeOID >= 16384 // a domain, perhaps over a float
 }
 
 // inspect looks at the live rows of a group and notes on each row what it finds.
@@ -148,7 +142,7 @@ func (g *group) note(r *netRow, found []*string) {
 		if found[i] != nil {
 			live.text = []byte(*found[i])
 		}
-		isJSON := g.table.columns.list[at].kind.Base == wal.JSON
+		isJSON := g.table.Columns.List[at].Kind.Base == wal.JSON
 		expected, restored := flag(1, i), flag(2, i)
 		if g.action == Create {
 			expected, restored = false, expected
@@ -186,8 +180,8 @@ func (g *group) inspectUnknown(ctx context.Context, tx pgx.Tx, b *budget) error 
 		return nil
 	}
 	var unknown []int
-	for at, c := range g.table.columns.list {
-		if !c.derived && !slices.Contains(g.table.withheld, c.name) && slices.ContainsFunc(g.rows, func(r *netRow) bool { return !r.missing && r.cell(at) == nil }) {
+	for at, c := range g.table.Columns.List {
+		if !c.Generated && !slices.Contains(g.table.withheld, c.Name) && slices.ContainsFunc(g.rows, func(r *netRow) bool { return !r.missing && r.cell(at) == nil }) {
 			unknown = append(unknown, at)
 		}
 	}
@@ -200,7 +194,7 @@ func (g *group) inspectUnknown(ctx context.Context, tx pgx.Tx, b *budget) error 
 	}
 	values := make([]string, len(unknown))
 	for i, at := range unknown {
-		values[i] = textOf(columnIdent("t", g.table.columns.list[at].name))
+		values[i] = textOf(columnIdent("t", g.table.Columns.List[at].Name))
 	}
 	s := g.stageArrays()
 	rows, err := tx.Query(ctx, fmt.Sprintf("SELECT s.n, ARRAY[%s]::text[] FROM %s JOIN %s AS t ON %s",
@@ -220,7 +214,7 @@ func (g *group) inspectUnknown(ctx context.Context, tx pgx.Tx, b *budget) error 
 			if found[i] != nil {
 				live.text = []byte(*found[i])
 			}
-			if !live.equal(untouched[g.table.columns.list[at].attnum]) {
+			if !live.equal(untouched[g.table.Columns.List[at].Attnum]) {
 				r.unknown = append(r.unknown, liveColumn{at, live})
 				b.spend(datumBytes + len(live.text))
 			}
@@ -237,7 +231,7 @@ func (t *target) untouched(ctx context.Context, tx pgx.Tx) (map[int16]datum, err
 	rows, err := tx.Query(ctx, `
 		SELECT a.attnum, (a.attmissingval::text::text[])[1]
 		FROM pg_catalog.pg_attribute a
-		WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped`, t.oid)
+		WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped`, t.OID)
 	if err != nil {
 		return nil, wrap("read defaults", err)
 	}

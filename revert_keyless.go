@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"slices"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/wal"
 )
 
@@ -21,10 +22,10 @@ var nowhere = []string{"0", "(0,0)"}
 // byPlace gives a table without a primary key that of its rows' places.
 func (t *target) byPlace() {
 	t.keyless = true
-	t.key = []string{"tableoid", "ctid"}
-	t.columns = newColumnSet(append(slices.Clip(t.columns.list),
-		column{name: "tableoid", typeOID: 26, typeName: "pg_catalog.oid", derived: true, notNull: true},
-		column{name: "ctid", typeOID: 27, typeName: "pg_catalog.tid", derived: true, notNull: true}))
+	t.Key = []string{"tableoid", "ctid"}
+	t.Columns = pgcatalog.NewColumns(append(slices.Clip(t.Columns.List),
+		pgcatalog.Column{Name: "tableoid", TypeOID: 26, TypeName: "pg_catalog.oid", Generated: true, NotNull: true},
+		pgcatalog.Column{Name: "ctid", TypeOID: 27, TypeName: "pg_catalog.tid", Generated: true, NotNull: true}))
 }
 
 // placeOps are the equality operators of oid and tid.
@@ -90,14 +91,14 @@ func textOfRow(t *target, values []datum) string {
 	b := []byte(mask)
 	for at, d := range values {
 		if d.known {
-			b = appendContent(b, t.columns.list[at].kind, d)
+			b = appendContent(b, t.Columns.List[at].Kind, d)
 		}
 	}
 	return string(b)
 }
 
 func (c *collapse) maskOf(m *imageMap, values []json.RawMessage) string {
-	return maskOf(len(values), func(at int) bool { return values[at] != nil && !m.target.columns.list[at].derived })
+	return maskOf(len(values), func(at int) bool { return values[at] != nil && !m.target.Columns.List[at].Generated })
 }
 
 // pop takes the last of the rows under a text.
@@ -142,7 +143,7 @@ func (c *collapse) keepWhole(m *imageMap, r *netRow, values []json.RawMessage) {
 	c.budget.spend((len(values) - len(r.whole)) * datumBytes)
 	r.whole = make([]datum, len(values))
 	for at, raw := range values {
-		if raw != nil && !m.target.columns.list[at].derived {
+		if raw != nil && !m.target.Columns.List[at].Generated {
 			r.whole[at] = c.datum(raw, m.at[at])
 		}
 	}
@@ -213,7 +214,7 @@ func (c *collapse) takeContents(m *imageMap, ch *selectedChange) error {
 
 // original is the row as it was before the selection, of one that is taken away.
 func (r *netRow) original() []datum {
-	values := make([]datum, len(r.table.columns.list))
+	values := make([]datum, len(r.table.Columns.List))
 	for _, c := range r.cells {
 		values[c.column] = c.restore
 	}
@@ -229,7 +230,7 @@ func (r *netRow) description() []string {
 	var key []string
 	for at, d := range values {
 		switch {
-		case r.table.columns.list[at].derived || !d.known:
+		case r.table.Columns.List[at].Generated || !d.known:
 		case d.text == nil:
 			key = append(key, "NULL")
 		default:

@@ -7,6 +7,7 @@ import (
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -159,7 +160,7 @@ func (p *planner) withLater(ctx context.Context, t *target, rows []*netRow, trun
 // findReverts reads which reverts of ours there were since the selection began, and
 // which of the rows in question they wrote to.
 func (p *planner) findReverts(ctx context.Context) error {
-	p.reverts, p.reverted = make(map[string]store.Revert), make(map[tableName]map[string]bool)
+	p.reverts, p.reverted = make(map[string]store.Revert), make(map[pgcatalog.Name]map[string]bool)
 	if len(p.rows) == 0 {
 		return nil
 	}
@@ -179,13 +180,13 @@ func (p *planner) findReverts(ctx context.Context) error {
 			documents, transactions = append(documents, document), append(transactions, int64(entry.TransactionID))
 		}
 	}
-	known := make(map[tableName]bool)
+	known := make(map[pgcatalog.Name]bool)
 	var schemas, tables []string
 	for _, t := range p.atlas.targets {
-		for _, name := range p.namesOf(&conflictOrigin{oid: t.oid, schema: t.schema, table: t.name}) {
+		for _, name := range p.namesOf(&conflictOrigin{oid: t.OID, schema: t.Schema, table: t.Name}) {
 			if !known[name] {
 				known[name] = true
-				schemas, tables = append(schemas, name.schema), append(tables, name.table)
+				schemas, tables = append(schemas, name.Schema), append(tables, name.Table)
 			}
 		}
 	}
@@ -198,9 +199,9 @@ func (p *planner) findReverts(ctx context.Context) error {
 			  AND (c.schema, c."table") IN (SELECT * FROM unnest(?::text[], ?::text[]))
 			OFFSET 0) AS c`, documents, transactions, p.database, p.firstSelected.LSN.String(), schemas, tables)
 	_, err = collectAll(ctx, p.client, "look for reverts", sql, func(row pgx.CollectableRow) (none struct{}, err error) {
-		var name tableName
+		var name pgcatalog.Name
 		var key, previous string
-		if err := row.Scan(&name.schema, &name.table, &key, &previous); err != nil {
+		if err := row.Scan(&name.Schema, &name.Table, &key, &previous); err != nil {
 			return none, err
 		}
 		keys := p.reverted[name]
@@ -223,7 +224,7 @@ func (p *planner) touchedByReverts(r *netRow) bool {
 	if len(p.reverted) == 0 {
 		return false
 	}
-	for _, name := range p.namesOf(&conflictOrigin{oid: r.table.oid, schema: r.table.schema, table: r.table.name}) {
+	for _, name := range p.namesOf(&conflictOrigin{oid: r.table.OID, schema: r.table.Schema, table: r.table.Name}) {
 		keys := p.reverted[name]
 		if keys[store.KeyText(r.key...)] || keys[store.KeyText(p.lastKey(r)...)] || keys[store.KeyText(r.restoredKey()...)] || r.rawKey != "" && keys[r.rawKey] || r.oldKey != "" && keys[r.oldKey] {
 			return true
@@ -294,8 +295,8 @@ func (r *netRow) traceBehind() Position {
 // first. Of one partition it is not known which rows were in it.
 func (p *planner) truncationsOf(ctx context.Context, t *target) ([]Change, error) {
 	var names []string
-	for _, name := range p.namesOf(&conflictOrigin{oid: t.oid, schema: t.schema, table: t.name}) {
-		names = append(names, qualifiedName(name.schema, name.table))
+	for _, name := range p.namesOf(&conflictOrigin{oid: t.OID, schema: t.Schema, table: t.Name}) {
+		names = append(names, pgcatalog.Qualified(name.Schema, name.Table))
 	}
 	q := Query{client: p.client}.InDatabase(p.database).ForTable(names...).Operations(Truncate).OldestFirst()
 	q = q.filter(sq.Expr("c.position >= ?::pg_lsn", p.firstSelected.LSN.String()))

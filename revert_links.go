@@ -59,7 +59,7 @@ func (f *foreignKey) goesAlong(parent, child *netRow) bool {
 		if !child.changes([]string{name}) {
 			continue
 		}
-		c, p := child.cell(child.table.columns.index[name]), parent.cell(parent.table.columns.index[ref])
+		c, p := child.cell(child.table.Columns.Index[name]), parent.cell(parent.table.Columns.Index[ref])
 		if !c.restore.equal(p.restore) {
 			return false
 		}
@@ -86,8 +86,8 @@ func (g *group) postpone(coming []link) (update, relink *group) {
 	late := make(map[*netRow][]int)
 	for _, l := range coming {
 		for _, name := range l.key.columns {
-			if !slices.Contains(g.table.key, name) {
-				late[l.row] = append(late[l.row], g.table.columns.index[name])
+			if !slices.Contains(g.table.Key, name) {
+				late[l.row] = append(late[l.row], g.table.Columns.Index[name])
 			}
 		}
 	}
@@ -168,9 +168,9 @@ func (p *planner) comes(l link) bool {
 func (l link) loose() int {
 	t := l.row.table
 	for _, name := range l.key.columns {
-		at := t.columns.index[name]
-		c := &t.columns.list[at]
-		if !c.notNull && !c.derived && (l.row.action == Delete || l.row.changes([]string{name})) {
+		at := t.Columns.Index[name]
+		c := &t.Columns.List[at]
+		if !c.NotNull && !c.Generated && (l.row.action == Delete || l.row.changes([]string{name})) {
 			return at
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // step is one statement of a revert.
@@ -111,13 +113,13 @@ func (p *planner) order() ([]step, error) {
 func (p *planner) rank(rows []*netRow) ([]*foreignKey, error) {
 	involved := make(map[uint32]*target)
 	for _, r := range rows {
-		involved[r.table.oid] = r.table
+		involved[r.table.OID] = r.table
 	}
 	groups := groupRows(rows)
 	// moves tells that rows of a table come, go, or change in one of the columns.
 	moves := func(oid uint32, columns []string) bool {
 		return slices.ContainsFunc(groups, func(g *group) bool {
-			return g.table.oid == oid && (g.action != Update || g.touches(columns))
+			return g.table.OID == oid && (g.action != Update || g.touches(columns))
 		})
 	}
 	var edges, broken []*foreignKey
@@ -188,11 +190,11 @@ func reaches(edges []*foreignKey, left map[uint32]bool, from, to uint32) bool {
 func (g *group) referencing(broken []*foreignKey) []int {
 	var at []int
 	for _, f := range broken {
-		if f.from != g.table.oid {
+		if f.from != g.table.OID {
 			continue
 		}
 		for _, name := range f.columns {
-			if i := g.table.columns.index[name]; slices.Contains(g.columns, i) && !slices.Contains(at, i) {
+			if i := g.table.Columns.Index[name]; slices.Contains(g.columns, i) && !slices.Contains(at, i) {
 				at = append(at, i)
 			}
 		}
@@ -329,22 +331,22 @@ func (r *netRow) parkAt(column int, value datum) {
 func (k parking) place(n int) (at int, value datum, ok bool) {
 	t := k.row.table
 	for _, name := range k.index.columns {
-		at, ok := t.columns.index[name]
-		if ok && !k.index.nulls && !t.columns.list[at].notNull && k.parks(name) && k.row.changes([]string{name}) && !slices.Contains(t.key, name) {
+		at, ok := t.Columns.Index[name]
+		if ok && !k.index.nulls && !t.Columns.List[at].NotNull && k.parks(name) && k.row.changes([]string{name}) && !slices.Contains(t.Key, name) {
 			return at, datum{known: true}, true
 		}
 	}
 	for _, name := range k.index.columns {
-		at, ok := t.columns.index[name]
-		if !ok || !k.parks(name) || t.columns.list[at].identity == "a" || !k.row.changes([]string{name}) && k.row.action == Update {
+		at, ok := t.Columns.Index[name]
+		if !ok || !k.parks(name) || t.Columns.List[at].Identity == "a" || !k.row.changes([]string{name}) && k.row.action == Update {
 			continue
 		}
-		if text, ok := parkingText(&t.columns.list[at], n); ok {
+		if text, ok := parkingText(&t.Columns.List[at], n); ok {
 			return at, datum{text: []byte(text), known: true}, true
 		}
 	}
 	for _, name := range k.index.conditions {
-		if at, ok := t.columns.index[name]; ok && k.row.action == Update && k.row.changes([]string{name}) {
+		if at, ok := t.Columns.Index[name]; ok && k.row.action == Update && k.row.changes([]string{name}) {
 			return at, k.row.cell(at).restore, true
 		}
 	}
@@ -353,12 +355,12 @@ func (k parking) place(n int) (at int, value datum, ok bool) {
 
 // parks tells that a value of the column's own would take the row out of the way.
 func (k parking) parks(name string) bool {
-	return !k.row.table.columns.list[k.row.table.columns.index[name]].derived && !slices.Contains(k.index.conditions, name)
+	return !k.row.table.Columns.List[k.row.table.Columns.Index[name]].Generated && !slices.Contains(k.index.conditions, name)
 }
 
 // parkingText is a value of the column's type that nobody uses.
-func parkingText(c *column, n int) (string, bool) {
-	switch c.typeOID {
+func parkingText(c *pgcatalog.Column, n int) (string, bool) {
+	switch c.TypeOID {
 	case 21: // int2
 		return strconv.Itoa(-1<<15 + n), n < 1<<15
 	case 23: // int4
@@ -366,10 +368,10 @@ func parkingText(c *column, n int) (string, bool) {
 	case 20: // int8
 		return strconv.Itoa(-1<<63 + n), true
 	case 1700: // numeric
-		return "-" + strconv.Itoa(n+1) + strings.Repeat("0", 60), c.typeMod < 0
+		return "-" + strconv.Itoa(n+1) + strings.Repeat("0", 60), c.TypeMod < 0
 	case 25, 1043: // text, varchar
 		text := "~" + strconv.FormatInt(int64(n), 36)
-		return text, c.typeMod < 0 || len(text) <= int(c.typeMod)-4
+		return text, c.TypeMod < 0 || len(text) <= int(c.TypeMod)-4
 	case 2950: // uuid
 		return hex.EncodeToString(fmt.Appendf(nil, "~audit~%9d", n)), true
 	case 1082: // date
@@ -377,8 +379,8 @@ func parkingText(c *column, n int) (string, bool) {
 	case 1114, 1184: // timestamp, timestamptz
 		return time.Date(1, 1, 1, 0, 0, n, 0, time.UTC).Format("2006-01-02 15:04:05+00"), true
 	}
-	if strings.HasSuffix(c.typeName, "multirange") {
+	if strings.HasSuffix(c.TypeName, "multirange") {
 		return "{}", true
 	}
-	return "empty", strings.HasSuffix(c.typeName, "range") && len(c.labels) == 0 // an enum may be called so
+	return "empty", strings.HasSuffix(c.TypeName, "range") && len(c.Labels) == 0 // an enum may be called so
 }

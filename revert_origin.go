@@ -7,6 +7,7 @@ import (
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -69,7 +70,7 @@ func (p *planner) keepInForce(c *Conflict) {
 	if len(p.reverts) == 0 || c.Kind != ColumnChanged && c.Kind != ColumnInterleaved || c.origin.moved {
 		return
 	}
-	work, told := c.row.later.inForce[c.row.table.columns.index[c.Column]]
+	work, told := c.row.later.inForce[c.row.table.Columns.Index[c.Column]]
 	if !told || !c.origin.ownRow {
 		return
 	}
@@ -108,8 +109,8 @@ func (c *Conflict) follow() bool {
 }
 
 func (p *planner) findOriginsByKey(ctx context.Context, conflicts []Conflict) error {
-	byTable := make(map[tableName][]int)
-	var order []tableName
+	byTable := make(map[pgcatalog.Name][]int)
+	var order []pgcatalog.Name
 	for i := range conflicts {
 		o := &conflicts[i].origin
 		if len(o.key) == 0 {
@@ -124,7 +125,7 @@ func (p *planner) findOriginsByKey(ctx context.Context, conflicts []Conflict) er
 	}
 	for _, t := range order {
 		for part := range slices.Chunk(byTable[t], originChunk) {
-			if err := p.findOriginsIn(ctx, t.schema, t.table, conflicts, part); err != nil {
+			if err := p.findOriginsIn(ctx, t.Schema, t.Table, conflicts, part); err != nil {
 				return err
 			}
 		}
@@ -136,10 +137,10 @@ func (p *planner) findOriginsByKey(ctx context.Context, conflicts []Conflict) er
 }
 
 // namesOf lists the names under which the changes of a table stand.
-func (p *planner) namesOf(o *conflictOrigin) []tableName {
-	names := []tableName{{o.schema, o.table}}
+func (p *planner) namesOf(o *conflictOrigin) []pgcatalog.Name {
+	names := []pgcatalog.Name{{Schema: o.schema, Table: o.table}}
 	for _, v := range p.facts.Versions {
-		if n := (tableName{v.Schema, v.Table}); v.RelationID == o.oid && !slices.Contains(names, n) {
+		if n := (pgcatalog.Name{Schema: v.Schema, Table: v.Table}); v.RelationID == o.oid && !slices.Contains(names, n) {
 			names = append(names, n)
 		}
 	}

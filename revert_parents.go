@@ -181,7 +181,7 @@ func (p *planner) restorations(ctx context.Context, g *group, f *foreignKey, orp
 func (p *planner) comingParents(f *foreignKey) []*group {
 	var rows []*netRow
 	for _, r := range p.rows {
-		if r.table.oid == f.to && r.active() && (r.action == Create || r.action == Update && !r.missing && r.changes(f.refs)) {
+		if r.table.OID == f.to && r.active() && (r.action == Create || r.action == Update && !r.missing && r.changes(f.refs)) {
 			rows = append(rows, r)
 		}
 	}
@@ -193,7 +193,7 @@ func (p *planner) comingParents(f *foreignKey) []*group {
 func (p *planner) parentOrigin(g *group, r *netRow, f *foreignKey, values []string) conflictOrigin {
 	return conflictOrigin{
 		oid: f.to, schema: f.toSchema, table: f.toName, key: f.parentKey(values), gone: true,
-		instead: &conflictOrigin{oid: g.table.oid, schema: g.table.schema, table: g.table.name, key: p.lastKey(r), columns: f.columns},
+		instead: &conflictOrigin{oid: g.table.OID, schema: g.table.Schema, table: g.table.Name, key: p.lastKey(r), columns: f.columns},
 	}
 }
 
@@ -220,7 +220,7 @@ func (p *planner) restores(f *foreignKey, values []string) Operation {
 	if !ok {
 		index = make(map[string]Operation)
 		for _, r := range p.rows {
-			if r.table.oid == f.to && r.active() && (r.action == Create || r.action == Update && !r.missing) {
+			if r.table.OID == f.to && r.active() && (r.action == Create || r.action == Update && !r.missing) {
 				if key, ok := r.restoredValues(f.refs); ok {
 					index[joinKey(key)] = r.action
 				}
@@ -235,9 +235,9 @@ func (p *planner) restores(f *foreignKey, values []string) Operation {
 func (r *netRow) restoredValues(columns []string) ([]string, bool) {
 	values := make([]string, len(columns))
 	for i, name := range columns {
-		at := r.table.columns.index[name]
+		at := r.table.Columns.Index[name]
 		c := r.cell(at)
-		k := slices.Index(r.table.key, name)
+		k := slices.Index(r.table.Key, name)
 		switch {
 		case c != nil && c.restore.known && c.restore.text != nil:
 			values[i] = string(c.restore.text)

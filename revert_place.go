@@ -8,15 +8,16 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/wal"
 )
 
 // contentSQL is the text of a value, NULL for NULL. What a json value means is
 // compared, since that is what an image keeps of it, and never what is equal by a
 // column's collation.
-func contentSQL(column *column, value string) string {
+func contentSQL(column *pgcatalog.Column, value string) string {
 	text := "pg_catalog.concat(" + value + ")"
-	if column.kind.Base == wal.JSON {
+	if column.Kind.Base == wal.JSON {
 		text = fmt.Sprintf(`CASE WHEN pg_catalog.strpos(%[1]s, '\u0000') > 0 THEN %[1]s ELSE pg_catalog.concat(%[1]s::pg_catalog.jsonb) END`, text)
 	}
 	return "(CASE WHEN " + value + " IS NOT DISTINCT FROM NULL THEN NULL ELSE " + text + ` END) COLLATE pg_catalog."C"`
@@ -24,11 +25,11 @@ func contentSQL(column *column, value string) string {
 
 // contentsSQL is what a row holds in the columns of a mask, as an array of texts:
 // value gives the SQL of each column's value.
-func (t *target) contentsSQL(mask string, value func(at int, column *column) string) string {
+func (t *target) contentsSQL(mask string, value func(at int, column *pgcatalog.Column) string) string {
 	var texts []string
-	for at := range t.columns.list {
+	for at := range t.Columns.List {
 		if mask[at] == '1' {
-			column := &t.columns.list[at]
+			column := &t.Columns.List[at]
 			texts = append(texts, contentSQL(column, value(at, column)))
 		}
 	}
@@ -39,10 +40,10 @@ func (t *target) contentsSQL(mask string, value func(at int, column *column) str
 // rows with equal contents the first gets the first. Rows that are taken already
 // are left out.
 func (t *target) placesSQL(mask string, from string, taken int, lock, retyped bool) string {
-	live := t.contentsSQL(mask, func(_ int, c *column) string { return columnIdent("t", c.name) })
-	staged := t.contentsSQL(mask, func(at int, c *column) string {
-		if c.hasSeveralTexts(retyped) {
-			return fmt.Sprintf("s.w%d::%s", at, c.typeName)
+	live := t.contentsSQL(mask, func(_ int, c *pgcatalog.Column) string { return columnIdent("t", c.Name) })
+	staged := t.contentsSQL(mask, func(at int, c *pgcatalog.Column) string {
+		if c.HasSeveralTexts(retyped) {
+			return fmt.Sprintf("s.w%d::%s", at, c.TypeName)
 		}
 		return fmt.Sprintf("s.w%d", at)
 	})
@@ -263,7 +264,7 @@ func (a *applier) noteAdjusted(ctx context.Context, g *group, moved [][]string) 
 			d := AdjustedRow{RowRef: refs[w]}
 			for i := range w.cells {
 				if w.missing || w.cells[i].live != nil {
-					d.Columns = append(d.Columns, w.table.columns.list[w.cells[i].column].name)
+					d.Columns = append(d.Columns, w.table.Columns.List[w.cells[i].column].Name)
 				}
 			}
 			if len(d.Columns) > 0 {
@@ -383,7 +384,7 @@ func (r *netRow) cascaded() *netRow {
 			continue
 		}
 		for _, name := range f.columns {
-			if c := r.cell(r.table.columns.index[name]); c != nil && c.restore.known {
+			if c := r.cell(r.table.Columns.Index[name]); c != nil && c.restore.known {
 				moved.whole[c.column] = c.restore
 			}
 		}
@@ -403,13 +404,13 @@ func (r *netRow) placeCondition() string {
 		if !d.known {
 			continue
 		}
-		column := &r.table.columns.list[at]
-		live := columnIdent("", column.name)
+		column := &r.table.Columns.List[at]
+		live := columnIdent("", column.Name)
 		if d.text == nil {
 			same = append(same, live+" IS NOT DISTINCT FROM NULL")
 			continue
 		}
-		same = append(same, contentSQL(column, live)+" = "+contentSQL(column, sqlLiteral(d)+"::"+column.typeName))
+		same = append(same, contentSQL(column, live)+" = "+contentSQL(column, sqlLiteral(d)+"::"+column.TypeName))
 	}
 	return fmt.Sprintf("(tableoid, ctid) = (SELECT tableoid, ctid FROM %s WHERE %s LIMIT 1)", r.table.from(), strings.Join(same, " AND "))
 }

@@ -180,7 +180,7 @@ func (r *netRow) planned(blocked bool) PlannedRow {
 	}
 	for i := range r.cells {
 		c := &r.cells[i]
-		column := PlannedColumn{Column: r.table.columns.list[c.column].name}
+		column := PlannedColumn{Column: r.table.Columns.List[c.column].Name}
 		live := c.seen()
 		if r.action != Create {
 			column.Live = live.pointer()
@@ -259,7 +259,7 @@ type digester struct {
 // add adds what is done to the row, and what is there now.
 func (d *digester) add(r *netRow) {
 	if d.table != r.table {
-		d.table, d.ident = r.table, r.table.ident()
+		d.table, d.ident = r.table, r.table.Ident()
 	}
 	d.text(d.ident)
 	d.text(string(r.action))
@@ -272,7 +272,7 @@ func (d *digester) add(r *netRow) {
 	}
 	for i := range r.cells {
 		c := &r.cells[i]
-		name := r.table.columns.list[c.column].name
+		name := r.table.Columns.List[c.column].Name
 		if r.action == Delete && r.table.leaves(c.column) {
 			continue
 		}

@@ -9,6 +9,7 @@ import (
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -49,7 +50,7 @@ type planner struct {
 	// reverts are the registered reverts since the selection began, by their ids, and
 	// reverted the rows that they wrote to.
 	reverts  map[string]store.Revert
-	reverted map[tableName]map[string]bool
+	reverted map[pgcatalog.Name]map[string]bool
 
 	live         map[*target]map[string]*netRow
 	restored     map[*foreignKey]map[string]Operation
@@ -155,13 +156,13 @@ func (p *planner) coveredSince(t *travel) error {
 		}
 	}
 	for _, table := range p.r.tables {
-		name, err := parseTable(table)
+		name, err := pgcatalog.ParseName(table)
 		if err != nil {
 			return &FilterError{Filter: "ForTable", Reason: err.Error(), cause: err}
 		}
 		known, since, sinceTime := false, LSN(0), time.Time{}
 		for _, v := range p.facts.Coverage {
-			if v.Table != name.table || name.schema != "" && v.Schema != name.schema {
+			if v.Table != name.Table || name.Schema != "" && v.Schema != name.Schema {
 				continue
 			}
 			known = true
@@ -375,7 +376,7 @@ func (p *planner) whole() error {
 func (p *planner) checkColumns() error {
 	known := make(map[string]bool)
 	for _, t := range p.atlas.targets {
-		for name := range t.columns.index {
+		for name := range t.Columns.Index {
 			known[name] = true
 		}
 	}
@@ -397,17 +398,17 @@ func (p *planner) checkColumns() error {
 // checkRow refuses what no statement can do.
 func (p *planner) checkRow(r *netRow) error {
 	for _, c := range r.cells {
-		column := &r.table.columns.list[c.column]
+		column := &r.table.Columns.List[c.column]
 		if r.action == Update && c.restore.known && c.restore.text == nil && slices.Contains(r.table.keyAt, c.column) && !r.table.keyless {
 			return &UnrevertableError{
 				Table: r.table.label(), Position: r.first(),
-				Reason: fmt.Sprintf("column %q belongs to the primary key now, and had no value then; Except(%q) leaves it as it is", column.name, column.name),
+				Reason: fmt.Sprintf("column %q belongs to the primary key now, and had no value then; Except(%q) leaves it as it is", column.Name, column.Name),
 			}
 		}
-		if r.action == Update && column.identity == "a" && !c.restore.equal(c.expect) {
+		if r.action == Update && column.Identity == "a" && !c.restore.equal(c.expect) {
 			return &UnrevertableError{
 				Table: r.table.label(), Position: r.first(),
-				Reason: fmt.Sprintf("column %q is GENERATED ALWAYS AS IDENTITY, which an UPDATE can only set to its default", column.name),
+				Reason: fmt.Sprintf("column %q is GENERATED ALWAYS AS IDENTITY, which an UPDATE can only set to its default", column.Name),
 			}
 		}
 	}

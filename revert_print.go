@@ -131,7 +131,7 @@ func (p *Plan) WriteSQL(w io.Writer) error {
 // under a key that is deferrable the second would find the first one's row, too.
 func (g *group) inStatements() [][]*netRow {
 	ring := slices.ContainsFunc(g.table.parents, func(f *foreignKey) bool { return f.from == f.to && !f.deferrable })
-	shift := g.table.deferrable && slices.ContainsFunc(g.rows, (*netRow).keyChanges)
+	shift := g.table.Deferrable && slices.ContainsFunc(g.rows, (*netRow).keyChanges)
 	if g.action == Update && shift || g.action != Update && ring {
 		return [][]*netRow{g.rows}
 	}
@@ -146,7 +146,7 @@ func statementSQL(rows []*netRow) string {
 	case Create:
 		var names, lists []string
 		for _, c := range first.cells {
-			names = append(names, columnIdent("", t.columns.list[c.column].name))
+			names = append(names, columnIdent("", t.Columns.List[c.column].Name))
 		}
 		for _, r := range rows {
 			values := make([]string, len(first.cells))
@@ -155,7 +155,7 @@ func statementSQL(rows []*netRow) string {
 			}
 			lists = append(lists, "("+strings.Join(values, ", ")+")")
 		}
-		return fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE VALUES %s", t.ident(), strings.Join(names, ", "), strings.Join(lists, ", "))
+		return fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE VALUES %s", t.Ident(), strings.Join(names, ", "), strings.Join(lists, ", "))
 	case Delete:
 		var keys []string
 		for _, r := range rows {
@@ -168,7 +168,7 @@ func statementSQL(rows []*netRow) string {
 		}
 		var set []string
 		for _, c := range first.cells {
-			set = append(set, columnIdent("", t.columns.list[c.column].name)+" = "+sqlLiteral(c.restore))
+			set = append(set, columnIdent("", t.Columns.List[c.column].Name)+" = "+sqlLiteral(c.restore))
 		}
 		set = append(set, t.countOn("")...)
 		where := first.whereSQL()
@@ -191,12 +191,12 @@ func shiftSQL(rows []*netRow) string {
 			if cases[c.column] == nil {
 				cases[c.column] = new(strings.Builder)
 			}
-			fmt.Fprintf(cases[c.column], " WHEN %s THEN %s::%s", key, sqlLiteral(c.restore), t.columns.list[c.column].typeName)
+			fmt.Fprintf(cases[c.column], " WHEN %s THEN %s::%s", key, sqlLiteral(c.restore), t.Columns.List[c.column].TypeName)
 		}
 	}
-	for at := range t.columns.list {
+	for at := range t.Columns.List {
 		if when := cases[at]; when != nil {
-			name := columnIdent("", t.columns.list[at].name)
+			name := columnIdent("", t.Columns.List[at].Name)
 			set = append(set, fmt.Sprintf("%s = CASE%s ELSE %s END", name, when, name))
 		}
 	}
@@ -215,7 +215,7 @@ func (r *netRow) whereSQL() string {
 // keySQL is the condition that a row has a key.
 func (t *target) keySQL(key []string) string {
 	parts := make([]string, len(key))
-	for i, name := range t.key {
+	for i, name := range t.Key {
 		parts[i] = columnIdent("", name) + " = " + sqlLiteral(datum{text: []byte(key[i]), known: true})
 	}
 	return strings.Join(parts, " AND ")

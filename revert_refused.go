@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // check is a condition on the values of a row: a CHECK constraint, or one of a domain.
@@ -81,15 +82,15 @@ func readChecks(ctx context.Context, db capture.Querier, oids []uint32, targets 
 
 // unchecked is a column as one of the type that its domain is over, if that has conditions:
 // what is compared need not meet them.
-func (t *target) unchecked(at int) *column {
+func (t *target) unchecked(at int) *pgcatalog.Column {
 	for _, c := range t.checks {
-		if c.base != "" && c.columns[0] == t.columns.list[at].name {
-			bare := t.columns.list[at]
-			bare.typeName = c.base
+		if c.base != "" && c.columns[0] == t.Columns.List[at].Name {
+			bare := t.Columns.List[at]
+			bare.TypeName = c.base
 			return &bare
 		}
 	}
-	return &t.columns.list[at]
+	return &t.Columns.List[at]
 }
 
 // refusedValues finds values that the table does not take any more, or not beside those that
@@ -104,8 +105,8 @@ func (p *planner) refusedValues(ctx context.Context, g *group) (found []Conflict
 	for _, r := range g.rows {
 		for i := range r.cells {
 			c := &r.cells[i]
-			if column := &g.table.columns.list[c.column]; column.notNull && !mended && c.restore.known && c.restore.text == nil && !column.derived {
-				found = append(found, r.refusal("", column.name))
+			if column := &g.table.Columns.List[c.column]; column.NotNull && !mended && c.restore.known && c.restore.text == nil && !column.Generated {
+				found = append(found, r.refusal("", column.Name))
 			}
 		}
 	}
@@ -124,7 +125,7 @@ func (p *planner) refusedValues(ctx context.Context, g *group) (found []Conflict
 			}
 		case !g.touches(c.columns):
 		case c.base != "":
-			at := g.table.columns.index[c.columns[0]]
+			at := g.table.Columns.Index[c.columns[0]]
 			part = fmt.Sprintf(`SELECT v."~n", %d FROM (SELECT s.n AS "~n", s.r%d::%s AS value FROM %s WHERE %s) AS v WHERE (%s) IS FALSE`,
 				len(checks), at, c.base, s.from, g.has(slices.Index(g.columns, at)), c.expression)
 		case !mended:
@@ -199,7 +200,7 @@ func (r *netRow) refusal(constraint string, columns ...string) Conflict {
 	c.Constraint, c.stays, c.origin.columns = constraint, true, columns
 	if len(columns) == 1 {
 		c.Column = columns[0]
-		if cell := r.cell(r.table.columns.index[c.Column]); cell != nil {
+		if cell := r.cell(r.table.Columns.Index[c.Column]); cell != nil {
 			c.Restore = cell.restore.pointer()
 			if r.action == Update {
 				live := cell.seen()

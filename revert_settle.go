@@ -51,7 +51,7 @@ func (r *netRow) conflicts(leaving bool) []Conflict {
 // conflict makes a conflict about the row itself.
 func (r *netRow) conflict(kind ConflictKind) Conflict {
 	c := Conflict{Kind: kind, RowRef: r.ref(), row: r, origin: conflictOrigin{
-		oid: r.table.oid, schema: r.table.schema, table: r.table.name, key: r.key, after: r.first(), ownRow: true,
+		oid: r.table.OID, schema: r.table.Schema, table: r.table.Name, key: r.key, after: r.first(), ownRow: true,
 	}}
 	if r.table.keyless {
 		c.origin.key = nil
@@ -62,7 +62,7 @@ func (r *netRow) conflict(kind ConflictKind) Conflict {
 // columnConflict makes a conflict about a column of the row.
 func (r *netRow) columnConflict(kind ConflictKind, column int, restore, live datum) Conflict {
 	c := r.conflict(kind)
-	c.Column = r.table.columns.list[column].name
+	c.Column = r.table.Columns.List[column].Name
 	c.Restore, c.Live, c.origin.columns = restore.pointer(), live.pointer(), []string{c.Column}
 	return c
 }
@@ -129,7 +129,7 @@ func (r *netRow) conflictsToRemove() []Conflict {
 		found = append(found, c)
 	}
 	found = append(found, r.lostConflicts()...)
-	for at := range r.table.columns.list {
+	for at := range r.table.Columns.List {
 		c := r.cell(at)
 		switch {
 		case r.table.leaves(at), slices.Contains(r.later.ours, at):
@@ -404,7 +404,7 @@ func (p *planner) rebuild(ctx context.Context, c *Conflict) error {
 		return &UnrevertableError{Table: r.table.label(), Position: last.Position, Reason: "history does not know the whole of the last that there was of a row that is gone"}
 	}
 	for at, raw := range values {
-		if raw != nil && !r.table.columns.list[at].derived && r.cell(at) == nil {
+		if raw != nil && !r.table.Columns.List[at].Generated && r.cell(at) == nil {
 			r.cells = append(r.cells, cell{column: at, restore: r.table.countedOn(at, reader.datum(raw, m.at[at]))})
 			r.retyped = r.retyped || m.at[at].as != 0
 		}

@@ -69,7 +69,7 @@ func groupRows(rows []*netRow) []*group {
 
 // signature tells apart rows with different sets of cells.
 func (r *netRow) signature() string {
-	have := make([]byte, len(r.table.columns.list))
+	have := make([]byte, len(r.table.Columns.List))
 	for _, c := range r.cells {
 		have[c.column] = 1
 	}
@@ -78,7 +78,7 @@ func (r *netRow) signature() string {
 
 // settle finds the columns.
 func (g *group) settle() {
-	count := make([]int, len(g.table.columns.list))
+	count := make([]int, len(g.table.Columns.List))
 	for _, r := range g.rows {
 		for _, c := range r.cells {
 			count[c.column]++
@@ -110,7 +110,7 @@ type stagedColumn struct {
 // restored in each column, and which of the columns the row has.
 func (g *group) stagedColumns() []stagedColumn {
 	var columns []stagedColumn
-	for i := range g.table.key {
+	for i := range g.table.Key {
 		columns = append(columns, stagedColumn{fmt.Sprintf("k%d", i), func(r *netRow) datum {
 			return datum{text: []byte(r.liveKey()[i]), known: true}
 		}})
@@ -283,9 +283,9 @@ func (s *stageReader) appendRow(r *netRow) {
 
 // on joins the live table, as t, by the primary key.
 func (t *target) on() string {
-	parts := make([]string, len(t.key))
+	parts := make([]string, len(t.Key))
 	for i, at := range t.keyAt {
-		parts[i] = fmt.Sprintf("%s %s s.k%d::%s", columnIdent("t", t.key[i]), t.keyOp(i), i, t.columns.list[at].typeName)
+		parts[i] = fmt.Sprintf("%s %s s.k%d::%s", columnIdent("t", t.Key[i]), t.keyOp(i), i, t.Columns.List[at].TypeName)
 	}
 	return strings.Join(parts, " AND ")
 }
@@ -299,8 +299,8 @@ func (t *target) keyOp(i int) string {
 
 // keyOrder is the order in which rows are locked.
 func (t *target) keyOrder() string {
-	parts := make([]string, len(t.key))
-	for i, name := range t.key {
+	parts := make([]string, len(t.Key))
+	for i, name := range t.Key {
 		parts[i] = columnIdent("t", name)
 	}
 	return strings.Join(parts, ", ")

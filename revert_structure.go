@@ -79,7 +79,7 @@ func joinKey(key []string) string { return strings.Join(key, "\x00") }
 // changes tells that the revert gives one of the columns another value.
 func (r *netRow) changes(columns []string) bool {
 	for _, name := range columns {
-		at, ok := r.table.columns.index[name]
+		at, ok := r.table.Columns.Index[name]
 		if !ok {
 			continue
 		}
@@ -93,7 +93,7 @@ func (r *netRow) changes(columns []string) bool {
 // touches tells that any row of the group has a cell of one of the columns.
 func (g *group) touches(columns []string) bool {
 	return slices.ContainsFunc(g.columns, func(at int) bool {
-		return slices.Contains(columns, g.table.columns.list[at].name)
+		return slices.Contains(columns, g.table.Columns.List[at].Name)
 	})
 }
 
@@ -165,20 +165,20 @@ func (p *planner) inPlan(oid uint32, key []string) *netRow {
 // prospective is the SQL of a column's value as the revert will leave it, with its
 // name; t is the live row, where there is one.
 func (g *group) prospective(name string) string {
-	at := g.table.columns.index[name]
-	column := &g.table.columns.list[at]
+	at := g.table.Columns.Index[name]
+	column := &g.table.Columns.List[at]
 	i := slices.Index(g.columns, at)
-	value := "NULL::" + column.typeName
+	value := "NULL::" + column.TypeName
 	switch {
 	case i >= 0 && g.uniform:
-		value = fmt.Sprintf("s.r%d::%s", at, column.typeName)
+		value = fmt.Sprintf("s.r%d::%s", at, column.TypeName)
 	case i >= 0 && g.action == Update:
-		value = fmt.Sprintf("CASE WHEN %s THEN s.r%d::%s ELSE %s END", g.has(i), at, column.typeName, columnIdent("t", name))
+		value = fmt.Sprintf("CASE WHEN %s THEN s.r%d::%s ELSE %s END", g.has(i), at, column.TypeName, columnIdent("t", name))
 	case g.action == Update:
 		value = columnIdent("t", name)
 	}
-	if column.loose {
-		value = "(" + value + ") COLLATE " + column.collation
+	if column.Nondeterministic {
+		value = "(" + value + ") COLLATE " + column.Collation
 	}
 	return value + " AS " + pgx.Identifier{name}.Sanitize()
 }
@@ -207,7 +207,7 @@ func (p *planner) lastKey(r *netRow) []string {
 
 // derivedAmong tells that the server computes one of the columns.
 func (g *group) derivedAmong(columns []string) bool {
-	return slices.ContainsFunc(columns, func(name string) bool { return g.table.columns.list[g.table.columns.index[name]].derived })
+	return slices.ContainsFunc(columns, func(name string) bool { return g.table.Columns.List[g.table.Columns.Index[name]].Generated })
 }
 
 // uniqueTaken finds rows whose restored values another row has now. Rows that the
@@ -258,7 +258,7 @@ func (g *group) holdersSQL(u *uniqueIndex) string {
 		SELECT w."~n", h."~key"
 		FROM (SELECT "~n", %[1]s FROM %[2]s AS new%[3]s) w
 		JOIN (SELECT %[4]s AS "~key", %[1]s FROM %[5]s AS h%[3]s) h ON `,
-		strings.Join(values, ", "), g.future(s, u.columns), where, keyArray("h", g.table.key), g.table.from())
+		strings.Join(values, ", "), g.future(s, u.columns), where, keyArray("h", g.table.Key), g.table.from())
 	sql := from + strings.Join(match, " AND ")
 	if u.nulls {
 		// Apart from the others, for which there are better joins.
@@ -288,10 +288,10 @@ func (p *planner) taken(g *group, u *uniqueIndex, r *netRow, holder []string) *C
 	case g.action == Create && !r.missing && joinKey(holder) == r.liveText():
 		return nil // the row itself, created again: a conflict of its own
 	}
-	holder = p.otherKey(g.table.oid, holder)
+	holder = p.otherKey(g.table.OID, holder)
 	return &Conflict{
 		Kind: UniqueTaken, RowRef: r.ref(), Constraint: u.name, Other: &RowRef{Table: g.table.label(), Key: holder},
 		row: r, stays: true,
-		origin: conflictOrigin{oid: g.table.oid, schema: g.table.schema, table: g.table.name, key: holder, columns: u.columns},
+		origin: conflictOrigin{oid: g.table.OID, schema: g.table.Schema, table: g.table.Name, key: holder, columns: u.columns},
 	}
 }

@@ -9,11 +9,12 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // target is a table that a revert writes to, as it is now.
 type target struct {
-	*sourceTable
+	*pgcatalog.Table
 	// except are the names of columns that the revert leaves out; withheld are those of
 	// them of which history does not store the values.
 	except, withheld []string
@@ -49,29 +50,18 @@ type target struct {
 }
 
 // label is the table's name for people and for filters.
-func (t *target) label() string { return qualifiedName(t.schema, t.name) }
+func (t *target) label() string { return pgcatalog.Qualified(t.Schema, t.Name) }
 
 // printsOtherwise tells that keys may be equal and have different texts.
 func (t *target) printsOtherwise() bool {
 	return !t.keyless && slices.ContainsFunc(t.keyAt, func(at int) bool {
-		return t.columns.list[at].printsOtherwise()
+		return t.Columns.List[at].PrintsOtherwise()
 	})
-}
-
-// printsOtherwise tells that values may be equal and have different texts.
-func (c *column) printsOtherwise() bool {
-	switch c.typeOID {
-	case 16, 17, 20, 21, 23, 26, 1082, 1114, 1184, 2950: // bool, bytea, integers, oid, date, timestamps, uuid
-		return false
-	case 25, 1043: // text, varchar
-		return c.loose
-	}
-	return true
 }
 
 // noteFormer notes a name that a column had once.
 func (t *target) noteFormer(at int, name string) {
-	if _, taken := t.columns.index[name]; taken || slices.Contains(t.former[at], name) {
+	if _, taken := t.Columns.Index[name]; taken || slices.Contains(t.former[at], name) {
 		return
 	}
 	if t.former == nil {
@@ -82,17 +72,17 @@ func (t *target) noteFormer(at int, name string) {
 
 // isNamed tells that a column has one of the names, or had it where no other has it now.
 func (t *target) isNamed(at int, names []string) bool {
-	return slices.Contains(names, t.columns.list[at].name) ||
+	return slices.Contains(names, t.Columns.List[at].Name) ||
 		slices.ContainsFunc(t.former[at], func(former string) bool { return slices.Contains(names, former) })
 }
 
 // from names the table in FROM, UPDATE and DELETE. What inherits from it has
 // rows, and keys, of its own.
 func (t *target) from() string {
-	if t.kind == "p" {
-		return t.ident()
+	if t.Kind == "p" {
+		return t.Ident()
 	}
-	return "ONLY " + t.ident()
+	return "ONLY " + t.Ident()
 }
 
 // foreignKey is a foreign key constraint.
@@ -117,8 +107,8 @@ type foreignKey struct {
 
 func (f *foreignKey) fromIdent() string { return onlyIdent(f.fromSchema, f.fromName, f.fromKind) }
 func (f *foreignKey) toIdent() string   { return onlyIdent(f.toSchema, f.toName, f.toKind) }
-func (f *foreignKey) child() string     { return qualifiedName(f.fromSchema, f.fromName) }
-func (f *foreignKey) parent() string    { return qualifiedName(f.toSchema, f.toName) }
+func (f *foreignKey) child() string     { return pgcatalog.Qualified(f.fromSchema, f.fromName) }
+func (f *foreignKey) parent() string    { return pgcatalog.Qualified(f.toSchema, f.toName) }
 func (f *foreignKey) constraint() string {
 	return pgx.Identifier{f.conSchema, f.name}.Sanitize()
 }
@@ -152,7 +142,7 @@ type uniqueIndex struct {
 // byTexts tells that just those rows cannot both be there that have the same texts in
 // the columns.
 func (u *uniqueIndex) byTexts(t *target) bool {
-	if u.nulls || u.predicate != "" || slices.ContainsFunc(u.columns, func(c string) bool { return t.columns.list[t.columns.index[c]].printsOtherwise() }) || len(u.expressions) != len(u.columns) {
+	if u.nulls || u.predicate != "" || slices.ContainsFunc(u.columns, func(c string) bool { return t.Columns.List[t.Columns.Index[c]].PrintsOtherwise() }) || len(u.expressions) != len(u.columns) {
 		return false
 	}
 	return !slices.ContainsFunc(u.expressions, func(e string) bool {
@@ -271,13 +261,13 @@ func readForeignKeys(ctx context.Context, db capture.Querier, oids []uint32, tar
 	for _, f := range keys {
 		if t := targets[f.from]; t != nil {
 			if t.keyless {
-				f.fromKey = t.key
+				f.fromKey = t.Key
 			}
 			t.parents = append(t.parents, f)
 		}
 		if t := targets[f.to]; t != nil {
 			if t.keyless {
-				f.toKey = t.key
+				f.toKey = t.Key
 			}
 			t.children = append(t.children, f)
 		}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/wal"
 	"github.com/hindsight-go/audit/store"
 )
@@ -62,10 +63,10 @@ func (t *truncated) deleted(key string, values [][]byte) *selectedChange {
 		position: t.change.position, schema: t.change.schema, table: t.change.table, key: []byte(key),
 		operation: Delete, before: t.past.image(values), after: Image("{}"),
 	}
-	for i, column := range t.past.columns.list {
-		isJSON := column.kind.Base == wal.JSON || column.kind.Base == wal.JSONB
+	for i, column := range t.past.columns.List {
+		isJSON := column.Kind.Base == wal.JSON || column.Kind.Base == wal.JSONB
 		if isJSON && string(values[i]) == "null" {
-			d.defect += fmt.Sprintf("before: column %q is the null of JSON; ", column.name)
+			d.defect += fmt.Sprintf("before: column %q is the null of JSON; ", column.Name)
 		}
 	}
 	return d
@@ -83,25 +84,25 @@ func (c *collapse) tableBefore(ctx context.Context, ch *selectedChange) (*pastTa
 	// choose by: the changes are read in order.
 	point.search = searchScan
 	t := &travel{client: client, point: point, database: database, facts: c.atlas.facts, through: through, same: through}
-	cov, err := t.coverageOf(ctx, tableName{ch.schema, ch.table})
+	cov, err := t.coverageOf(ctx, pgcatalog.Name{Schema: ch.schema, Table: ch.table})
 	if err != nil {
 		return nil, err
 	}
 	past, err := t.tableOf(ctx, cov, client.recentTable)
-	if err != nil || !past.columns.hasDerived() {
+	if err != nil || !past.columns.HasDerived() {
 		return past, err
 	}
 	// The server computes them when the rows are put back.
-	for _, column := range past.columns.list {
-		if !column.derived {
-			t.point.columns = append(t.point.columns, column.name)
+	for _, column := range past.columns.List {
+		if !column.Generated {
+			t.point.columns = append(t.point.columns, column.Name)
 		}
 	}
 	return t.tableOf(ctx, cov, client.recentTable)
 }
 
 func (t *truncated) refuse(reason string, cause error) error {
-	return &UnrevertableError{Table: qualifiedName(t.change.schema, t.change.table), Position: t.change.position, Reason: reason, cause: cause}
+	return &UnrevertableError{Table: pgcatalog.Qualified(t.change.schema, t.change.table), Position: t.change.position, Reason: reason, cause: cause}
 }
 
 // explain says what can be done where history does not know the rows.
@@ -349,7 +350,7 @@ func (c *collapse) concerned(t *target) [][]any {
 // truncationsBehind finds the TRUNCATEs behind conflicts about rows that are gone,
 // where no change of the row itself is.
 func (p *planner) truncationsBehind(ctx context.Context, conflicts []Conflict) error {
-	found := make(map[tableName][]Change)
+	found := make(map[pgcatalog.Name][]Change)
 	for i := range conflicts {
 		c := &conflicts[i]
 		if !c.origin.gone || c.Change != nil || c.row.table.keyless && c.origin.ownRow {
@@ -357,7 +358,7 @@ func (p *planner) truncationsBehind(ctx context.Context, conflicts []Conflict) e
 		}
 		for _, name := range p.namesOf(&c.origin) {
 			if _, known := found[name]; !known {
-				q := Query{client: p.client}.InDatabase(p.database).ForTable(qualifiedName(name.schema, name.table)).
+				q := Query{client: p.client}.InDatabase(p.database).ForTable(pgcatalog.Qualified(name.Schema, name.Table)).
 					Operations(Truncate).OldestFirst()
 				changes, err := q.List(ctx)
 				if err != nil {

@@ -41,7 +41,7 @@ func (p *planner) uniqueTwice(ctx context.Context) ([]Conflict, error) {
 				c := Conflict{
 					Kind: UniqueTaken, RowRef: first.ref(), Constraint: u.name, Other: &RowRef{Table: t.label(), Key: second.key},
 					row: first, stays: true,
-					origin: conflictOrigin{oid: t.oid, schema: t.schema, table: t.name, key: second.key, columns: u.columns},
+					origin: conflictOrigin{oid: t.OID, schema: t.Schema, table: t.Name, key: second.key, columns: u.columns},
 				}
 				p.budget.spend(c.bytes())
 				found = append(found, c)
@@ -87,7 +87,7 @@ func (p *planner) twice(ctx context.Context, u *uniqueIndex, all []*netRow) (pai
 // sets tells that the revert sets all of the columns that are not in the key.
 func (r *netRow) sets(columns []string) bool {
 	return !slices.ContainsFunc(columns, func(name string) bool {
-		return r.cell(r.table.columns.index[name]) == nil && !slices.Contains(r.table.key, name)
+		return r.cell(r.table.Columns.Index[name]) == nil && !slices.Contains(r.table.Key, name)
 	})
 }
 
@@ -127,7 +127,7 @@ func (p *planner) twiceByOperators(ctx context.Context, u *uniqueIndex, rows []*
 
 // only leaves just some of the columns in the group: those that any of its rows has.
 func (g *group) only(columns []string) {
-	g.columns = slices.DeleteFunc(g.columns, func(at int) bool { return !slices.Contains(columns, g.table.columns.list[at].name) })
+	g.columns = slices.DeleteFunc(g.columns, func(at int) bool { return !slices.Contains(columns, g.table.Columns.List[at].Name) })
 	g.uniform = !slices.ContainsFunc(g.rows, func(r *netRow) bool {
 		return slices.ContainsFunc(g.columns, func(at int) bool { return r.cell(at) == nil })
 	})

@@ -53,7 +53,7 @@ func (a *atlas) leaveOut(ctx context.Context, t *target) error {
 		return nil
 	}
 	if !a.r.noTriggers {
-		set, err := columnsSetByTriggers(ctx, a.db, t.oid)
+		set, err := columnsSetByTriggers(ctx, a.db, t.OID)
 		if err != nil {
 			return wrap("read triggers", err)
 		}
@@ -62,15 +62,15 @@ func (a *atlas) leaveOut(ctx context.Context, t *target) error {
 		}
 	}
 	t.never = slices.Concat(a.client.cfg.neverRestored, a.client.cfg.versions)
-	for _, c := range t.columns.list {
-		means := func(p capture.ColumnPattern) bool { return p.Match(t.schema, t.name, c.name) }
+	for _, c := range t.Columns.List {
+		means := func(p capture.ColumnPattern) bool { return p.Match(t.Schema, t.Name, c.Name) }
 		switch {
-		case slices.Contains(t.key, c.name):
-			delete(t.unrestored, c.name)
+		case slices.Contains(t.Key, c.Name):
+			delete(t.unrestored, c.Name)
 		case slices.ContainsFunc(a.client.cfg.versions, means):
-			t.unrestored[c.name] = UnrestoredVersion
+			t.unrestored[c.Name] = UnrestoredVersion
 		case slices.ContainsFunc(a.client.cfg.neverRestored, means):
-			t.unrestored[c.name] = UnrestoredByConfig
+			t.unrestored[c.Name] = UnrestoredByConfig
 		}
 	}
 	return nil
@@ -81,25 +81,25 @@ func (t *target) leaves(at int) bool { return t.leavesItself(at) || t.isNamed(at
 
 // leavesItself reports whether a column is left out though nobody asked for that.
 func (t *target) leavesItself(at int) bool {
-	return t.unrestored[t.columns.list[at].name] != "" && !t.isNamed(at, t.named)
+	return t.unrestored[t.Columns.List[at].Name] != "" && !t.isNamed(at, t.named)
 }
 
 // leavesLost is leaves of a column that is gone.
 func (t *target) leavesLost(name string) bool {
 	return slices.Contains(t.except, name) || !slices.Contains(t.named, name) &&
-		slices.ContainsFunc(t.never, func(p capture.ColumnPattern) bool { return p.Match(t.schema, t.name, name) })
+		slices.ContainsFunc(t.never, func(p capture.ColumnPattern) bool { return p.Match(t.Schema, t.Name, name) })
 }
 
 // noteLeft notes that the selection changed a column that is left out.
 func (t *target) noteLeft(at int) {
 	if t.leavesItself(at) && !t.isNamed(at, t.except) {
-		t.leftOut[t.columns.list[at].name] = true
+		t.leftOut[t.Columns.List[at].Name] = true
 	}
 }
 
 // isVersion reports whether a column is counted on when its row is restored.
 func (t *target) isVersion(at int) bool {
-	return t.unrestored[t.columns.list[at].name] == UnrestoredVersion && t.leavesItself(at)
+	return t.unrestored[t.Columns.List[at].Name] == UnrestoredVersion && t.leavesItself(at)
 }
 
 // unrestoredColumns lists the columns that the selection changed and the revert leaves out.
@@ -121,17 +121,17 @@ func (t *target) countOn(alias string) (set []string) {
 	if t.keyless {
 		return nil // no program finds a row again without a key
 	}
-	for at, c := range t.columns.list {
-		if !t.isVersion(at) || c.derived || t.dependsOn(c.name) {
+	for at, c := range t.Columns.List {
+		if !t.isVersion(at) || c.Generated || t.dependsOn(c.Name) {
 			continue
 		}
-		live := columnIdent(alias, c.name)
-		name := columnIdent("", c.name)
+		live := columnIdent(alias, c.Name)
+		name := columnIdent("", c.Name)
 		switch {
-		case c.kind.Base == wal.Number:
+		case c.Kind.Base == wal.Number:
 			set = append(set, fmt.Sprintf("%s = %s OPERATOR(pg_catalog.+) 1", name, live))
-		case c.typeOID == timestampOID || c.typeOID == timestamptzOID:
-			set = append(set, fmt.Sprintf("%s = GREATEST(%s OPERATOR(pg_catalog.+) '1 microsecond'::pg_catalog.interval, CURRENT_TIMESTAMP::%s)", name, live, c.typeName))
+		case c.TypeOID == timestampOID || c.TypeOID == timestamptzOID:
+			set = append(set, fmt.Sprintf("%s = GREATEST(%s OPERATOR(pg_catalog.+) '1 microsecond'::pg_catalog.interval, CURRENT_TIMESTAMP::%s)", name, live, c.TypeName))
 		}
 	}
 	return set
@@ -144,7 +144,7 @@ const (
 
 // countedOn is the version behind one that the selection or others have given out.
 func (t *target) countedOn(at int, d datum) datum {
-	if column := &t.columns.list[at]; t.isVersion(at) && column.kind.Base == wal.Number {
+	if column := &t.Columns.List[at]; t.isVersion(at) && column.Kind.Base == wal.Number {
 		if n, err := strconv.ParseInt(string(d.text), 10, 64); err == nil {
 			return datum{text: strconv.AppendInt(nil, n+1, 10), known: true}
 		}

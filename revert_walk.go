@@ -129,13 +129,13 @@ func (w *historyWalk) changes(keys map[string]Position, columns string) sq.Sqliz
 		order = ""
 	}
 	var parts []string
-	for _, name := range w.p.namesOf(&conflictOrigin{oid: w.table.oid, schema: w.table.schema, table: w.table.name}) {
+	for _, name := range w.p.namesOf(&conflictOrigin{oid: w.table.OID, schema: w.table.Schema, table: w.table.Name}) {
 		for _, column := range []string{"primary_key", "previous_key"} {
 			parts = append(parts, `(SELECT c.* FROM `+w.p.client.table("changes")+` AS c
 				WHERE c."table" = ? AND c.schema = ? AND c.database = ? AND c.`+column+` = wanted.key
 				  AND c.position >= wanted.position::pg_lsn AND (c.position > wanted.position::pg_lsn OR c.sequence > wanted.sequence)
 				OFFSET 0)`)
-			args = append(args, name.table, name.schema, w.p.database)
+			args = append(args, name.Table, name.Schema, w.p.database)
 		}
 	}
 	return sq.StatementBuilder.PlaceholderFormat(sq.Dollar).Select(columns).Suffix(`
@@ -354,7 +354,7 @@ func (h *rowHistory) leaveAgain(by *writing) {
 // follows tells that it matters who writes to a column of the row.
 func (h *rowHistory) follows(at int) bool {
 	r := h.row
-	return !r.table.columns.list[at].derived && (r.action == Delete || r.action == Update && r.cell(at) != nil)
+	return !r.table.Columns.List[at].Generated && (r.action == Delete || r.action == Update && r.cell(at) != nil)
 }
 
 // write notes what a change did to one column.
@@ -409,7 +409,7 @@ func (h *rowHistory) conclude() (behind bool) {
 	case Delete:
 		r.later.undone = h.presence.undone()
 		behind = behind || len(r.unknown) > 0
-		for at := range r.table.columns.list {
+		for at := range r.table.Columns.List {
 			levels := h.columns[at]
 			switch {
 			case levels == nil:

@@ -27,23 +27,23 @@ func (g *group) writeSQL(s *stage) string {
 func (g *group) insertSQL(s *stage) string {
 	names, values := make([]string, len(g.columns)), make([]string, len(g.columns))
 	for i, at := range g.columns {
-		c := &g.table.columns.list[at]
-		names[i] = pgx.Identifier{c.name}.Sanitize()
-		values[i] = fmt.Sprintf("s.r%d::%s", at, c.typeName)
+		c := &g.table.Columns.List[at]
+		names[i] = pgx.Identifier{c.Name}.Sanitize()
+		values[i] = fmt.Sprintf("s.r%d::%s", at, c.TypeName)
 	}
 	return fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s ORDER BY s.n",
-		g.table.ident(), strings.Join(names, ", "), strings.Join(values, ", "), s.from)
+		g.table.Ident(), strings.Join(names, ", "), strings.Join(values, ", "), s.from)
 }
 
 func (g *group) updateSQL(s *stage) string {
 	set := make([]string, len(g.columns))
 	for i, at := range g.columns {
-		c := &g.table.columns.list[at]
-		value := fmt.Sprintf("s.r%d::%s", at, c.typeName)
+		c := &g.table.Columns.List[at]
+		value := fmt.Sprintf("s.r%d::%s", at, c.TypeName)
 		if !g.uniform {
-			value = fmt.Sprintf("CASE WHEN %s THEN %s ELSE %s END", g.has(i), value, columnIdent("t", c.name))
+			value = fmt.Sprintf("CASE WHEN %s THEN %s ELSE %s END", g.has(i), value, columnIdent("t", c.Name))
 		}
-		set[i] = pgx.Identifier{c.name}.Sanitize() + " = " + value
+		set[i] = pgx.Identifier{c.Name}.Sanitize() + " = " + value
 	}
 	set = append(set, g.table.countOn("t")...)
 	return fmt.Sprintf("UPDATE %s AS t SET %s FROM %s WHERE %s", g.table.from(), strings.Join(set, ", "), s.from, g.table.on())
@@ -116,7 +116,7 @@ func (a *applier) do(ctx context.Context, s *step) error {
 // by a foreign key ON DELETE CASCADE: Overwrite removes what is referenced.
 func (p *planner) takesAlong(g *group) bool {
 	return g.action == Update && slices.ContainsFunc(g.table.parents, func(f *foreignKey) bool {
-		return f.onDelete == "c" && slices.ContainsFunc(p.rows, func(r *netRow) bool { return r.active() && r.action == Delete && r.table.oid == f.to })
+		return f.onDelete == "c" && slices.ContainsFunc(p.rows, func(r *netRow) bool { return r.active() && r.action == Delete && r.table.OID == f.to })
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/wal"
 )
 
@@ -152,7 +153,7 @@ func (c *Client) lookForDropped(ctx context.Context, r *run, shapes map[uint32]s
 		}
 		gone := wal.Structure{OID: oid, Schema: k.Schema, Table: k.Table, Dropped: true}
 		if err := c.emitStructure(ctx, c.source, token, &gone, max(k.At, r.looks.until(here), 1)); err != nil {
-			return fmt.Errorf("tell that %s is gone: %w", qualifiedName(k.Schema, k.Table), err)
+			return fmt.Errorf("tell that %s is gone: %w", pgcatalog.Qualified(k.Schema, k.Table), err)
 		}
 	}
 	return nil
@@ -196,7 +197,7 @@ func (c *Client) attached(ctx context.Context, known, found *wal.Structure) (boo
 			return true, nil
 		}
 		if err != nil {
-			return false, fmt.Errorf("look into partition %s: %w", qualifiedName(part.Schema, part.Table), err)
+			return false, fmt.Errorf("look into partition %s: %w", pgcatalog.Qualified(part.Schema, part.Table), err)
 		}
 	}
 	return false, nil
@@ -233,7 +234,7 @@ func (c *Client) tellStructure(ctx context.Context, r *run, s *wal.Structure, af
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("tell structure of %s: %w", qualifiedName(s.Schema, s.Table), err)
+		return false, fmt.Errorf("tell structure of %s: %w", pgcatalog.Qualified(s.Schema, s.Table), err)
 	}
 	return told, nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -422,7 +423,7 @@ func (s *straddlers) over(ctx context.Context, t capture.Tracked) (bool, error) 
 			s.left[t.OID] = now
 			s.pending = append(s.pending, capture.Pending{
 				OID: t.OID, Schema: t.Schema, Name: t.Name, Published: true,
-				Reason: fmt.Errorf("%s was published by somebody else while %d transactions were writing to it: it is tracked when they are over", qualifiedName(t.Schema, t.Name), len(now)),
+				Reason: fmt.Errorf("%s was published by somebody else while %d transactions were writing to it: it is tracked when they are over", pgcatalog.Qualified(t.Schema, t.Name), len(now)),
 			})
 			return false, nil
 		}

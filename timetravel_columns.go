@@ -2,11 +2,10 @@ package audit
 
 import (
 	"context"
-	"encoding/json"
 	"maps"
 	"slices"
-	"strings"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -22,25 +21,25 @@ type pastVersion struct {
 	late  map[string]int
 }
 
-func (p *pastTable) columnsOf(ctx context.Context, v store.Version) (*columnSet, error) {
-	list := make([]column, len(v.Columns))
+func (p *pastTable) columnsOf(ctx context.Context, v store.Version) (*pgcatalog.Columns, error) {
+	list := make([]pgcatalog.Column, len(v.Columns))
 	for i, c := range v.Columns {
 		kind, err := p.client.kinds.Of(ctx, c.TypeOID)
 		if err != nil {
 			return nil, wrap("look up type", err)
 		}
-		list[i] = column{
-			name: c.Name, attnum: c.Attnum, typeOID: c.TypeOID, typeMod: c.TypeMod, typeName: c.Type, kind: kind,
-			generated: c.Generated, identity: c.Identity, derived: c.Generated != "", expression: c.Expression, definition: c.Definition,
-			rewritten: c.Rewritten,
+		list[i] = pgcatalog.Column{
+			Name: c.Name, Attnum: c.Attnum, TypeOID: c.TypeOID, TypeMod: c.TypeMod, TypeName: c.Type, Kind: kind,
+			GeneratedKind: c.Generated, Identity: c.Identity, Generated: c.Generated != "", Expression: c.Expression, Definition: c.Definition,
+			Rewritten: c.Rewritten,
 		}
 		if c.Type == "" {
-			if err := p.client.source.QueryRow(ctx, "SELECT coalesce(pg_catalog.format_type($1, $2), 'text')", c.TypeOID, c.TypeMod).Scan(&list[i].typeName); err != nil {
+			if err := p.client.source.QueryRow(ctx, "SELECT coalesce(pg_catalog.format_type($1, $2), 'text')", c.TypeOID, c.TypeMod).Scan(&list[i].TypeName); err != nil {
 				return nil, wrap("look up type", err)
 			}
 		}
 	}
-	return newColumnSet(list), nil
+	return pgcatalog.NewColumns(list), nil
 }
 
 // matchLive finds the columns of then in the table of now. If they are just the
@@ -50,21 +49,21 @@ func (p *pastTable) matchLive() error {
 		p.hide()
 		return p.project()
 	}
-	if p.live.columns.same(p.columns) {
-		p.columns = p.live.columns
+	if p.live.Columns.Same(p.columns) {
+		p.columns = p.live.Columns
 	}
 	p.hide()
 	if err := p.project(); err != nil {
 		return err
 	}
-	p.liveAt = make([]int, len(p.columns.list))
-	for i, c := range p.columns.list {
-		p.liveAt[i] = slices.IndexFunc(p.live.columns.list, func(now column) bool {
-			return sameColumn(c, now) && c.keeps(now) && p.keptUntilNow(c, now) && (!c.derived || !now.derived || c.expression == now.expression)
+	p.liveAt = make([]int, len(p.columns.List))
+	for i, c := range p.columns.List {
+		p.liveAt[i] = slices.IndexFunc(p.live.Columns.List, func(now pgcatalog.Column) bool {
+			return sameColumn(c, now) && c.Keeps(now) && p.keptUntilNow(c, now) && (!c.Generated || !now.Generated || c.Expression == now.Expression)
 		})
 		switch {
 		case p.liveAt[i] >= 0:
-		case c.derived:
+		case c.Generated:
 			p.computed = true
 		default:
 			p.absent = append(p.absent, i)
@@ -81,28 +80,28 @@ func (p *pastTable) project() error {
 		return nil
 	}
 	for _, name := range wanted {
-		if _, ok := p.columns.index[name]; !ok {
-			return &ColumnsError{Table: p.qualified(), Asked: p.point.String(), Missing: []string{name}, Columns: p.columns.names(), Withheld: p.withheldNames()}
+		if _, ok := p.columns.Index[name]; !ok {
+			return &ColumnsError{Table: p.qualified(), Asked: p.point.String(), Missing: []string{name}, Columns: p.columns.Names(), Withheld: p.withheldNames()}
 		}
 	}
-	var list []column
-	for _, c := range p.columns.list {
-		if slices.Contains(wanted, c.name) || slices.Contains(p.key, c.name) {
+	var list []pgcatalog.Column
+	for _, c := range p.columns.List {
+		if slices.Contains(wanted, c.Name) || slices.Contains(p.key, c.Name) {
 			list = append(list, c)
 		}
 	}
-	p.columns = newColumnSet(list)
+	p.columns = pgcatalog.NewColumns(list)
 	return nil
 }
 
 // sameColumn tells that two versions of a table mean the same column. Renaming
 // keeps the number, dropping and making it anew does not. What the catalog did
 // not tell has no number.
-func sameColumn(a, b column) bool {
-	if a.attnum == 0 || b.attnum == 0 {
-		return a.name == b.name
+func sameColumn(a, b pgcatalog.Column) bool {
+	if a.Attnum == 0 || b.Attnum == 0 {
+		return a.Name == b.Name
 	}
-	return a.attnum == b.attnum
+	return a.Attnum == b.Attnum
 }
 
 // indexOf says where the columns of then are in an image of another version.
@@ -110,9 +109,9 @@ func sameColumn(a, b column) bool {
 // between are the versions from the one of then to it, or the other way about.
 func (p *pastTable) indexOf(v store.Version, between []store.Version) map[string]int {
 	index := make(map[string]int, len(v.Columns))
-	for i, c := range p.columns.list {
+	for i, c := range p.columns.List {
 		for _, o := range v.Columns {
-			if o.Generated != "" && c.derived {
+			if o.Generated != "" && c.Generated {
 				continue // the server computes it anew
 			}
 			if o.Policy != "" {
@@ -120,13 +119,13 @@ func (p *pastTable) indexOf(v store.Version, between []store.Version) map[string
 			}
 			other := typedColumn(o)
 			if v.RelationID != p.oid {
-				other.attnum = 0 // a partition counts its columns by itself
+				other.Attnum = 0 // a partition counts its columns by itself
 			}
 			from, to := other, c
 			if v.Position > p.through {
 				from, to = to, from
 			}
-			if sameColumn(c, other) && from.keeps(to) && p.keptThrough(between, c) {
+			if sameColumn(c, other) && from.Keeps(to) && p.keptThrough(between, c) {
 				index[o.Name] = i
 			}
 		}
@@ -134,27 +133,21 @@ func (p *pastTable) indexOf(v store.Version, between []store.Version) map[string
 	return index
 }
 
-// keeps reports whether altering a column, or its type, left the texts of its
-// values as they were.
-func (c column) keeps(to column) bool {
-	return c.rewritten == to.rewritten && keeps(sqlType{c.typeOID, c.typeMod}, sqlType{to.typeOID, to.typeMod}) && definitionKeeps(c.definition, to.definition)
-}
-
 // keptThrough reports whether each version of a table kept the texts of a column's values
 // that the one before it had: a column that was altered and altered back says the same as
 // before, and its values may be others.
-func (p *pastTable) keptThrough(versions []store.Version, c column) bool {
-	var last *column
+func (p *pastTable) keptThrough(versions []store.Version, c pgcatalog.Column) bool {
+	var last *pgcatalog.Column
 	for _, v := range versions {
 		for _, o := range v.Columns {
 			is := typedColumn(o)
 			if v.RelationID != p.oid {
-				is.attnum = 0 // a partition counts its columns by itself
+				is.Attnum = 0 // a partition counts its columns by itself
 			}
 			if !sameColumn(c, is) {
 				continue
 			}
-			if last != nil && !last.keeps(is) {
+			if last != nil && !last.Keeps(is) {
 				return false
 			}
 			last = &is
@@ -164,12 +157,12 @@ func (p *pastTable) keptThrough(versions []store.Version, c column) bool {
 }
 
 // keptUntilNow is keptThrough from the moment to what the catalog says.
-func (p *pastTable) keptUntilNow(c, now column) bool {
+func (p *pastTable) keptUntilNow(c, now pgcatalog.Column) bool {
 	if p.then == nil {
 		return true
 	}
 	for _, o := range p.laterVersions[len(p.laterVersions)-1].Columns {
-		if last := typedColumn(o); sameColumn(c, last) && !last.keeps(now) {
+		if last := typedColumn(o); sameColumn(c, last) && !last.Keeps(now) {
 			return false
 		}
 	}
@@ -177,61 +170,14 @@ func (p *pastTable) keptUntilNow(c, now column) bool {
 }
 
 // typedColumn is a column of a version as far as it says what becomes of its values.
-func typedColumn(o store.Column) column {
-	return column{name: o.Name, attnum: o.Attnum, typeOID: o.TypeOID, typeMod: o.TypeMod, definition: o.Definition, rewritten: o.Rewritten}
-}
-
-// definitionKeeps reports whether all values of a type as it was defined have the
-// same text in another definition: it got new labels, but none was renamed.
-func definitionKeeps(from, to string) bool {
-	if from == to || from == "" || to == "" {
-		return true
-	}
-	var before, after []string
-	if json.Unmarshal([]byte(from), &before) != nil || json.Unmarshal([]byte(to), &after) != nil {
-		return false
-	}
-	for _, entry := range before {
-		if !slices.Contains(after, entry) {
-			return false
-		}
-	}
-	return !slices.ContainsFunc(after, func(entry string) bool {
-		return strings.HasPrefix(entry, "attribute ") && !slices.Contains(before, entry)
-	})
-}
-
-type sqlType struct {
-	oid uint32
-	mod int32
-}
-
-// keeps tells that altering a column from one type to another leaves the texts of
-// its values as they are, unless USING says otherwise.
-func keeps(from, to sqlType) bool {
-	const (
-		textOID    = 25
-		varcharOID = 1043
-		numericOID = 1700
-	)
-	whole := []uint32{21, 23, 20} // int2, int4, int8
-	switch {
-	case from == to:
-		return true
-	case (from.oid == varcharOID || from.oid == textOID) && (to.oid == textOID || to.oid == varcharOID && to.mod == -1):
-		return true
-	case from.oid == varcharOID && to.oid == varcharOID:
-		return from.mod != -1 && to.mod >= from.mod
-	case from.oid == numericOID && to.oid == numericOID && from.mod >= 4 && to.mod >= from.mod:
-		return (from.mod-4)&0x7ff == (to.mod-4)&0x7ff // of the same scale
-	}
-	return slices.Contains(whole, from.oid) && slices.Index(whole, to.oid) > slices.Index(whole, from.oid)
+func typedColumn(o store.Column) pgcatalog.Column {
+	return pgcatalog.Column{Name: o.Name, Attnum: o.Attnum, TypeOID: o.TypeOID, TypeMod: o.TypeMod, Definition: o.Definition, Rewritten: o.Rewritten}
 }
 
 // versionAt returns where the columns of then are in an image of a change.
 func (p *pastTable) versionAt(position LSN, sequence int) map[string]int {
 	if len(p.versions) == 0 {
-		return p.columns.index
+		return p.columns.Index
 	}
 	at := 0
 	for i, v := range p.versions {

@@ -11,7 +11,7 @@ import (
 // isDeferrable tells that two rows of the table may have had the same key in the
 // midst of a transaction: UPDATE t SET id = id + 1 under a deferrable key. Then
 // the first change that names a key need not be of the row that had it before.
-func (p *pastTable) isDeferrable() bool { return p.live != nil && p.live.deferrable }
+func (p *pastTable) isDeferrable() bool { return p.live != nil && p.live.Deferrable }
 
 // deferrableEvents is scanEvents for such a table: what a transaction says of a
 // key counts when all of the transaction has been read.

@@ -6,6 +6,7 @@ import (
 	"iter"
 	"slices"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -34,7 +35,7 @@ type RowDiff struct {
 }
 
 // TableName returns the name of the table in the form that [Point.Table] reads.
-func (d RowDiff) TableName() string { return qualifiedName(d.Schema, d.Table) }
+func (d RowDiff) TableName() string { return pgcatalog.Qualified(d.Schema, d.Table) }
 
 // Diff returns the columns that differ, as [Change.Diff] does.
 func (d RowDiff) Diff() []ColumnChange {
@@ -147,7 +148,7 @@ func tracedThroughout(first, last *travel) []string {
 	for _, cov := range first.facts.Coverage {
 		until := last.coveredUntil(cov)
 		if cov.From <= first.through && (cov.Until == 0 || cov.Until > first.through) && (until == 0 || until > last.through) {
-			names = append(names, qualifiedName(cov.Schema, cov.Table))
+			names = append(names, pgcatalog.Qualified(cov.Schema, cov.Table))
 		}
 	}
 	slices.Sort(names)

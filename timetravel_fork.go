@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // Fork is the past as real tables, see [Point.Into].
@@ -123,7 +125,7 @@ func (t *travel) coveredThen() []string {
 	var names []string
 	for _, cov := range t.facts.Coverage {
 		if cov.From <= t.through && (cov.Until == 0 || t.through < cov.Until) {
-			names = append(names, qualifiedName(cov.Schema, cov.Table))
+			names = append(names, pgcatalog.Qualified(cov.Schema, cov.Table))
 		}
 	}
 	slices.Sort(names)
@@ -163,7 +165,7 @@ func (f Fork) run(ctx context.Context, tx pgx.Tx, tables []*pastTable, result *F
 func (f Fork) ident(name string) string { return pgx.Identifier{f.schema, name}.Sanitize() }
 
 // isLike tells that the table of now has the columns of then.
-func (p *pastTable) isLike() bool { return p.live != nil && p.columns.same(p.live.columns) }
+func (p *pastTable) isLike() bool { return p.live != nil && p.columns.Same(p.live.Columns) }
 
 // createSQL makes the table. What is checked of rows may be younger than they are,
 // so it comes later, or not at all.
@@ -171,19 +173,19 @@ func (f Fork) createSQL(table *forkTable) string {
 	ident := f.ident(table.name)
 	if table.types != nil || !table.isLike() {
 		var columns []string
-		for i, c := range table.columns.list {
-			typeName := c.typeName
+		for i, c := range table.columns.List {
+			typeName := c.TypeName
 			if table.types != nil {
 				typeName = table.types[i]
 			}
-			columns = append(columns, pgx.Identifier{c.name}.Sanitize()+" "+typeName)
+			columns = append(columns, pgx.Identifier{c.Name}.Sanitize()+" "+typeName)
 		}
 		return "CREATE UNLOGGED TABLE " + ident + " (" + strings.Join(columns, ", ") + ")"
 	}
-	statement := "CREATE UNLOGGED TABLE " + ident + " (LIKE " + table.live.ident() + " INCLUDING GENERATED INCLUDING DEFAULTS INCLUDING COMMENTS INCLUDING STORAGE)"
-	for _, c := range table.columns.list {
-		if c.notNull {
-			statement += "; ALTER TABLE " + ident + " ALTER COLUMN " + pgx.Identifier{c.name}.Sanitize() + " DROP NOT NULL"
+	statement := "CREATE UNLOGGED TABLE " + ident + " (LIKE " + table.live.Ident() + " INCLUDING GENERATED INCLUDING DEFAULTS INCLUDING COMMENTS INCLUDING STORAGE)"
+	for _, c := range table.columns.List {
+		if c.NotNull {
+			statement += "; ALTER TABLE " + ident + " ALTER COLUMN " + pgx.Identifier{c.Name}.Sanitize() + " DROP NOT NULL"
 		}
 	}
 	return statement
@@ -200,14 +202,14 @@ type forkTable struct {
 // code of another role, as checks of domains and generated columns do.
 func (f Fork) plain(ctx context.Context, tx pgx.Tx, past *pastTable) (*forkTable, error) {
 	table := &forkTable{pastTable: past}
-	types := make([]string, len(past.columns.list))
+	types := make([]string, len(past.columns.List))
 	same := true
-	for i, c := range past.columns.list {
-		base, err := baseType(ctx, tx, c.typeOID)
+	for i, c := range past.columns.List {
+		base, err := baseType(ctx, tx, c.TypeOID)
 		if err != nil {
 			return nil, err
 		}
-		if types[i] = c.typeName; base != "" {
+		if types[i] = c.TypeName; base != "" {
 			types[i], same = base, false
 		}
 	}
@@ -220,12 +222,12 @@ func (f Fork) plain(ctx context.Context, tx pgx.Tx, past *pastTable) (*forkTable
 func (f Fork) load(ctx context.Context, tx pgx.Tx, table *forkTable) (int64, error) {
 	like := table.isLike() && table.types == nil
 	var names []string
-	for _, c := range table.columns.list {
-		if c.generated == "" || !like {
-			names = append(names, pgx.Identifier{c.name}.Sanitize())
+	for _, c := range table.columns.List {
+		if c.GeneratedKind == "" || !like {
+			names = append(names, pgx.Identifier{c.Name}.Sanitize())
 		}
 	}
-	columns := table.columns.list
+	columns := table.columns.List
 	if !like {
 		columns = nil
 	}
@@ -297,7 +299,7 @@ func (f Fork) finish(ctx context.Context, tx pgx.Tx, table *pastTable, result *F
 			continue
 		}
 		definition := x.Definition
-		for _, on := range []string{" ON ONLY " + table.live.ident() + " ", " ON " + table.live.ident() + " ", " ON ONLY " + table.live.printed() + " ", " ON " + table.live.printed() + " "} {
+		for _, on := range []string{" ON ONLY " + table.live.Ident() + " ", " ON " + table.live.Ident() + " ", " ON ONLY " + table.live.Printed() + " ", " ON " + table.live.Printed() + " "} {
 			definition = strings.Replace(definition, on, " ON "+ident+" ", 1)
 		}
 		if x.Period != "" {
@@ -313,7 +315,7 @@ func (f Fork) finish(ctx context.Context, tx pgx.Tx, table *pastTable, result *F
 // periodKey defines the primary key, WITHOUT OVERLAPS if the live table's is so.
 func periodKey(ctx context.Context, tx pgx.Tx, table *pastTable) (string, error) {
 	plain := "PRIMARY KEY (" + quotedList(table.key) + ")"
-	if !table.isLike() || !slices.Equal(table.key, table.live.key) {
+	if !table.isLike() || !slices.Equal(table.key, table.live.Key) {
 		return plain, nil
 	}
 	var definition string
@@ -339,17 +341,6 @@ func (f Fork) foreignCode(ctx context.Context, tx pgx.Tx, index uint32) (string,
 			  AND NOT pg_catalog.pg_has_role(f.proowner, current_user, 'MEMBER')
 			LIMIT 1)`, index).Scan(&function)
 	return text(function), wrap("read indexes", err)
-}
-
-// printed is the table's name as the server prints it, with quotes only where
-// they are needed.
-func (t *sourceTable) printed() string { return printedName(t.schema) + "." + printedName(t.name) }
-
-func printedName(name string) string {
-	if strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_") == "" && name[0] > '9' {
-		return name
-	}
-	return pgx.Identifier{name}.Sanitize()
 }
 
 // try runs a statement that may fail.

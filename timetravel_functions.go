@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // function is one that a query may call.
@@ -197,7 +199,7 @@ var plainExtensions = strings.Fields(`btree_gin btree_gist citext cube dict_int 
 
 // checkFunction decides about one function, called with a scope.
 func (g *guard) checkFunction(ctx context.Context, f *function, scope callScope) error {
-	object := "function " + qualifiedName(f.schema, f.name)
+	object := "function " + pgcatalog.Qualified(f.schema, f.name)
 	if f.builtin {
 		return g.checkBuiltin(f, object)
 	}
@@ -393,7 +395,7 @@ func (g *guard) checkNow(schema, name string, m meant) error {
 		return m.table.err // dropped: nothing of the name can be read
 	}
 	if m.table != nil && m.table.changed() {
-		return g.refuse(qualifiedName(schema, name), "it is read as it is now; write "+m.table.written())
+		return g.refuse(pgcatalog.Qualified(schema, name), "it is read as it is now; write "+m.table.written())
 	}
 	if err := g.checkPart(schema, name); err != nil {
 		return err

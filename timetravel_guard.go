@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // ViewError is returned by a query in a [Point.View] that would not see the past,
@@ -53,11 +55,11 @@ func newGuard(ctx context.Context, v *pastView) (*guard, error) {
 		functions: make(map[string][]*function), visited: make(map[string]bool),
 	}
 	for _, name := range v.point.live {
-		parsed, err := parseTable(name)
+		parsed, err := pgcatalog.ParseName(name)
 		if err != nil {
 			return nil, &FilterError{Filter: "WithLive", Reason: err.Error(), cause: err}
 		}
-		g.allowed[qualifiedName(parsed.schema, parsed.table)] = true
+		g.allowed[pgcatalog.Qualified(parsed.Schema, parsed.Table)] = true
 	}
 	return g, g.readImplicit(ctx)
 }
@@ -147,9 +149,9 @@ func (g *guard) checkUnread(tokens []sqlToken, plan *queryPlan, looked map[*rela
 	for _, named := range sqlRelations(tokens) {
 		if !slices.ContainsFunc(plan.scans, func(s scan) bool { return s.name == named.name }) {
 			for _, r := range g.view.relations[named.name] {
-				err, ok := g.view.missing[tableName{r.schema, named.name}]
+				err, ok := g.view.missing[pgcatalog.Name{Schema: r.schema, Table: named.name}]
 				meant := named.schema == r.schema || named.schema == "" && slices.Contains(g.view.schemas, r.schema)
-				if !ok || !meant || g.allowed[named.name] || g.allowed[qualifiedName(r.schema, named.name)] {
+				if !ok || !meant || g.allowed[named.name] || g.allowed[pgcatalog.Qualified(r.schema, named.name)] {
 					continue
 				}
 				if named.certain || named.listed && r.kind == "p" {
@@ -187,13 +189,13 @@ func (g *guard) checkPart(schema, name string) error {
 	if !ok || m.live == nil {
 		return nil
 	}
-	qualified := qualifiedName(m.live.schema, name)
+	qualified := pgcatalog.Qualified(m.live.schema, name)
 	t := g.view.holder(m.live.schema, name)
 	switch {
 	case t == nil, t.oid == m.live.oid, g.allowed[name], g.allowed[qualified]:
 		return nil
-	case g.view.missing[tableName{m.live.schema, name}] != nil:
-		return g.view.missing[tableName{m.live.schema, name}]
+	case g.view.missing[pgcatalog.Name{Schema: m.live.schema, Table: name}] != nil:
+		return g.view.missing[pgcatalog.Name{Schema: m.live.schema, Table: name}]
 	}
 	return g.refuse(qualified, "it is a partition, and what was called so then is not in history: write "+t.written()+", or say WithLive if its present will do")
 }
@@ -386,7 +388,7 @@ func (g *guard) plan(ctx context.Context, conn *pgconn.PgConn, name, sql string)
 // explainMissing says why a table is not there: it may be one that history knows.
 func (g *guard) explainMissing(names []string, err error) error {
 	for name, reason := range g.view.missing {
-		if slices.Contains(names, name.table) {
+		if slices.Contains(names, name.Table) {
 			return reason
 		}
 	}
@@ -444,7 +446,7 @@ func (g *guard) checkScan(ctx context.Context, s scan) (made bool, err error) {
 // checkLive decides about reading what the source has now. ours tells that one of
 // our views does.
 func (g *guard) checkLive(schema, name string, ours bool) error {
-	qualified := qualifiedName(schema, name)
+	qualified := pgcatalog.Qualified(schema, name)
 	t := g.view.holder(schema, name)
 	switch {
 	case t != nil && (t.mode == viewLive || t.mode == viewOverlay && ours):
@@ -461,7 +463,7 @@ func (g *guard) checkLive(schema, name string, ours bool) error {
 			return r.err
 		}
 	}
-	if err, ok := g.view.missing[tableName{schema, name}]; ok {
+	if err, ok := g.view.missing[pgcatalog.Name{Schema: schema, Table: name}]; ok {
 		return err
 	}
 	return g.refuse(qualified, "it is not tracked, so there is only its present: if that will do, say so with WithLive")

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -118,13 +119,13 @@ func (p Point) lately(ctx context.Context, name string) (*pastTable, error) {
 	if !errors.Is(err, ErrNotTracked) {
 		return past, err
 	}
-	parsed, parseErr := parseTable(name)
+	parsed, parseErr := pgcatalog.ParseName(name)
 	if parseErr != nil {
 		return nil, err
 	}
 	last := store.Coverage{}
 	for _, cov := range t.facts.Coverage {
-		if cov.Table == parsed.table && (parsed.schema == "" || cov.Schema == parsed.schema) && cov.From > last.From && cov.Until <= t.through {
+		if cov.Table == parsed.Table && (parsed.Schema == "" || cov.Schema == parsed.Schema) && cov.From > last.From && cov.Until <= t.through {
 			last = cov
 		}
 	}
@@ -328,7 +329,7 @@ func (p *pastTable) changesBefore(ctx context.Context, changes []Change, values 
 		if oldest.Operation == Create {
 			return nil, nil // there was no such row before
 		}
-		values, _ = oldest.Before.values(p.columns.list, p.versionAt(oldest.Position.LSN, oldest.Position.Sequence))
+		values, _ = oldest.Before.values(p.columns.List, p.versionAt(oldest.Position.LSN, oldest.Position.Sequence))
 	}
 	if values == nil {
 		gone, err := p.changesIn(ctx, 0, turned.position, "(c.operation IN ('DELETE', 'TRUNCATE') OR c.previous_key IS NOT NULL)")
@@ -353,7 +354,7 @@ func (p *pastTable) changesBefore(ctx context.Context, changes []Change, values 
 	}
 	var parts []string
 	for _, at := range older.keyAt {
-		here := slices.IndexFunc(p.columns.list, func(c column) bool { return sameColumn(c, older.columns.list[at]) })
+		here := slices.IndexFunc(p.columns.List, func(c pgcatalog.Column) bool { return sameColumn(c, older.columns.List[at]) })
 		if here < 0 || values[here] == nil {
 			return nil, p.refuse(ErrIncomplete, "the primary key that it had before has columns that are gone", turned.position)
 		}
@@ -393,7 +394,7 @@ func (p *pastTable) changesUnder(ctx context.Context, parts []string, bound Posi
 	own := store.KeyText(parts...)
 	names := make([]string, len(p.names))
 	for i, span := range p.names {
-		names[i] = qualifiedName(span.schema, span.name)
+		names[i] = pgcatalog.Qualified(span.schema, span.name)
 	}
 	for c, err := range p.client.Changes().wholly().InDatabase(p.database).ForTable(names...).ForRow(key...).All(ctx) {
 		if err != nil {
@@ -419,12 +420,12 @@ func (p *pastTable) named(c Change) bool {
 }
 
 // image makes an image of a row's texts, as the store would have.
-func (p *pastTable) image(values [][]byte) Image { return imageOf(p.columns.list, values) }
+func (p *pastTable) image(values [][]byte) Image { return imageOf(p.columns.List, values) }
 
-func imageOf(columns []column, values [][]byte) Image {
+func imageOf(columns []pgcatalog.Column, values [][]byte) Image {
 	image := store.ImageWriter{}
 	for i, c := range columns {
-		image.Add(c.name, c.kind, values[i])
+		image.Add(c.Name, c.Kind, values[i])
 	}
 	return Image(image.Bytes())
 }
@@ -474,11 +475,11 @@ func (p Point) Blame(ctx context.Context, table string, key ...any) (_ []ColumnB
 		return nil, err
 	}
 	var blames []ColumnBlame
-	for i, col := range past.columns.list {
+	for i, col := range past.columns.List {
 		image := store.ImageWriter{}
-		image.Add(col.name, col.kind, values[i])
-		value, _ := Image(image.Bytes()).Get(col.name)
-		blames = append(blames, ColumnBlame{Column: col.name, Value: value, Change: past.blame(versions, i)})
+		image.Add(col.Name, col.Kind, values[i])
+		value, _ := Image(image.Bytes()).Get(col.Name)
+		blames = append(blames, ColumnBlame{Column: col.Name, Value: value, Change: past.blame(versions, i)})
 	}
 	return blames, nil
 }

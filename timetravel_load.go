@@ -10,6 +10,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // fill loads the past of a table into its temporary tables, once. If that fails the
@@ -42,8 +44,8 @@ func (p *pastTable) misfit(err error) error {
 		name = match[1]
 	}
 	detail := "a past value does not fit today's type of its column (SQLSTATE " + pgErr.Code + ")"
-	if i, ok := p.columns.index[name]; ok {
-		detail = fmt.Sprintf("a past value of column %q does not fit its type of today, %s (SQLSTATE %s): leave the column out with Point.Columns, or read the table without conditions, which gives the text", name, p.columns.list[i].typeName, pgErr.Code)
+	if i, ok := p.columns.Index[name]; ok {
+		detail = fmt.Sprintf("a past value of column %q does not fit its type of today, %s (SQLSTATE %s): leave the column out with Point.Columns, or read the table without conditions, which gives the text", name, p.columns.List[i].TypeName, pgErr.Code)
 	}
 	return p.refuse(ErrIncomplete, detail, 0)
 }
@@ -51,8 +53,8 @@ func (p *pastTable) misfit(err error) error {
 // quotedNames are those of the columns.
 func (t *viewTable) quotedNames() []string {
 	var names []string
-	for _, c := range t.columns.list {
-		names = append(names, pgx.Identifier{c.name}.Sanitize())
+	for _, c := range t.columns.List {
+		names = append(names, pgx.Identifier{c.Name}.Sanitize())
 	}
 	return names
 }
@@ -65,7 +67,7 @@ func (v *pastView) fillOverlay(ctx context.Context, t *viewTable) error {
 		if err := keys.add(ctx, nil, row.keyValues); err != nil || row.values == nil {
 			return err
 		}
-		if t.columns.hasDerived() {
+		if t.columns.HasDerived() {
 			derived = append(derived, row.values)
 			return nil
 		}
@@ -120,7 +122,7 @@ func newCopier(conn *pgx.Conn, table string, columns []string) *copier {
 
 // add adds a row. Of columns, if they are given, those that the server computes
 // are left out.
-func (c *copier) add(ctx context.Context, columns []column, values [][]byte) error {
+func (c *copier) add(ctx context.Context, columns []pgcatalog.Column, values [][]byte) error {
 	c.buffer = appendCopyLine(c.buffer, columns, values)
 	if len(c.buffer) < copyChunk {
 		return nil
@@ -141,10 +143,10 @@ func (c *copier) flush(ctx context.Context) error {
 // given, those that the server computes are left out.
 //
 // Source: PostgreSQL documentation, COPY, "Text Format".
-func appendCopyLine(dst []byte, columns []column, values [][]byte) []byte {
+func appendCopyLine(dst []byte, columns []pgcatalog.Column, values [][]byte) []byte {
 	first := true
 	for i, v := range values {
-		if columns != nil && columns[i].generated != "" {
+		if columns != nil && columns[i].GeneratedKind != "" {
 			continue
 		}
 		if !first {

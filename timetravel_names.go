@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // SearchPath says in which schemas plain names of tables are looked for, first to
@@ -128,7 +130,7 @@ func (v *pastView) addNamed(ctx context.Context, names []string) (added []*viewT
 	seen := make(map[string]bool)
 	for _, cov := range v.facts.Coverage {
 		then := v.nameThen(cov)
-		name := qualifiedName(then.schema, then.table)
+		name := pgcatalog.Qualified(then.Schema, then.Table)
 		if !oids[cov.RelationID] || seen[name] {
 			continue
 		}
@@ -150,7 +152,7 @@ func (v *pastView) addNamed(ctx context.Context, names []string) (added []*viewT
 // missByAnyName notes why a table has no past under every name that it ever had.
 func (v *pastView) missByAnyName(oid uint32, refused error) {
 	for _, version := range v.facts.Versions {
-		name := tableName{version.Schema, version.Table}
+		name := pgcatalog.Name{Schema: version.Schema, Table: version.Table}
 		if version.RelationID == oid && v.missing[name] == nil {
 			v.missing[name] = refused
 		}
@@ -253,7 +255,7 @@ func (v *pastView) repeatView(ctx context.Context, r *relation) error {
 	}
 	if err != nil {
 		r.temp = ""
-		r.err = v.guard.refuse("view "+qualifiedName(r.schema, r.name), "it cannot be had over the tables as they were: it may read a column that they did not have, or of a type that has changed; write its query with the columns of then")
+		r.err = v.guard.refuse("view "+pgcatalog.Qualified(r.schema, r.name), "it cannot be had over the tables as they were: it may read a column that they did not have, or of a type that has changed; write its query with the columns of then")
 	}
 	return nil
 }

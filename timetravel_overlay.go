@@ -14,13 +14,13 @@ import (
 // findTypes finds the types of the columns in our temporary tables: those under
 // domains, whose checks are younger than the rows, and somebody's code.
 func (v *pastView) findTypes(ctx context.Context, t *viewTable) error {
-	t.types = make([]string, len(t.columns.list))
-	for i, c := range t.columns.list {
-		base, err := baseType(ctx, v.snapshot.tx, c.typeOID)
+	t.types = make([]string, len(t.columns.List))
+	for i, c := range t.columns.List {
+		base, err := baseType(ctx, v.snapshot.tx, c.TypeOID)
 		if err != nil {
 			return err
 		}
-		if t.types[i] = c.typeName; base != "" {
+		if t.types[i] = c.TypeName; base != "" {
 			t.types[i] = base
 		}
 	}
@@ -32,8 +32,8 @@ func (v *pastView) findTypes(ctx context.Context, t *viewTable) error {
 // with whole, of the domains that the columns are of.
 func (p *pastTable) checkDomains(ctx context.Context, whole bool) error {
 	var oids []uint32
-	for _, c := range p.columns.list {
-		oids = append(oids, c.typeOID)
+	for _, c := range p.columns.List {
+		oids = append(oids, c.TypeOID)
 	}
 	if p.client.cfg.TrustOwners {
 		return nil
@@ -70,9 +70,9 @@ func (p *pastTable) checkDomains(ctx context.Context, whole bool) error {
 	if err != nil {
 		return wrap("look up type", err)
 	}
-	for _, c := range p.columns.list {
-		if slices.Contains(foreign, c.typeOID) {
-			return p.refuse(ErrUntrusted, fmt.Sprintf("a check of a domain in column %q calls a function that another role owns: leave the column out with Point.Columns, or say with Config.TrustOwners that such code may run", c.name), 0)
+	for _, c := range p.columns.List {
+		if slices.Contains(foreign, c.TypeOID) {
+			return p.refuse(ErrUntrusted, fmt.Sprintf("a check of a domain in column %q calls a function that another role owns: leave the column out with Point.Columns, or say with Config.TrustOwners that such code may run", c.Name), 0)
 		}
 	}
 	return nil
@@ -104,13 +104,13 @@ func baseType(ctx context.Context, db capture.Querier, oid uint32) (string, erro
 // out of the live arm outside of the union, by their key; in the other arm that
 // key is NULL.
 func (v *pastView) overlay(ctx context.Context, t *viewTable) ([]string, error) {
-	now := make([]string, len(t.columns.list))
-	names := make([]string, len(t.columns.list))
-	expressions := make([]string, len(t.columns.list))
-	for i, c := range t.columns.list {
-		names[i] = pgx.Identifier{c.name}.Sanitize()
-		expressions[i] = v.alias + "." + pgx.Identifier{t.live.columns.list[t.liveAt[i]].name}.Sanitize()
-		if t.types[i] != c.typeName {
+	now := make([]string, len(t.columns.List))
+	names := make([]string, len(t.columns.List))
+	expressions := make([]string, len(t.columns.List))
+	for i, c := range t.columns.List {
+		names[i] = pgx.Identifier{c.Name}.Sanitize()
+		expressions[i] = v.alias + "." + pgx.Identifier{t.live.Columns.List[t.liveAt[i]].Name}.Sanitize()
+		if t.types[i] != c.TypeName {
 			expressions[i] += "::" + t.types[i]
 		}
 		now[i] = expressions[i] + " AS " + names[i]
@@ -118,7 +118,7 @@ func (v *pastView) overlay(ctx context.Context, t *viewTable) ([]string, error) 
 	var keysNow, on, keyNames []string
 	t.keys = nil
 	for i, at := range t.keyAt {
-		equal, err := v.equality(ctx, t.columns.list[at].typeOID)
+		equal, err := v.equality(ctx, t.columns.List[at].TypeOID)
 		if err != nil {
 			return nil, err
 		}
@@ -128,7 +128,7 @@ func (v *pastView) overlay(ctx context.Context, t *viewTable) ([]string, error) 
 		on = append(on, "k."+probe+" "+equal+" u."+probe)
 		keyNames = append(keyNames, names[at])
 	}
-	from := " FROM " + t.live.ident() + " AS " + v.alias
+	from := " FROM " + t.live.Ident() + " AS " + v.alias
 	arms := "SELECT " + strings.Join(slices.Concat(now, keysNow), ", ") + from +
 		" UNION ALL SELECT " + strings.Join(slices.Concat(names, t.keys), ", ") + " FROM " + t.store("rows")
 	return []string{
@@ -166,9 +166,9 @@ func (v *pastView) equality(ctx context.Context, typeOID uint32) (string, error)
 
 // columnDefinitions are those of a temporary table for rows of the table.
 func (t *viewTable) columnDefinitions() string {
-	definitions := make([]string, len(t.columns.list))
-	for i, c := range t.columns.list {
-		definitions[i] = pgx.Identifier{c.name}.Sanitize() + " " + t.types[i]
+	definitions := make([]string, len(t.columns.List))
+	for i, c := range t.columns.List {
+		definitions[i] = pgx.Identifier{c.Name}.Sanitize() + " " + t.types[i]
 	}
 	return strings.Join(definitions, ", ")
 }
@@ -202,7 +202,7 @@ func (v *pastView) materialize(ctx context.Context, t *viewTable) error {
 				}
 			}
 		}
-		names := quotedList(t.columns.names())
+		names := quotedList(t.columns.Names())
 		return v.script(ctx,
 			"CREATE TEMPORARY TABLE "+t.store("table")+" ("+t.columnDefinitions()+") ON COMMIT DROP",
 			"INSERT INTO "+t.store("table")+" ("+names+") SELECT "+names+" FROM "+t.tempIdent(),

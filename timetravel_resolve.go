@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -34,7 +35,7 @@ const factsAge = time.Second
 type remembered struct {
 	facts  *store.Facts
 	read   time.Time
-	tables map[uint32]*sourceTable
+	tables map[uint32]*pgcatalog.Table
 }
 
 // travel begins a question: it finds out which position the point means, and
@@ -114,13 +115,13 @@ func (c *Client) freshFacts(ctx context.Context, database string) (*store.Facts,
 		return nil, wrap("read facts of history", err)
 	}
 	c.mu.Lock()
-	c.known = remembered{facts: &facts, read: read, tables: make(map[uint32]*sourceTable)}
+	c.known = remembered{facts: &facts, read: read, tables: make(map[uint32]*pgcatalog.Table)}
 	c.mu.Unlock()
 	return &facts, nil
 }
 
 // recentTable describes a table as it was a moment ago; nil if it is gone.
-func (c *Client) recentTable(ctx context.Context, oid uint32) (*sourceTable, error) {
+func (c *Client) recentTable(ctx context.Context, oid uint32) (*pgcatalog.Table, error) {
 	c.mu.Lock()
 	table, ok := c.known.tables[oid]
 	c.mu.Unlock()
@@ -131,9 +132,9 @@ func (c *Client) recentTable(ctx context.Context, oid uint32) (*sourceTable, err
 }
 
 // freshTable describes a table as it is; nil if it is gone.
-func (c *Client) freshTable(ctx context.Context, oid uint32) (*sourceTable, error) {
-	table, err := describeTable(ctx, c.source, c.kinds, oid)
-	if err != nil && !errors.Is(err, errNoTable) {
+func (c *Client) freshTable(ctx context.Context, oid uint32) (*pgcatalog.Table, error) {
+	table, err := pgcatalog.Describe(ctx, c.source, c.kinds, oid)
+	if err != nil && !errors.Is(err, pgcatalog.ErrNoTable) {
 		return nil, wrap("describe table", err)
 	}
 	c.mu.Lock()

@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -140,17 +141,17 @@ func (p *pastTable) equal(ctx context.Context, parts []string) (values [][]byte,
 	point := AtPosition(Position{LSN: p.through}).of(p.client)
 	table := PastTable{point: point, name: p.qualified()}
 	for i, at := range p.keyAt {
-		c := p.columns.list[at]
+		c := p.columns.List[at]
 		typeName, err := p.client.plainType(ctx, c)
 		if err != nil {
 			return nil, nil, err
 		}
-		table = table.Where(pgx.Identifier{c.name}.Sanitize()+" = $1::text::"+typeName, parts[i])
+		table = table.Where(pgx.Identifier{c.Name}.Sanitize()+" = $1::text::"+typeName, parts[i])
 	}
 	err = table.read(ctx, func(row PastRow) error {
-		values = make([][]byte, len(p.columns.list))
-		for i, c := range p.columns.list {
-			if at, ok := row.table.columns.index[c.name]; ok {
+		values = make([][]byte, len(p.columns.List))
+		for i, c := range p.columns.List {
+			if at, ok := row.table.columns.Index[c.Name]; ok {
 				values[i] = row.values[at]
 			}
 		}
@@ -189,14 +190,14 @@ func (p *pastTable) keyParts(ctx context.Context, key []any) ([]string, error) {
 			return nil, &FilterError{Filter: "Row", Reason: fmt.Sprintf("part %d of the key is NULL", i+1)}
 		}
 		parts[i] = texts[0]
-		if c := p.columns.list[p.keyAt[i]]; !isCanonical(c.typeOID, value) {
+		if c := p.columns.List[p.keyAt[i]]; !isCanonical(c.TypeOID, value) {
 			// Many texts mean the same numeric, time or bytea; the server's is in history.
 			typeName, err := p.client.plainType(ctx, c)
 			if err != nil {
 				return nil, err
 			}
 			if parts[i], err = p.client.printed(ctx, typeName, parts[i]); err != nil {
-				return nil, &FilterError{Filter: "Row", Reason: fmt.Sprintf("part %d of the key is no %s", i+1, c.typeName), cause: err}
+				return nil, &FilterError{Filter: "Row", Reason: fmt.Sprintf("part %d of the key is no %s", i+1, c.TypeName), cause: err}
 			}
 		}
 	}
@@ -205,10 +206,10 @@ func (p *pastTable) keyParts(ctx context.Context, key []any) ([]string, error) {
 
 // plainType returns the type of a column as SQL, or the one under it if it is a
 // domain: the checks of that may be younger than the value, and somebody's code.
-func (c *Client) plainType(ctx context.Context, of column) (string, error) {
-	base, err := baseType(ctx, c.source, of.typeOID)
+func (c *Client) plainType(ctx context.Context, of pgcatalog.Column) (string, error) {
+	base, err := baseType(ctx, c.source, of.TypeOID)
 	if base == "" {
-		base = of.typeName
+		base = of.TypeName
 	}
 	return base, err
 }
@@ -250,7 +251,7 @@ var exactTypes = []uint32{18, 19, 25, 1043, 1042, 20, 21, 23, 26, 16, 17, 2950, 
 // their key. It is not so with numeric, where 1 is 1.00.
 func (p *pastTable) hasExactKey() bool {
 	for _, at := range p.keyAt {
-		if c := p.columns.list[at]; c.loose || !slices.Contains(exactTypes, c.typeOID) {
+		if c := p.columns.List[at]; c.Nondeterministic || !slices.Contains(exactTypes, c.TypeOID) {
 			return false
 		}
 	}
@@ -536,7 +537,7 @@ func (p *pastTable) keyframeRow(ctx context.Context, b base, key string) ([][]by
 	if err != nil {
 		return nil, wrap("read keyframe", err)
 	}
-	values, missing := Image(image).frameValues(p.columns.list, p.versionAt(b.position, math.MaxInt))
+	values, missing := Image(image).frameValues(p.columns.List, p.versionAt(b.position, math.MaxInt))
 	if len(missing) > 0 {
 		return nil, p.unknown(missing)
 	}
@@ -583,11 +584,11 @@ func (p *pastTable) liveRow(ctx context.Context, key string, parts []string) ([]
 }
 
 func (p *pastTable) selectLive(ctx context.Context, s *snapshot, parts []string) ([][]byte, error) {
-	selected := make([]string, len(p.columns.list))
+	selected := make([]string, len(p.columns.List))
 	for i, at := range p.liveAt {
 		selected[i] = "NULL"
 		if at >= 0 {
-			selected[i] = pgx.Identifier{p.live.columns.list[at].name}.Sanitize()
+			selected[i] = pgx.Identifier{p.live.Columns.List[at].Name}.Sanitize()
 		}
 	}
 	var where []string
@@ -597,11 +598,11 @@ func (p *pastTable) selectLive(ctx context.Context, s *snapshot, parts []string)
 		if now < 0 {
 			return nil, p.refuse(ErrIncomplete, "its key was changed since", 0)
 		}
-		c := p.live.columns.list[now]
-		where = append(where, fmt.Sprintf("%s = $%d::text::%s", pgx.Identifier{c.name}.Sanitize(), i+1, c.typeName))
+		c := p.live.Columns.List[now]
+		where = append(where, fmt.Sprintf("%s = $%d::text::%s", pgx.Identifier{c.Name}.Sanitize(), i+1, c.TypeName))
 		args = append(args, parts[i])
 	}
-	rows, err := s.tx.Query(ctx, "SELECT "+strings.Join(selected, ", ")+" FROM "+p.live.ident()+" WHERE "+strings.Join(where, " AND "), args...)
+	rows, err := s.tx.Query(ctx, "SELECT "+strings.Join(selected, ", ")+" FROM "+p.live.Ident()+" WHERE "+strings.Join(where, " AND "), args...)
 	if err != nil {
 		return nil, wrap("read the live row", err)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -42,8 +43,8 @@ func (p *pastTable) begin(ctx context.Context) (base, *snapshot, error) {
 		if err != nil || b.kind != baseLive {
 			return b, nil, err
 		}
-		locked := p.live.ident()
-		s, err := p.snapshot(ctx, []*sourceTable{p.live}, pgx.ReadOnly)
+		locked := p.live.Ident()
+		s, err := p.snapshot(ctx, []*pgcatalog.Table{p.live}, pgx.ReadOnly)
 		if err != nil && !isCode(err, "42P01") {
 			return b, nil, err
 		}
@@ -54,7 +55,7 @@ func (p *pastTable) begin(ctx context.Context) (base, *snapshot, error) {
 		if err == nil && b.kind == baseLive && !gone {
 			err = p.refuseUnpublished(ctx, s.tx)
 		}
-		if err == nil && b.kind == baseLive && !gone && p.live.ident() == locked {
+		if err == nil && b.kind == baseLive && !gone && p.live.Ident() == locked {
 			return b, s, nil
 		}
 		if s != nil {
@@ -136,7 +137,7 @@ func (p *pastTable) rebuild(ctx context.Context, b base, s *snapshot, yield func
 // deriving returns a function that yields rows once their generated columns are computed,
 // a page of rows at a time, and one that yields those that are left.
 func (p *pastTable) deriving(ctx context.Context, yield func(key string, values [][]byte) error) (add func(key string, values [][]byte) error, flush func() error) {
-	if !p.columns.hasDerived() {
+	if !p.columns.HasDerived() {
 		return yield, func() error { return nil }
 	}
 	var keys []string
@@ -266,14 +267,14 @@ func (p *pastTable) keyOf(e event, image Image) ([][]byte, error) {
 	if image == nil {
 		image = e.keyImage
 	}
-	values, _ := image.values(p.columns.list, p.versionAt(e.position, e.sequence))
+	values, _ := image.values(p.columns.List, p.versionAt(e.position, e.sequence))
 	key := make([][]byte, len(p.keyAt))
 	for i, at := range p.keyAt {
 		if values[at] == nil {
 			return nil, p.refuse(ErrIncomplete, "a change of it does not say of which row", 0)
 		}
-		if labels := p.columns.list[at].labels; len(labels) > 0 && !slices.Contains(labels, string(values[at])) {
-			return nil, p.refuse(ErrIncomplete, "a label of the enum "+p.columns.list[at].typeName+", which is in its key, was renamed or dropped since", 0)
+		if labels := p.columns.List[at].Labels; len(labels) > 0 && !slices.Contains(labels, string(values[at])) {
+			return nil, p.refuse(ErrIncomplete, "a label of the enum "+p.columns.List[at].TypeName+", which is in its key, was renamed or dropped since", 0)
 		}
 		key[i] = values[at]
 	}
@@ -337,12 +338,12 @@ func (p *pastTable) baseRows(ctx context.Context, b base, s *snapshot, yield fun
 // that have joined it since the moment, or all others. A row in one that joined is
 // in history, or came with the partition.
 func (p *pastTable) liveRows(ctx context.Context, s *snapshot, joined bool, yield func(key string, values [][]byte, missing []int) error) error {
-	selected := make([]string, len(p.columns.list))
+	selected := make([]string, len(p.columns.List))
 	for i, at := range p.liveAt {
 		if at < 0 {
 			selected[i] = "NULL"
 		} else {
-			selected[i] = pgx.Identifier{p.live.columns.list[at].name}.Sanitize()
+			selected[i] = pgx.Identifier{p.live.Columns.List[at].Name}.Sanitize()
 		}
 	}
 	if len(selected) == 0 {
@@ -360,12 +361,12 @@ func (p *pastTable) liveRows(ctx context.Context, s *snapshot, joined bool, yiel
 		}
 		where = " AS l WHERE l.tableoid " + not + "IN (" + strings.Join(oids, ", ") + ")"
 	}
-	_, err := s.tx.Exec(ctx, "DECLARE audit_rows NO SCROLL CURSOR FOR SELECT "+strings.Join(selected, ", ")+" FROM "+p.live.ident()+where)
+	_, err := s.tx.Exec(ctx, "DECLARE audit_rows NO SCROLL CURSOR FOR SELECT "+strings.Join(selected, ", ")+" FROM "+p.live.Ident()+where)
 	if err != nil {
 		return wrap("read the live table", err)
 	}
 	for {
-		page, err := fetchPage(ctx, s.tx, len(p.columns.list))
+		page, err := fetchPage(ctx, s.tx, len(p.columns.List))
 		if err != nil {
 			return wrap("read the live table", err)
 		}
@@ -450,7 +451,7 @@ func (p *pastTable) keyframeRows(ctx context.Context, b base, yield func(key str
 		var image []byte
 		_, err = pgx.ForEachRow(rows, []any{&after, &key, &image}, func() error {
 			n++
-			values, missing := Image(image).frameValues(p.columns.list, index)
+			values, missing := Image(image).frameValues(p.columns.List, index)
 			return yield(text(key), values, missing)
 		})
 		if err != nil {
@@ -466,7 +467,7 @@ func (p *pastTable) keyframeRows(ctx context.Context, b base, yield func(key str
 func (p *pastTable) unknown(missing []int) error {
 	names := make([]string, len(missing))
 	for i, at := range missing {
-		names[i] = p.columns.list[at].name
+		names[i] = p.columns.List[at].Name
 	}
 	return p.refuse(ErrIncomplete, "for some rows the values of these columns, which were dropped or altered since or not sent by the server, are not in history: "+strings.Join(names, ", ")+" (leave them out with Point.Columns)", 0)
 }
@@ -522,7 +523,7 @@ func (p *pastTable) older(ctx context.Context, key string) (event, bool, error) 
 // derive has the source compute the generated columns of rows out of history,
 // which the stream does not carry.
 func (p *pastTable) derive(ctx context.Context, rows [][][]byte) error {
-	if len(rows) == 0 || !p.columns.hasDerived() {
+	if len(rows) == 0 || !p.columns.HasDerived() {
 		return nil
 	}
 	statement, at, err := p.deriveSQL(ctx)
@@ -543,8 +544,8 @@ func (p *pastTable) deriveSome(ctx context.Context, statement string, at []int, 
 	batch := &pgx.Batch{}
 	for _, values := range rows {
 		var args []any
-		for i, c := range p.columns.list {
-			if !c.derived {
+		for i, c := range p.columns.List {
+			if !c.Generated {
 				args = append(args, nullable(values[i]))
 			}
 		}
@@ -592,16 +593,16 @@ func (p *pastTable) deriveSQL(ctx context.Context) (statement string, at []int, 
 		return "", nil, err
 	}
 	var computed, given []string
-	for i, c := range p.columns.list {
-		quoted := pgx.Identifier{c.name}.Sanitize()
-		if !c.derived {
-			given = append(given, fmt.Sprintf("$%d::text::%s AS %s", len(given)+1, c.typeName, quoted))
+	for i, c := range p.columns.List {
+		quoted := pgx.Identifier{c.Name}.Sanitize()
+		if !c.Generated {
+			given = append(given, fmt.Sprintf("$%d::text::%s AS %s", len(given)+1, c.TypeName, quoted))
 			continue
 		}
-		if c.expression == "" {
-			return "", nil, p.refuse(ErrIncomplete, "how its generated column "+c.name+" was computed is not in history", 0)
+		if c.Expression == "" {
+			return "", nil, p.refuse(ErrIncomplete, "how its generated column "+c.Name+" was computed is not in history", 0)
 		}
-		computed = append(computed, fmt.Sprintf("((%s)::%s)::text AS c%d", c.expression, c.typeName, len(at))) // a view has each name once
+		computed = append(computed, fmt.Sprintf("((%s)::%s)::text AS c%d", c.Expression, c.TypeName, len(at))) // a view has each name once
 		at = append(at, i)
 	}
 	statement = "SELECT " + strings.Join(computed, ", ") + " FROM (SELECT " + strings.Join(given, ", ") + ") AS given"
@@ -689,12 +690,12 @@ func (p *pastTable) refuseFunction(function *string) error {
 func (p *pastTable) rowText(values [][]byte) string {
 	var b []byte
 	for i, v := range values {
-		switch c := p.columns.list[i]; {
-		case c.derived:
+		switch c := p.columns.List[i]; {
+		case c.Generated:
 		case v == nil:
 			b = append(b, 'n')
 		default:
-			v = canonical(c.kind, v)
+			v = canonical(c.Kind, v)
 			b = append(b, 'v')
 			b = binary.AppendUvarint(b, uint64(len(v)))
 			b = append(b, v...)

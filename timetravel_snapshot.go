@@ -11,6 +11,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // snapshot is one consistent look at the live tables, of which history holds
@@ -44,7 +46,7 @@ const liveSettings = `
 // snapshot takes a snapshot of the live tables and waits until the store holds
 // everything that it shows. The tables are locked first, against TRUNCATE and
 // ALTER TABLE only: those would be seen by an older snapshot.
-func (t *travel) snapshot(ctx context.Context, tables []*sourceTable, mode pgx.TxAccessMode) (*snapshot, error) {
+func (t *travel) snapshot(ctx context.Context, tables []*pgcatalog.Table, mode pgx.TxAccessMode) (*snapshot, error) {
 	conn, err := t.client.snapshots.Acquire(ctx)
 	if err != nil {
 		return nil, wrap("connect to the source", err)
@@ -94,12 +96,12 @@ func (s *snapshot) findHidden(ctx context.Context, t *travel) error {
 	return wrap("look for transactions not visible yet", err)
 }
 
-func (s *snapshot) take(ctx context.Context, tables []*sourceTable) error {
+func (s *snapshot) take(ctx context.Context, tables []*pgcatalog.Table) error {
 	statement := liveSettings + fmt.Sprintf("SET LOCAL lock_timeout = %d;", snapshotLockWait.Milliseconds())
 	if len(tables) > 0 {
 		var names []string
 		for _, table := range tables {
-			names = append(names, table.ident())
+			names = append(names, table.Ident())
 		}
 		slices.Sort(names)
 		statement += "LOCK TABLE " + strings.Join(names, ", ") + " IN ACCESS SHARE MODE;"

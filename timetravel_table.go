@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -244,8 +245,8 @@ var _ pgx.CollectableRow = PastRow{}
 func (p *pastTable) result(values [][]byte) PastRow {
 	if p.point.columns != nil && len(p.point.columns) != len(values) {
 		picked := make([][]byte, 0, len(p.point.columns))
-		for i, c := range p.columns.list {
-			if slices.Contains(p.point.columns, c.name) {
+		for i, c := range p.columns.List {
+			if slices.Contains(p.point.columns, c.Name) {
 				picked = append(picked, values[i])
 			}
 		}
@@ -255,13 +256,13 @@ func (p *pastTable) result(values [][]byte) PastRow {
 }
 
 // columns are those of the row.
-func (r PastRow) columns() []column {
+func (r PastRow) columns() []pgcatalog.Column {
 	if r.table == nil {
 		return nil
 	}
-	list := r.table.columns.list
+	list := r.table.columns.List
 	if wanted := r.table.point.columns; wanted != nil {
-		list = slices.DeleteFunc(slices.Clone(list), func(c column) bool { return !slices.Contains(wanted, c.name) })
+		list = slices.DeleteFunc(slices.Clone(list), func(c pgcatalog.Column) bool { return !slices.Contains(wanted, c.Name) })
 	}
 	return list
 }
@@ -272,7 +273,7 @@ func (r PastRow) FieldDescriptions() []pgconn.FieldDescription {
 	fields := make([]pgconn.FieldDescription, len(columns))
 	for i, c := range columns {
 		fields[i] = pgconn.FieldDescription{
-			Name: c.name, DataTypeOID: c.typeOID, TypeModifier: c.typeMod, TableAttributeNumber: uint16(c.attnum),
+			Name: c.Name, DataTypeOID: c.TypeOID, TypeModifier: c.TypeMod, TableAttributeNumber: uint16(c.Attnum),
 			DataTypeSize: -1, Format: pgtype.TextFormatCode,
 		}
 	}
@@ -288,7 +289,7 @@ func (r PastRow) PrimaryKey() string {
 	columns := r.columns()
 	parts := make([]string, 0, len(r.table.key))
 	for _, name := range r.table.key {
-		at := slices.IndexFunc(columns, func(c column) bool { return c.name == name })
+		at := slices.IndexFunc(columns, func(c pgcatalog.Column) bool { return c.Name == name })
 		if at < 0 {
 			return ""
 		}
@@ -314,7 +315,7 @@ func (r PastRow) Scan(dest ...any) error {
 		if dest[i] == nil {
 			continue
 		}
-		if err := scanText(m, c.name, c.typeOID, r.values[i], dest[i]); err != nil {
+		if err := scanText(m, c.Name, c.TypeOID, r.values[i], dest[i]); err != nil {
 			return err
 		}
 	}
@@ -332,7 +333,7 @@ func (r PastRow) Values() ([]any, error) {
 		if r.values[i] == nil {
 			continue
 		}
-		value, err := defaultValue(m, c.name, c.typeOID, r.values[i])
+		value, err := defaultValue(m, c.Name, c.TypeOID, r.values[i])
 		if err != nil {
 			return nil, err
 		}
@@ -349,7 +350,7 @@ func (r PastRow) Map() (map[string]any, error) {
 	}
 	m := make(map[string]any, len(values))
 	for i, c := range r.columns() {
-		m[c.name] = values[i]
+		m[c.Name] = values[i]
 	}
 	return m, nil
 }
@@ -385,27 +386,27 @@ func (r PastRow) decodeStruct(v reflect.Value) error {
 		if indexes[i] == nil {
 			continue
 		}
-		field, err := fieldByIndex(v, indexes[i], c.name)
+		field, err := fieldByIndex(v, indexes[i], c.Name)
 		if err != nil {
 			return err
 		}
-		if err := scanColumn(m, c.name, ColumnType{OID: c.typeOID, Base: store.Column{Definition: c.definition}.Base()}.under(), r.values[i], field); err != nil {
+		if err := scanColumn(m, c.Name, ColumnType{OID: c.TypeOID, Base: store.Column{Definition: c.Definition}.Base()}.under(), r.values[i], field); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func columnNamesOf(columns []column) []string {
+func columnNamesOf(columns []pgcatalog.Column) []string {
 	names := make([]string, len(columns))
 	for i, c := range columns {
-		names[i] = c.name
+		names[i] = c.Name
 	}
 	return names
 }
 
 // checkFields says where fields and columns do not go together.
-func (r PastRow) checkFields(fields structFields, columns []column) error {
+func (r PastRow) checkFields(fields structFields, columns []pgcatalog.Column) error {
 	if r.table == nil || r.table.point.lax {
 		return nil
 	}
@@ -451,7 +452,7 @@ func (t PastTable) query(ctx context.Context, list string, read func(pgx.Rows, *
 	}
 	i := slices.IndexFunc(v.tables, func(o *viewTable) bool { return o.oid == past.oid })
 	if i < 0 {
-		if err := v.missing[tableName{past.schema, past.name}]; err != nil {
+		if err := v.missing[pgcatalog.Name{Schema: past.schema, Table: past.name}]; err != nil {
 			return err
 		}
 		return past.refuse(ErrNotTracked, "", 0)
@@ -494,13 +495,13 @@ func (t PastTable) statement(table *viewTable, list string) (string, []any) {
 	}
 	from := table.tempIdent()
 	if table.mode == viewLive {
-		from = table.live.ident()
+		from = table.live.Ident()
 	}
 	from += " AS " + pgx.Identifier{table.pastTable.name}.Sanitize()
 	if list == "*" {
 		var names []string
-		for _, c := range table.columns.list {
-			names = append(names, pgx.Identifier{c.name}.Sanitize())
+		for _, c := range table.columns.List {
+			names = append(names, pgx.Identifier{c.Name}.Sanitize())
 		}
 		list = strings.Join(names, ", ")
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/wal"
 	"github.com/hindsight-go/audit/store"
 )
@@ -24,7 +25,7 @@ type pastTable struct {
 	// goes on.
 	until LSN
 	// columns and key are those of then.
-	columns *columnSet
+	columns *pgcatalog.Columns
 	key     []string
 	keyAt   []int
 	// then is the version of then; nil if the table is as it is now.
@@ -32,7 +33,7 @@ type pastTable struct {
 	// live is the same table now, under whatever name; nil if it is gone. liveAt
 	// says where each column of then stands in it, -1 if it is gone or has another
 	// type; absent lists those.
-	live   *sourceTable
+	live   *pgcatalog.Table
 	liveAt []int
 	absent []int
 	// names are the names under which its changes stand, oldest first.
@@ -60,7 +61,7 @@ type pastTable struct {
 const maxLSN = LSN(1<<64 - 1)
 
 // qualified returns the table's name then, for messages.
-func (p *pastTable) qualified() string { return qualifiedName(p.schema, p.name) }
+func (p *pastTable) qualified() string { return pgcatalog.Qualified(p.schema, p.name) }
 
 // refuse makes the error of a table whose past cannot be told.
 func (p *pastTable) refuse(reason error, detail string, earliest LSN) error {
@@ -73,7 +74,7 @@ func (p *pastTable) refuse(reason error, detail string, earliest LSN) error {
 
 // table finds the table that a name meant at the moment.
 func (t *travel) table(ctx context.Context, name string) (*pastTable, error) {
-	parsed, err := parseTable(name)
+	parsed, err := pgcatalog.ParseName(name)
 	if err != nil {
 		return nil, &FilterError{Filter: "Table", Reason: err.Error(), cause: err}
 	}
@@ -91,7 +92,7 @@ func (t *travel) table(ctx context.Context, name string) (*pastTable, error) {
 }
 
 // tableOf describes the table of a stay in coverage that the moment is in.
-func (t *travel) tableOf(ctx context.Context, cov store.Coverage, look func(ctx context.Context, oid uint32) (*sourceTable, error)) (*pastTable, error) {
+func (t *travel) tableOf(ctx context.Context, cov store.Coverage, look func(ctx context.Context, oid uint32) (*pgcatalog.Table, error)) (*pastTable, error) {
 	p := &pastTable{travel: t, schema: cov.Schema, name: cov.Table, oid: cov.RelationID, covered: cov}
 	p.until = t.coveredUntil(cov)
 	var err error
@@ -110,7 +111,7 @@ func (t *travel) tableOf(ctx context.Context, cov store.Coverage, look func(ctx 
 
 // coverageOf returns the stay in coverage that holds the moment, of the table
 // that had the name then, or else of the one that has it at another time.
-func (t *travel) coverageOf(ctx context.Context, name tableName) (store.Coverage, error) {
+func (t *travel) coverageOf(ctx context.Context, name pgcatalog.Name) (store.Coverage, error) {
 	var ever, others []store.Coverage // of tables that had the name at any time, and of the last of them
 	named, last := t.everNamed(name)
 	if len(named) == 0 {
@@ -134,12 +135,12 @@ func (t *travel) coverageOf(ctx context.Context, name tableName) (store.Coverage
 		return store.Coverage{}, t.notTracked(ctx, name)
 	}
 	for range 2 {
-		then := slices.DeleteFunc(slices.Clone(ever), func(cov store.Coverage) bool { return !name.matches(t.nameThen(cov)) })
+		then := slices.DeleteFunc(slices.Clone(ever), func(cov store.Coverage) bool { return !name.Matches(t.nameThen(cov)) })
 		if found := t.holding(then); len(found) > 0 {
 			return t.one(ctx, name, found)
 		}
 		if t.lent(name, ever) || t.lentSince(name, last) {
-			e := &HistoryError{Table: qualifiedName(name.schema, name.table), Asked: t.point.String(), Reason: ErrNotTracked, Detail: "another table had the name then, and was not tracked yet"}
+			e := &HistoryError{Table: pgcatalog.Qualified(name.Schema, name.Table), Asked: t.point.String(), Reason: ErrNotTracked, Detail: "another table had the name then, and was not tracked yet"}
 			return store.Coverage{}, e
 		}
 		if found := t.holding(others); len(found) > 0 {
@@ -152,31 +153,26 @@ func (t *travel) coverageOf(ctx context.Context, name tableName) (store.Coverage
 	return store.Coverage{}, t.notCovered(name, ever)
 }
 
-// matches reports whether a name, with a schema or without, is that of a table.
-func (n tableName) matches(of tableName) bool {
-	return n.table == of.table && (n.schema == "" || n.schema == of.schema)
-}
-
 // everNamed returns the tables that ever had the name, as far as history knows, and
 // of each schema the one that got it last: whoever asks for another time means that.
-func (t *travel) everNamed(name tableName) (ever, last []uint32) {
+func (t *travel) everNamed(name pgcatalog.Name) (ever, last []uint32) {
 	newest := make(map[string]LSN)
 	holder := make(map[string]uint32)
-	note := func(of tableName, oid uint32, at LSN) {
-		if !name.matches(of) {
+	note := func(of pgcatalog.Name, oid uint32, at LSN) {
+		if !name.Matches(of) {
 			return
 		}
 		ever = append(ever, oid)
-		if at >= newest[of.schema] {
-			newest[of.schema], holder[of.schema] = at, oid
+		if at >= newest[of.Schema] {
+			newest[of.Schema], holder[of.Schema] = at, oid
 		}
 	}
 	for _, cov := range t.facts.Coverage {
-		note(tableName{cov.Schema, cov.Table}, cov.RelationID, cov.From)
+		note(pgcatalog.Name{Schema: cov.Schema, Table: cov.Table}, cov.RelationID, cov.From)
 	}
 	for _, v := range t.facts.Versions {
 		if v.Root == 0 && !v.Dropped { // it is noted long after the drop, perhaps
-			note(tableName{v.Schema, v.Table}, v.RelationID, v.Position)
+			note(pgcatalog.Name{Schema: v.Schema, Table: v.Table}, v.RelationID, v.Position)
 		}
 	}
 	return ever, slices.Collect(maps.Values(holder))
@@ -184,18 +180,18 @@ func (t *travel) everNamed(name tableName) (ever, last []uint32) {
 
 // nameThen returns the name that a table had at the moment. Coverage says a new name
 // only from the next look at the catalog on.
-func (t *travel) nameThen(cov store.Coverage) tableName {
-	then := tableName{cov.Schema, cov.Table}
+func (t *travel) nameThen(cov store.Coverage) pgcatalog.Name {
+	then := pgcatalog.Name{Schema: cov.Schema, Table: cov.Table}
 	for _, v := range t.facts.Versions {
 		if v.RelationID == cov.RelationID && v.Root == 0 && v.Position <= t.through && !v.Dropped {
-			then = tableName{v.Schema, v.Table}
+			then = pgcatalog.Name{Schema: v.Schema, Table: v.Table}
 		}
 	}
 	return then
 }
 
 // lent reports whether a table that is none of those had the name at the moment.
-func (t *travel) lent(name tableName, others []store.Coverage) bool {
+func (t *travel) lent(name pgcatalog.Name, others []store.Coverage) bool {
 	last := make(map[uint32]store.Version)
 	for _, v := range t.facts.Versions {
 		if v.Position <= t.through && v.Root == 0 {
@@ -204,7 +200,7 @@ func (t *travel) lent(name tableName, others []store.Coverage) bool {
 	}
 	for oid, v := range last {
 		covered := slices.ContainsFunc(others, func(cov store.Coverage) bool { return cov.RelationID == oid && cov.From <= t.through })
-		if !v.Dropped && !covered && name.schema != "" && name.matches(tableName{v.Schema, v.Table}) {
+		if !v.Dropped && !covered && name.Schema != "" && name.Matches(pgcatalog.Name{Schema: v.Schema, Table: v.Table}) {
 			return true
 		}
 	}
@@ -213,25 +209,25 @@ func (t *travel) lent(name tableName, others []store.Coverage) bool {
 
 // lentSince reports whether a table that is none of those got the name behind the moment:
 // it may have had it before that, when nobody looked.
-func (t *travel) lentSince(name tableName, holders []uint32) bool {
+func (t *travel) lentSince(name pgcatalog.Name, holders []uint32) bool {
 	for _, v := range t.facts.Versions {
-		if v.Position > t.through && v.Root == 0 && !v.Dropped && !slices.Contains(holders, v.RelationID) && name.matches(tableName{v.Schema, v.Table}) {
+		if v.Position > t.through && v.Root == 0 && !v.Dropped && !slices.Contains(holders, v.RelationID) && name.Matches(pgcatalog.Name{Schema: v.Schema, Table: v.Table}) {
 			return true
 		}
 	}
 	return slices.ContainsFunc(t.facts.Coverage, func(cov store.Coverage) bool {
-		return cov.From > t.through && !slices.Contains(holders, cov.RelationID) && name.matches(tableName{cov.Schema, cov.Table})
+		return cov.From > t.through && !slices.Contains(holders, cov.RelationID) && name.Matches(pgcatalog.Name{Schema: cov.Schema, Table: cov.Table})
 	})
 }
 
 // renamedTo returns the stays of a table that has been given the name so lately
 // that history does not know it yet.
-func (t *travel) renamedTo(ctx context.Context, name tableName) ([]store.Coverage, error) {
+func (t *travel) renamedTo(ctx context.Context, name pgcatalog.Name) ([]store.Coverage, error) {
 	rows, err := t.client.source.Query(ctx, `
 		SELECT c.oid
 		FROM pg_catalog.pg_class c
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.relname = $1 AND ($2 = '' OR n.nspname = $2)`, name.table, name.schema)
+		WHERE c.relname = $1 AND ($2 = '' OR n.nspname = $2)`, name.Table, name.Schema)
 	if err != nil {
 		return nil, wrap("look for the table", err)
 	}
@@ -249,7 +245,7 @@ func (t *travel) renamedTo(ctx context.Context, name tableName) ([]store.Coverag
 }
 
 // one picks the stay that a name without a schema means.
-func (t *travel) one(ctx context.Context, name tableName, found []store.Coverage) (store.Coverage, error) {
+func (t *travel) one(ctx context.Context, name pgcatalog.Name, found []store.Coverage) (store.Coverage, error) {
 	if len(found) == 1 {
 		return found[0], nil
 	}
@@ -269,7 +265,7 @@ func (t *travel) one(ctx context.Context, name tableName, found []store.Coverage
 	for _, cov := range found {
 		schemas = append(schemas, cov.Schema)
 	}
-	return store.Coverage{}, &FilterError{Filter: "Table", Reason: fmt.Sprintf("%q is in the schemas %s: write it with its schema", name.table, strings.Join(schemas, ", "))}
+	return store.Coverage{}, &FilterError{Filter: "Table", Reason: fmt.Sprintf("%q is in the schemas %s: write it with its schema", name.Table, strings.Join(schemas, ", "))}
 }
 
 // holding returns the stays that the moment is in, and moves the moment, between
@@ -296,14 +292,14 @@ func (t *travel) holding(stays []store.Coverage) []store.Coverage {
 	return found
 }
 
-func (t *travel) notTracked(ctx context.Context, name tableName) error {
-	e := &HistoryError{Table: qualifiedName(name.schema, name.table), Asked: t.point.String(), Reason: ErrNotTracked}
+func (t *travel) notTracked(ctx context.Context, name pgcatalog.Name) error {
+	e := &HistoryError{Table: pgcatalog.Qualified(name.Schema, name.Table), Asked: t.point.String(), Reason: ErrNotTracked}
 	var exists bool
 	err := t.client.source.QueryRow(ctx, `
 		SELECT EXISTS (
 			SELECT FROM pg_catalog.pg_class c
 			JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-			WHERE c.relname = $1 AND ($2 = '' OR n.nspname = $2))`, name.table, name.schema).Scan(&exists)
+			WHERE c.relname = $1 AND ($2 = '' OR n.nspname = $2))`, name.Table, name.Schema).Scan(&exists)
 	switch {
 	case err != nil:
 		return wrap("look for the table", err)
@@ -316,8 +312,8 @@ func (t *travel) notTracked(ctx context.Context, name tableName) error {
 }
 
 // notCovered says why none of the stays holds the moment.
-func (t *travel) notCovered(name tableName, stays []store.Coverage) error {
-	e := &HistoryError{Table: qualifiedName(name.schema, name.table), Asked: t.point.String(), Reason: ErrBeforeHistory}
+func (t *travel) notCovered(name pgcatalog.Name, stays []store.Coverage) error {
+	e := &HistoryError{Table: pgcatalog.Qualified(name.Schema, name.Table), Asked: t.point.String(), Reason: ErrBeforeHistory}
 	for _, cov := range stays {
 		if cov.From <= t.through && (t.at.IsZero() || !t.at.Before(cov.FromTime)) {
 			e.Reason = ErrNotTracked
@@ -354,7 +350,7 @@ func (p *pastTable) describe(ctx context.Context) error {
 	}
 	if p.live != nil && len(versions) > 0 {
 		live := *p.live
-		live.columns = live.columns.rewrittenAs(&versions[len(versions)-1])
+		live.Columns = live.Columns.RewrittenAs(&versions[len(versions)-1])
 		p.live = &live
 	}
 	at := -1
@@ -373,7 +369,7 @@ func (p *pastTable) describe(ctx context.Context) error {
 	}
 	switch {
 	case p.live != nil && (at < 0 || p.point.kind == pointNow):
-		p.columns, p.key = p.live.columns, p.live.key
+		p.columns, p.key = p.live.Columns, p.live.Key
 	case at < 0:
 		return p.refuse(ErrIncomplete, "it was dropped before a row of it changed, so its columns are not known", 0)
 	default:
@@ -383,7 +379,7 @@ func (p *pastTable) describe(ctx context.Context) error {
 		}
 		p.columns, p.key = columns, versions[at].Key
 		p.then = &versions[at]
-		if !slices.ContainsFunc(columns.list, func(c column) bool { return !c.derived }) {
+		if !slices.ContainsFunc(columns.List, func(c pgcatalog.Column) bool { return !c.Generated }) {
 			return p.refuse(ErrIncomplete, "it had no columns but those that the server computes, and a change without values does not say that there was a row", 0)
 		}
 		// Coverage says a new name only from the next look at the catalog on.
@@ -399,7 +395,7 @@ func (p *pastTable) describe(ctx context.Context) error {
 	}
 	p.keyAt = nil
 	for _, name := range p.key {
-		i, ok := p.columns.index[name]
+		i, ok := p.columns.Index[name]
 		if !ok {
 			return p.refuse(ErrIncomplete, "its key has columns that its history does not know", 0)
 		}

@@ -78,7 +78,7 @@ func sameColumns(a, b store.Version) bool {
 // inherits refuses a table that others inherit from: what SELECT shows of it are
 // their rows, too, and their past is another question.
 func (p *pastTable) inherits(versions []store.Version) error {
-	parent := p.live != nil && p.live.kind == "r" && len(p.live.parts) > 0
+	parent := p.live != nil && p.live.Kind == "r" && len(p.live.Parts) > 0
 	for _, v := range versions {
 		parent = parent || v.Kind == "r" && len(v.Parts) > 0
 	}
@@ -98,7 +98,7 @@ func (p *pastTable) turnsOfKey(versions []store.Version) []turn {
 			turns = append(turns, turnOf(versions[i]))
 		}
 	}
-	if n := len(versions); n > 0 && p.live != nil && !sameKey(versions[n-1].KeyNumbers(), p.live.keyNumbers()) {
+	if n := len(versions); n > 0 && p.live != nil && !sameKey(versions[n-1].KeyNumbers(), p.live.KeyNumbers()) {
 		turns = append(turns, turn{after: versions[n-1].Position, position: maxLSN}) // nobody has told of it yet
 	}
 	return turns
@@ -129,13 +129,13 @@ func (p *pastTable) turnsOfParts(versions []store.Version, at int) []turn {
 	if p.live == nil {
 		return turns
 	}
-	for _, oid := range p.live.parts {
+	for _, oid := range p.live.Parts {
 		if !slices.Contains(versions[at].Parts, oid) {
 			p.joined = append(p.joined, oid)
 		}
 	}
 	last := versions[len(versions)-1]
-	if slices.ContainsFunc(last.Parts, func(oid uint32) bool { return !slices.Contains(p.live.parts, oid) }) {
+	if slices.ContainsFunc(last.Parts, func(oid uint32) bool { return !slices.Contains(p.live.Parts, oid) }) {
 		turns = append(turns, turn{after: last.Position, position: maxLSN})
 	}
 	return turns
@@ -155,7 +155,7 @@ func (p *pastTable) departed() LSN {
 			return v.Position
 		}
 	}
-	if p.live != nil && gone(p.live.parts) {
+	if p.live != nil && gone(p.live.Parts) {
 		return maxLSN
 	}
 	return 0

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // View calls fn with a transaction in which every tracked table is as it was at
@@ -68,7 +70,7 @@ type pastView struct {
 	// tells our reading of them from others'. No two views have the same.
 	alias   string
 	guard   *guard
-	missing map[tableName]error // why the table of a name has no past
+	missing map[pgcatalog.Name]error // why the table of a name has no past
 	// path is the application's search_path, and its schemas that exist.
 	path    string
 	schemas []string
@@ -130,9 +132,9 @@ func (t *viewTable) changed() bool { return t.mode == viewOverlay || t.mode == v
 // written is what to write for the table in a query.
 func (t *viewTable) written() string {
 	if t.plain {
-		return printedName(t.pastTable.name)
+		return pgcatalog.QuoteIdent(t.pastTable.name)
 	}
-	return printedName(t.schema) + "." + printedName(t.pastTable.name)
+	return pgcatalog.QuoteIdent(t.schema) + "." + pgcatalog.QuoteIdent(t.pastTable.name)
 }
 
 // tempIdent is the table's name in pg_temp, quoted.
@@ -144,7 +146,7 @@ func (t *viewTable) store(what string) string { return fmt.Sprintf("pg_temp.audi
 // view begins a view. All tables are locked before anything is found out about
 // them.
 func (t *travel) view(ctx context.Context) (*pastView, error) {
-	v := &pastView{travel: t, missing: make(map[tableName]error), sought: make(map[string]bool), relations: make(map[string][]*relation)}
+	v := &pastView{travel: t, missing: make(map[pgcatalog.Name]error), sought: make(map[string]bool), relations: make(map[string][]*relation)}
 	live, err := t.liveTables(ctx)
 	if err != nil {
 		return nil, err
@@ -200,7 +202,7 @@ func (v *pastView) close() {
 
 // liveTables returns the tables that were ever tracked and are there now, by their
 // names of now.
-func (t *travel) liveTables(ctx context.Context) ([]*sourceTable, error) {
+func (t *travel) liveTables(ctx context.Context) ([]*pgcatalog.Table, error) {
 	var oids []uint32
 	for _, cov := range t.facts.Coverage {
 		oids = append(oids, cov.RelationID)
@@ -213,9 +215,9 @@ func (t *travel) liveTables(ctx context.Context) ([]*sourceTable, error) {
 	if err != nil {
 		return nil, wrap("look for the live tables", err)
 	}
-	tables, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*sourceTable, error) {
-		table := &sourceTable{}
-		return table, row.Scan(&table.schema, &table.name)
+	tables, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*pgcatalog.Table, error) {
+		table := &pgcatalog.Table{}
+		return table, row.Scan(&table.Schema, &table.Name)
 	})
 	return tables, wrap("look for the live tables", err)
 }
@@ -267,7 +269,7 @@ func (v *pastView) add(ctx context.Context, name string) (*viewTable, error) {
 	var history *HistoryError
 	var columns *ColumnsError
 	if errors.As(err, &history) || errors.As(err, &columns) {
-		parsed, _ := parseTable(name)
+		parsed, _ := pgcatalog.ParseName(name)
 		v.missing[parsed] = err
 		return nil, nil
 	}
@@ -284,7 +286,7 @@ func (v *pastView) add(ctx context.Context, name string) (*viewTable, error) {
 	}
 	if errors.As(err, &history) {
 		table.mode, table.err, err = viewBroken, err, nil
-		v.missing[tableName{past.schema, past.name}] = table.err
+		v.missing[pgcatalog.Name{Schema: past.schema, Table: past.name}] = table.err
 	}
 	if err != nil {
 		return nil, err
@@ -319,8 +321,8 @@ func (v *pastView) choose(ctx context.Context, t *viewTable) error {
 	if err != nil {
 		return err
 	}
-	renamed := t.live.schema != t.schema || t.live.name != t.pastTable.name
-	asNow := !renamed && t.columns.same(t.live.columns)
+	renamed := t.live.Schema != t.schema || t.live.Name != t.pastTable.name
+	asNow := !renamed && t.columns.Same(t.live.Columns)
 	switch {
 	case len(t.joined) > 0:
 	case !changed && len(unseen) == 0 && asNow && (len(t.key) > 0 || len(v.snapshot.hidden) == 0):

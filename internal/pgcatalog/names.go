@@ -1,4 +1,4 @@
-package audit
+package pgcatalog
 
 import (
 	"errors"
@@ -7,26 +7,27 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// tableName names a table, in any schema if schema is empty.
-type tableName struct {
-	schema, table string
+// Name names a table, in any schema if schema is empty.
+type Name struct {
+	Schema, Table string
 }
 
 var (
-	errEmptyName   = errors.New("an empty name")
+	// ErrEmptyName is returned by ParseName for a name, or a part of one, that is empty.
+	ErrEmptyName   = errors.New("an empty name")
 	errQuoteInName = errors.New(`a quote in the wrong place: write a name with odd characters as "name", and a quote inside it twice`)
 	errNULInName   = errors.New("a NUL byte, which no name in PostgreSQL can hold")
 	errManyDots    = errors.New(`more than one dot: a table is named as "table" or "schema.table"; a part that holds a dot goes in double quotes`)
 )
 
-// parseTable reads table or schema.table. A part without quotes is taken as it
+// ParseName reads table or schema.table. A part without quotes is taken as it
 // stands, upper case included: the names come from the catalog, not from SQL.
-func parseTable(name string) (tableName, error) {
+func ParseName(name string) (Name, error) {
 	var parts []string
 	for rest := name; ; {
 		part, next, more, err := namePart(rest)
 		if err != nil {
-			return tableName{}, err
+			return Name{}, err
 		}
 		parts = append(parts, part)
 		if !more {
@@ -36,11 +37,11 @@ func parseTable(name string) (tableName, error) {
 	}
 	switch len(parts) {
 	case 1:
-		return tableName{table: parts[0]}, nil
+		return Name{Table: parts[0]}, nil
 	case 2:
-		return tableName{schema: parts[0], table: parts[1]}, nil
+		return Name{Schema: parts[0], Table: parts[1]}, nil
 	default:
-		return tableName{}, errManyDots
+		return Name{}, errManyDots
 	}
 }
 
@@ -50,7 +51,7 @@ func namePart(text string) (part, rest string, more bool, err error) {
 		part, rest, more = strings.Cut(text, ".")
 		switch {
 		case part == "":
-			err = errEmptyName
+			err = ErrEmptyName
 		case strings.Contains(part, `"`):
 			err = errQuoteInName
 		case strings.IndexByte(part, 0) >= 0:
@@ -72,7 +73,7 @@ func namePart(text string) (part, rest string, more bool, err error) {
 		rest := text[i+1:]
 		switch {
 		case b.Len() == 0:
-			return "", "", false, errEmptyName
+			return "", "", false, ErrEmptyName
 		case strings.IndexByte(b.String(), 0) >= 0:
 			return "", "", false, errNULInName
 		case rest == "":
@@ -85,8 +86,8 @@ func namePart(text string) (part, rest string, more bool, err error) {
 	return "", "", false, errQuoteInName
 }
 
-// qualifiedName is the text that parseTable reads back.
-func qualifiedName(schema, table string) string {
+// Qualified is the text that ParseName reads back.
+func Qualified(schema, table string) string {
 	if schema == "" {
 		return quotedPart(table)
 	}
@@ -98,4 +99,17 @@ func quotedPart(name string) string {
 		return pgx.Identifier{name}.Sanitize()
 	}
 	return name
+}
+
+// QuoteIdent writes a name as SQL has to, in quotes only where it needs them.
+func QuoteIdent(name string) string {
+	if strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_") == "" && name[0] > '9' {
+		return name
+	}
+	return pgx.Identifier{name}.Sanitize()
+}
+
+// Matches reports whether a name, with a schema or without, is that of a table.
+func (n Name) Matches(of Name) bool {
+	return n.Table == of.Table && (n.Schema == "" || n.Schema == of.Schema)
 }
