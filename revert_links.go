@@ -24,7 +24,7 @@ func (p *planner) leave(parent, child *netRow, f *foreignKey) {
 	switch {
 	case f.from == f.to && child.action == Update:
 		p.leaving = append(p.leaving, link{child, f, true})
-	case f.onUpdate == "c" && f.goesAlong(parent, child):
+	case f.onUpdate == "c" && goesAlong(f, parent, child):
 	case f.onUpdate == "c", f.onUpdate == "n":
 		// The server writes to all columns of the reference, the revert may restore
 		// some of them.
@@ -48,9 +48,9 @@ func (p *planner) deleteFirst() {
 	p.deletesLast = false
 }
 
-// goesAlong tells that a row is to reference another one by the key that this is to
+// goesAlong reports whether a row is to reference another one by the key that this is to
 // have, as it does by the key that this has now.
-func (f *foreignKey) goesAlong(parent, child *netRow) bool {
+func goesAlong(f *foreignKey, parent, child *netRow) bool {
 	for i, name := range f.columns {
 		ref := f.refs[i]
 		if child.changes([]string{name}) != parent.changes([]string{ref}) {

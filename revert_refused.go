@@ -34,7 +34,7 @@ const callsOthers = `EXISTS (SELECT FROM pg_catalog.pg_depend own WHERE own.clas
 
 // readChecks finds the conditions that rows have to meet. Those over whole rows, system
 // columns and generated columns are left to the server.
-func readChecks(ctx context.Context, db capture.Querier, oids []uint32, targets map[uint32]*target) error {
+func readChecks(ctx context.Context, db capture.Querier, oids []uint32, all map[uint32]*constraints) error {
 	rows, err := db.Query(ctx, `
 		WITH RECURSIVE domains (relid, attnum, attname, oid, base, nulls) AS (
 			SELECT a.attrelid, a.attnum, a.attname, t.oid, t.typbasetype, NOT t.typnotnull
@@ -73,7 +73,7 @@ func readChecks(ctx context.Context, db capture.Querier, oids []uint32, targets 
 	var oid uint32
 	var c check
 	_, err = pgx.ForEachRow(rows, []any{&oid, &c.name, &c.expression, &c.columns, &c.base, &c.calls}, func() error {
-		targets[oid].checks = append(targets[oid].checks, c)
+		all[oid].checks = append(all[oid].checks, c)
 		c = check{}
 		return nil
 	})

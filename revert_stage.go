@@ -291,8 +291,8 @@ func (t *target) on() string {
 }
 
 func (t *target) keyOp(i int) string {
-	if i < len(t.keyOps) {
-		return t.keyOps[i]
+	if i < len(t.keyOperators) {
+		return t.keyOperators[i]
 	}
 	return "="
 }

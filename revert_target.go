@@ -29,22 +29,11 @@ type target struct {
 	unrestored map[string]UnrestoredReason
 	never      []capture.ColumnPattern // those of columns that are gone included
 	leftOut    map[string]bool
-	// keyAt says where the key's columns stand, keyOps holds their equality
-	// operators: that of a type in another schema is not found by its bare name.
-	keyAt  []int
-	keyOps []string
+	constraints
+	// keyAt says where the key's columns stand.
+	keyAt []int
 	// keyless tells that there is no primary key: rows are found by their place.
 	keyless bool
-	// triggers tells that the application has triggers on the table, hidden that
-	// row-level security may keep rows of it from the role.
-	triggers, hidden bool
-	// unenforced tells that triggers are off by which the server enforces a foreign key.
-	unenforced bool
-	// parents are the foreign keys of this table, children those of others (or its
-	// own) that reference it.
-	parents, children []*foreignKey
-	unique            []*uniqueIndex
-	checks            []check
 	// rank orders the tables: parents before children.
 	rank int
 }
@@ -83,6 +72,46 @@ func (t *target) from() string {
 		return t.Ident()
 	}
 	return "ONLY " + t.Ident()
+}
+
+// constraints are what the catalog says of a table beyond its columns: what rows of it have to
+// meet, and what happens when they are written.
+type constraints struct {
+	// keyOperators are the equality operators of the primary key's columns, in key order:
+	// that of a type in another schema is not found by its bare name.
+	keyOperators []string
+	// triggers reports whether the application has triggers on the table, or on a partition
+	// of it, unenforced whether triggers are off by which the server enforces a foreign key.
+	triggers, unenforced bool
+	// rowSecurity reports whether row-level security may keep rows of it from the role.
+	rowSecurity bool
+	// parents are the foreign keys of this table, children those of others (or its
+	// own) that reference it.
+	parents, children []*foreignKey
+	unique            []*uniqueIndex
+	checks            []check
+}
+
+// readConstraints reads the constraints of tables, by their OIDs. db may be a transaction, or
+// the pool.
+func readConstraints(ctx context.Context, db capture.Querier, oids []uint32) (map[uint32]*constraints, error) {
+	all := make(map[uint32]*constraints, len(oids))
+	for _, oid := range oids {
+		all[oid] = &constraints{}
+	}
+	if err := readKeys(ctx, db, oids, all); err != nil {
+		return nil, fmt.Errorf("read keys: %w", err)
+	}
+	if err := readForeignKeys(ctx, db, oids, all); err != nil {
+		return nil, fmt.Errorf("read foreign keys: %w", err)
+	}
+	if err := readUniqueIndexes(ctx, db, oids, all); err != nil {
+		return nil, fmt.Errorf("read unique indexes: %w", err)
+	}
+	if err := readChecks(ctx, db, oids, all); err != nil {
+		return nil, fmt.Errorf("read check constraints: %w", err)
+	}
+	return all, nil
 }
 
 // foreignKey is a foreign key constraint.
@@ -141,8 +170,8 @@ type uniqueIndex struct {
 
 // byTexts tells that just those rows cannot both be there that have the same texts in
 // the columns.
-func (u *uniqueIndex) byTexts(t *target) bool {
-	if u.nulls || u.predicate != "" || slices.ContainsFunc(u.columns, func(c string) bool { return t.Columns.List[t.Columns.Index[c]].PrintsOtherwise() }) || len(u.expressions) != len(u.columns) {
+func (u *uniqueIndex) byTexts(columns *pgcatalog.Columns) bool {
+	if u.nulls || u.predicate != "" || slices.ContainsFunc(u.columns, func(c string) bool { return columns.List[columns.Index[c]].PrintsOtherwise() }) || len(u.expressions) != len(u.columns) {
 		return false
 	}
 	return !slices.ContainsFunc(u.expressions, func(e string) bool {
@@ -154,29 +183,32 @@ func (u *uniqueIndex) byTexts(t *target) bool {
 // tables.
 func (c *Client) describeTargets(ctx context.Context, db capture.Querier, targets map[uint32]*target) error {
 	oids := make([]uint32, 0, len(targets))
-	for oid, t := range targets {
+	for oid := range targets {
 		oids = append(oids, oid)
-		t.parents, t.children, t.unique, t.checks = nil, nil, nil, nil
 	}
 	slices.Sort(oids)
-	if err := readKeys(ctx, db, oids, targets); err != nil {
-		return wrap("read keys", err)
-	}
-	if err := readForeignKeys(ctx, db, oids, targets); err != nil {
-		return wrap("read foreign keys", err)
-	}
-	if err := readUniqueIndexes(ctx, db, oids, targets); err != nil {
-		return wrap("read unique indexes", err)
-	}
-	if err := readChecks(ctx, db, oids, targets); err != nil {
+	all, err := readConstraints(ctx, db, oids)
+	if err != nil {
 		return wrap("read constraints", err)
+	}
+	for oid, t := range targets {
+		if t.constraints = *all[oid]; !t.keyless {
+			continue
+		}
+		t.keyOperators = placeOps
+		for _, f := range t.parents {
+			f.fromKey = t.Key
+		}
+		for _, f := range t.children {
+			f.toKey = t.Key
+		}
 	}
 	return nil
 }
 
 // readKeys finds the operators of the primary keys, and whether there are
 // triggers, on partitions, too.
-func readKeys(ctx context.Context, db capture.Querier, oids []uint32, targets map[uint32]*target) error {
+func readKeys(ctx context.Context, db capture.Querier, oids []uint32, all map[uint32]*constraints) error {
 	rows, err := db.Query(ctx, `
 		SELECT c.oid, triggers.own, triggers.off,
 			pg_catalog.row_security_active(c.oid),
@@ -202,10 +234,7 @@ func readKeys(ctx context.Context, db capture.Querier, oids []uint32, targets ma
 	var triggers, unenforced, hidden bool
 	var ops []string
 	_, err = pgx.ForEachRow(rows, []any{&oid, &triggers, &unenforced, &hidden, &ops}, func() error {
-		targets[oid].triggers, targets[oid].unenforced, targets[oid].hidden, targets[oid].keyOps = triggers, unenforced, hidden, ops
-		if targets[oid].keyless {
-			targets[oid].keyOps = placeOps
-		}
+		all[oid].triggers, all[oid].unenforced, all[oid].rowSecurity, all[oid].keyOperators = triggers, unenforced, hidden, ops
 		ops = nil
 		return nil
 	})
@@ -217,7 +246,7 @@ func readKeys(ctx context.Context, db capture.Querier, oids []uint32, targets ma
 const canDefer = `(k.condeferrable AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint o
 				WHERE o.conname = k.conname AND o.connamespace = k.connamespace AND NOT o.condeferrable))`
 
-func readForeignKeys(ctx context.Context, db capture.Querier, oids []uint32, targets map[uint32]*target) error {
+func readForeignKeys(ctx context.Context, db capture.Querier, oids []uint32, all map[uint32]*constraints) error {
 	rows, err := db.Query(ctx, `
 		SELECT k.conname, kn.nspname, k.conrelid, k.confrelid, fn.nspname, f.relname, tn.nspname, t.relname, f.relkind::text, t.relkind::text,
 			k.confdeltype::text, k.confupdtype::text, `+canDefer+`, k.condeferred, cols.names, cols.refs, cols.types, cols.ops, cols.nullable,
@@ -259,23 +288,17 @@ func readForeignKeys(ctx context.Context, db capture.Querier, oids []uint32, tar
 		return f, err
 	})
 	for _, f := range keys {
-		if t := targets[f.from]; t != nil {
-			if t.keyless {
-				f.fromKey = t.Key
-			}
+		if t := all[f.from]; t != nil {
 			t.parents = append(t.parents, f)
 		}
-		if t := targets[f.to]; t != nil {
-			if t.keyless {
-				f.toKey = t.Key
-			}
+		if t := all[f.to]; t != nil {
 			t.children = append(t.children, f)
 		}
 	}
 	return err
 }
 
-func readUniqueIndexes(ctx context.Context, db capture.Querier, oids []uint32, targets map[uint32]*target) error {
+func readUniqueIndexes(ctx context.Context, db capture.Querier, oids []uint32, all map[uint32]*constraints) error {
 	rows, err := db.Query(ctx, `
 		SELECT i.indrelid, c.relname, i.indisprimary, coalesce(pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(k.conname), ''),
 			coalesce(`+canDefer+`, false), coalesce(k.condeferred, false), coalesce(pg_catalog.pg_get_expr(i.indpred, i.indrelid), ''),
@@ -322,7 +345,7 @@ func readUniqueIndexes(ctx context.Context, db capture.Querier, oids []uint32, t
 		var oid uint32
 		err := row.Scan(&oid, &u.name, &u.primary, &u.constraint, &u.deferrable, &u.deferred, &u.predicate, &u.expressions, &u.ops, &u.columns, &u.conditions, &u.nulls)
 		if err == nil {
-			targets[oid].unique = append(targets[oid].unique, u)
+			all[oid].unique = append(all[oid].unique, u)
 		}
 		return struct{}{}, err
 	})

@@ -53,7 +53,7 @@ func (p *planner) uniqueTwice(ctx context.Context) ([]Conflict, error) {
 
 // twice pairs each of the rows with the next one that is to have the same value.
 func (p *planner) twice(ctx context.Context, u *uniqueIndex, all []*netRow) (pairs [][2]*netRow, err error) {
-	byTexts := u.byTexts(all[0].table)
+	byTexts := u.byTexts(all[0].table.Columns)
 	rows := make([]*netRow, 0, len(all))
 	for _, r := range all {
 		if r.action == Create || r.changes(u.columns) {
@@ -114,7 +114,7 @@ func (p *planner) twiceByOperators(ctx context.Context, u *uniqueIndex, rows []*
 		args = append(append(args, s.args...), places)
 		futures = append(futures, fmt.Sprintf(`SELECT ($%d::int4[])["~n" + 1] AS "~place", f.* FROM %s AS f`, len(args), g.future(s, u.columns)))
 	}
-	found, err := p.tx.Query(ctx, u.twiceSQL(strings.Join(futures, " UNION ALL "), len(rows)), args...)
+	found, err := p.tx.Query(ctx, twiceSQL(u, strings.Join(futures, " UNION ALL "), len(rows)), args...)
 	if err == nil {
 		var first, second int32
 		_, err = pgx.ForEachRow(found, []any{&first, &second}, func() error {
@@ -134,7 +134,7 @@ func (g *group) only(columns []string) {
 }
 
 // twiceSQL pairs the places of rows that are to have one value of the index.
-func (u *uniqueIndex) twiceSQL(futures string, rows int) string {
+func twiceSQL(u *uniqueIndex, futures string, rows int) string {
 	values, match := make([]string, len(u.expressions)), make([]string, len(u.expressions))
 	null, matchNull := make([]string, len(u.expressions)), make([]string, len(u.expressions))
 	for i, e := range u.expressions {
