@@ -121,7 +121,7 @@ func (a *applier) alone() bool {
 }
 
 func (a *applier) hasTriggers() bool {
-	return !a.r.noTriggers && slices.ContainsFunc(a.p.steps, func(s step) bool { return s.group.table.triggers })
+	return !a.r.noTriggers && slices.ContainsFunc(a.p.steps, func(s step) bool { return s.group.table.Triggers })
 }
 
 func (a *applier) correct(ctx context.Context) error {
@@ -130,7 +130,7 @@ func (a *applier) correct(ctx context.Context) error {
 		if s.final != nil {
 			g = s.final
 		}
-		if s.side || g.table.keyless || g.action == Delete && !g.table.triggers {
+		if s.side || g.table.keyless || g.action == Delete && !g.table.Triggers {
 			continue
 		}
 		found, err := a.different(ctx, g, nil)

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/wal"
 	"github.com/hindsight-go/audit/store"
 )
@@ -169,7 +170,7 @@ func (a *applier) plain(groups []*group, rows int) bool {
 		switch {
 		case !g.plain(), !a.isEnforced(g.table) && (g.action == Create || g.isDependedOn()):
 			return false
-		case g.table.triggers && (len(groups) > 1 || !a.env.printsAlike(g)):
+		case g.table.Triggers && (len(groups) > 1 || !a.env.printsAlike(g)):
 			return false // a trigger may write to the rows of another statement
 		}
 		found += len(g.rows)
@@ -180,21 +181,21 @@ func (a *applier) plain(groups []*group, rows int) bool {
 // isEnforced tells that the server refuses whatever would violate a foreign key of the
 // table, from it or to it.
 func (a *applier) isEnforced(t *target) bool {
-	return !t.unenforced && a.env.home[triggerRole] != "replica"
+	return !t.Unenforced && a.env.home[triggerRole] != "replica"
 }
 
 // plain tells that the rows are put back or restored, and that the server would refuse what
 // other rows stand in the way of, instead of doing something to those.
 func (g *group) plain() bool {
 	t := g.table
-	if g.action == Delete || t.keyless || t.triggers && g.action == Create {
+	if g.action == Delete || t.keyless || t.Triggers && g.action == Create {
 		return false
 	}
 	if t.Deferrable && (g.action == Create || g.touches(t.Key)) { // two rows can have one key for a moment
 		return false
 	}
-	if slices.ContainsFunc(t.children, func(f *foreignKey) bool {
-		return f.onUpdate != "a" && f.onUpdate != "r" && g.action == Update && g.touches(f.refs)
+	if slices.ContainsFunc(t.Children, func(f *pgcatalog.ForeignKey) bool {
+		return f.OnUpdate != "a" && f.OnUpdate != "r" && g.action == Update && g.touches(f.References)
 	}) {
 		return false
 	}
@@ -220,9 +221,9 @@ func (g *group) isDependedOn() bool {
 // is about the column.
 func (t *target) dependsOn(column string) bool {
 	return slices.Contains(t.Key, column) ||
-		slices.ContainsFunc(t.parents, func(f *foreignKey) bool { return slices.Contains(f.columns, column) }) ||
-		slices.ContainsFunc(t.children, func(f *foreignKey) bool { return slices.Contains(f.refs, column) }) ||
-		slices.ContainsFunc(t.unique, func(u *uniqueIndex) bool { return slices.Contains(u.columns, column) })
+		slices.ContainsFunc(t.Parents, func(f *pgcatalog.ForeignKey) bool { return slices.Contains(f.Columns, column) }) ||
+		slices.ContainsFunc(t.Children, func(f *pgcatalog.ForeignKey) bool { return slices.Contains(f.References, column) }) ||
+		slices.ContainsFunc(t.Unique, func(u *pgcatalog.UniqueIndex) bool { return slices.Contains(u.Columns, column) })
 }
 
 // doGuarded puts rows back, or restores those of a step that are as expected, and gives
@@ -234,7 +235,7 @@ func (a *applier) doGuarded(ctx context.Context, g *group, staged *stage) error 
 	switch {
 	case g.action == Create:
 		settings, sql = a.env.theirs, g.insertSQL(staged)
-	case g.table.triggers:
+	case g.table.Triggers:
 		settings, sql = a.env.theirs, g.guardedSQL(staged)
 	default:
 		sql = g.guardedSQL(staged)
@@ -249,7 +250,7 @@ func (a *applier) doGuarded(ctx context.Context, g *group, staged *stage) error 
 	if int(tag.RowsAffected()) != len(g.rows) {
 		return errDiffers
 	}
-	if err := a.env.pinned(ctx, a.tx); err != nil || !g.table.triggers {
+	if err := a.env.pinned(ctx, a.tx); err != nil || !g.table.Triggers {
 		return err
 	}
 	return a.noteEarly(ctx, g, staged)
@@ -269,7 +270,7 @@ func (g *group) guardedSQL(s *stage) string {
 	sql := g.updateSQL(s)
 	for i, at := range g.columns {
 		c := &g.table.Columns.List[at]
-		condition := sameSQL(c, columnIdent("t", c.Name), fmt.Sprintf("s.e%d", at), false)
+		condition := sameSQL(c, pgcatalog.ColumnIdent("t", c.Name), fmt.Sprintf("s.e%d", at), false)
 		if !g.uniform {
 			condition = "(NOT " + g.has(i) + " OR " + condition + ")"
 		}

@@ -21,8 +21,8 @@ func (g *group) inspectSQL(s *stage, lock bool, retyped bool) string {
 	var same, values, expected, restored []string
 	for i, at := range g.columns {
 		column := g.table.unchecked(at)
-		live := columnIdent("t", column.Name)
-		values = append(values, textOf(live))
+		live := pgcatalog.ColumnIdent("t", column.Name)
+		values = append(values, pgcatalog.TextOf(live))
 		if g.action != Create {
 			condition := sameSQL(column, live, fmt.Sprintf("s.e%d", at), retyped)
 			expected = append(expected, condition)
@@ -48,7 +48,7 @@ func (g *group) inspectSQL(s *stage, lock bool, retyped bool) string {
 	found := slices.Concat(values, flags(expected), flags(restored))
 	key := "NULL::text[]"
 	if g.table.printsOtherwise() {
-		key = keyArray("t", g.table.Key)
+		key = pgcatalog.KeyArray("t", g.table.Key)
 	}
 	suffix := ""
 	if lock {
@@ -194,7 +194,7 @@ func (g *group) inspectUnknown(ctx context.Context, tx pgx.Tx, b *budget) error 
 	}
 	values := make([]string, len(unknown))
 	for i, at := range unknown {
-		values[i] = textOf(columnIdent("t", g.table.Columns.List[at].Name))
+		values[i] = pgcatalog.TextOf(pgcatalog.ColumnIdent("t", g.table.Columns.List[at].Name))
 	}
 	s := g.stageArrays()
 	rows, err := tx.Query(ctx, fmt.Sprintf("SELECT s.n, ARRAY[%s]::text[] FROM %s JOIN %s AS t ON %s",

@@ -1,19 +1,23 @@
 package audit
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
+)
 
 // link is the reference of a row through a foreign key that has to go before
 // something else is done, or that can only come after it.
 type link struct {
 	row *netRow
-	key *foreignKey
+	key *pgcatalog.ForeignKey
 	// together tells that the key changes in the same statement.
 	together bool
 }
 
 // leave notes that a live row in the plan references one that is to be removed, or
 // to be given another key, and does no longer when all is done.
-func (p *planner) leave(parent, child *netRow, f *foreignKey) {
+func (p *planner) leave(parent, child *netRow, f *pgcatalog.ForeignKey) {
 	if parent.action == Delete {
 		if child.action == Update {
 			p.deletesLast = true
@@ -22,16 +26,16 @@ func (p *planner) leave(parent, child *netRow, f *foreignKey) {
 		return
 	}
 	switch {
-	case f.from == f.to && child.action == Update:
+	case f.ChildOID == f.ParentOID && child.action == Update:
 		p.leaving = append(p.leaving, link{child, f, true})
-	case f.onUpdate == "c" && goesAlong(f, parent, child):
-	case f.onUpdate == "c", f.onUpdate == "n":
+	case f.OnUpdate == "c" && goesAlong(f, parent, child):
+	case f.OnUpdate == "c", f.OnUpdate == "n":
 		// The server writes to all columns of the reference, the revert may restore
 		// some of them.
-		if child.action == Update && slices.ContainsFunc(f.columns, func(name string) bool { return !child.changes([]string{name}) }) {
+		if child.action == Update && slices.ContainsFunc(f.Columns, func(name string) bool { return !child.changes([]string{name}) }) {
 			p.leaving = append(p.leaving, link{child, f, false})
 		}
-	case f.onUpdate == "a" && f.deferrable: // RESTRICT is never deferred
+	case f.OnUpdate == "a" && f.Deferrable: // RESTRICT is never deferred
 	default:
 		p.leaving = append(p.leaving, link{child, f, false})
 	}
@@ -50,9 +54,9 @@ func (p *planner) deleteFirst() {
 
 // goesAlong reports whether a row is to reference another one by the key that this is to
 // have, as it does by the key that this has now.
-func goesAlong(f *foreignKey, parent, child *netRow) bool {
-	for i, name := range f.columns {
-		ref := f.refs[i]
+func goesAlong(f *pgcatalog.ForeignKey, parent, child *netRow) bool {
+	for i, name := range f.Columns {
+		ref := f.References[i]
 		if child.changes([]string{name}) != parent.changes([]string{ref}) {
 			return false
 		}
@@ -69,9 +73,9 @@ func goesAlong(f *foreignKey, parent, child *netRow) bool {
 
 // come notes that a row is to reference one that the revert brings back, which has
 // to be there first.
-func (p *planner) come(action Operation, child *netRow, f *foreignKey, how Operation) {
+func (p *planner) come(action Operation, child *netRow, f *pgcatalog.ForeignKey, how Operation) {
 	switch {
-	case f.deferrable || action == how && (action == Create || f.from == f.to):
+	case f.Deferrable || action == how && (action == Create || f.ChildOID == f.ParentOID):
 	case action == Create:
 		p.updatesFirst = true
 	default:
@@ -85,7 +89,7 @@ func (p *planner) come(action Operation, child *netRow, f *foreignKey, how Opera
 func (g *group) postpone(coming []link) (update, relink *group) {
 	late := make(map[*netRow][]int)
 	for _, l := range coming {
-		for _, name := range l.key.columns {
+		for _, name := range l.key.Columns {
 			if !slices.Contains(g.table.Key, name) {
 				late[l.row] = append(late[l.row], g.table.Columns.Index[name])
 			}
@@ -167,7 +171,7 @@ func (p *planner) comes(l link) bool {
 // one that is set again; -1 if there is none.
 func (l link) loose() int {
 	t := l.row.table
-	for _, name := range l.key.columns {
+	for _, name := range l.key.Columns {
 		at := t.Columns.Index[name]
 		c := &t.Columns.List[at]
 		if !c.NotNull && !c.Generated && (l.row.action == Delete || l.row.changes([]string{name})) {

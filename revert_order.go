@@ -26,11 +26,11 @@ type step struct {
 // gives it up.
 type parking struct {
 	row    *netRow
-	index  *uniqueIndex
+	index  *pgcatalog.UniqueIndex
 	action Operation // of the row that is to have it
 }
 
-func (p *planner) park(r *netRow, u *uniqueIndex, action Operation) {
+func (p *planner) park(r *netRow, u *pgcatalog.UniqueIndex, action Operation) {
 	p.parked = append(p.parked, parking{row: r, index: u, action: action})
 }
 
@@ -110,7 +110,7 @@ func (p *planner) order() ([]step, error) {
 // rank orders the tables, parents before children, and returns the foreign keys
 // that go round in a circle and are to be left empty at first. Those that can be
 // deferred do not bind.
-func (p *planner) rank(rows []*netRow) ([]*foreignKey, error) {
+func (p *planner) rank(rows []*netRow) ([]*pgcatalog.ForeignKey, error) {
 	involved := make(map[uint32]*target)
 	for _, r := range rows {
 		involved[r.table.OID] = r.table
@@ -122,15 +122,15 @@ func (p *planner) rank(rows []*netRow) ([]*foreignKey, error) {
 			return g.table.OID == oid && (g.action != Update || g.touches(columns))
 		})
 	}
-	var edges, broken []*foreignKey
+	var edges, broken []*pgcatalog.ForeignKey
 	for _, t := range involved {
-		for _, f := range t.parents {
+		for _, f := range t.Parents {
 			switch {
-			case !moves(f.from, f.columns) && !moves(f.to, f.refs): // it stays as it is
-			case f.deferrable && f.onDelete != "r" || involved[f.to] == nil: // RESTRICT is never deferred
-			case f.from == f.to:
+			case !moves(f.ChildOID, f.Columns) && !moves(f.ParentOID, f.References): // it stays as it is
+			case f.Deferrable && f.OnDelete != "r" || involved[f.ParentOID] == nil: // RESTRICT is never deferred
+			case f.ChildOID == f.ParentOID:
 				// Within one statement only RESTRICT minds the order.
-				if f.onDelete == "r" && f.nullable {
+				if f.OnDelete == "r" && f.Nullable {
 					broken = append(broken, f)
 				}
 			default:
@@ -138,7 +138,7 @@ func (p *planner) rank(rows []*netRow) ([]*foreignKey, error) {
 			}
 		}
 	}
-	slices.SortFunc(edges, func(a, b *foreignKey) int { return strings.Compare(a.constraint(), b.constraint()) })
+	slices.SortFunc(edges, func(a, b *pgcatalog.ForeignKey) int { return strings.Compare(a.Constraint(), b.Constraint()) })
 	left := make(map[uint32]bool)
 	var order []uint32
 	for oid := range involved {
@@ -148,15 +148,15 @@ func (p *planner) rank(rows []*netRow) ([]*foreignKey, error) {
 	slices.Sort(order)
 	for rank := 0; len(left) > 0; rank++ {
 		next := slices.IndexFunc(order, func(oid uint32) bool {
-			return left[oid] && !slices.ContainsFunc(edges, func(f *foreignKey) bool { return f.from == oid && left[f.to] })
+			return left[oid] && !slices.ContainsFunc(edges, func(f *pgcatalog.ForeignKey) bool { return f.ChildOID == oid && left[f.ParentOID] })
 		})
 		if next < 0 {
-			circle := slices.IndexFunc(edges, func(f *foreignKey) bool {
-				return f.nullable && left[f.from] && left[f.to] && reaches(edges, left, f.to, f.from)
+			circle := slices.IndexFunc(edges, func(f *pgcatalog.ForeignKey) bool {
+				return f.Nullable && left[f.ChildOID] && left[f.ParentOID] && reaches(edges, left, f.ParentOID, f.ChildOID)
 			})
 			if circle < 0 {
-				f := edges[slices.IndexFunc(edges, func(f *foreignKey) bool { return left[f.from] && left[f.to] })]
-				return nil, &UnrevertableError{Table: f.child(), Reason: fmt.Sprintf("foreign key %q goes round in a circle, cannot be deferred and cannot be NULL: make it DEFERRABLE", f.name)}
+				f := edges[slices.IndexFunc(edges, func(f *pgcatalog.ForeignKey) bool { return left[f.ChildOID] && left[f.ParentOID] })]
+				return nil, &UnrevertableError{Table: f.ChildName(), Reason: fmt.Sprintf("foreign key %q goes round in a circle, cannot be deferred and cannot be NULL: make it DEFERRABLE", f.Name)}
 			}
 			broken = append(broken, edges[circle])
 			edges = slices.Delete(edges, circle, circle+1)
@@ -170,16 +170,16 @@ func (p *planner) rank(rows []*netRow) ([]*foreignKey, error) {
 }
 
 // reaches tells that foreign keys lead from one table to another.
-func reaches(edges []*foreignKey, left map[uint32]bool, from, to uint32) bool {
+func reaches(edges []*pgcatalog.ForeignKey, left map[uint32]bool, from, to uint32) bool {
 	seen := map[uint32]bool{from: true}
 	for queue := []uint32{from}; len(queue) > 0; queue = queue[1:] {
 		if queue[0] == to {
 			return true
 		}
 		for _, f := range edges {
-			if f.from == queue[0] && left[f.to] && !seen[f.to] {
-				seen[f.to] = true
-				queue = append(queue, f.to)
+			if f.ChildOID == queue[0] && left[f.ParentOID] && !seen[f.ParentOID] {
+				seen[f.ParentOID] = true
+				queue = append(queue, f.ParentOID)
 			}
 		}
 	}
@@ -187,13 +187,13 @@ func reaches(edges []*foreignKey, left map[uint32]bool, from, to uint32) bool {
 }
 
 // referencing returns where the columns of broken foreign keys stand.
-func (g *group) referencing(broken []*foreignKey) []int {
+func (g *group) referencing(broken []*pgcatalog.ForeignKey) []int {
 	var at []int
 	for _, f := range broken {
-		if f.from != g.table.OID {
+		if f.ChildOID != g.table.OID {
 			continue
 		}
-		for _, name := range f.columns {
+		for _, name := range f.Columns {
 			if i := g.table.Columns.Index[name]; slices.Contains(g.columns, i) && !slices.Contains(at, i) {
 				at = append(at, i)
 			}
@@ -204,8 +204,8 @@ func (g *group) referencing(broken []*foreignKey) []int {
 
 // withoutReferences splits an INSERT into one without the references of broken
 // foreign keys, and an UPDATE that sets them.
-func (g *group) withoutReferences(broken []*foreignKey) (insert, relink *group) {
-	at := g.referencing(slices.DeleteFunc(slices.Clone(broken), func(f *foreignKey) bool { return f.from == f.to }))
+func (g *group) withoutReferences(broken []*pgcatalog.ForeignKey) (insert, relink *group) {
+	at := g.referencing(slices.DeleteFunc(slices.Clone(broken), func(f *pgcatalog.ForeignKey) bool { return f.ChildOID == f.ParentOID }))
 	if len(at) == 0 {
 		return g, nil
 	}
@@ -237,7 +237,7 @@ func (g *group) withoutReferences(broken []*foreignKey) (insert, relink *group) 
 
 // unlink is an UPDATE that empties the references of broken foreign keys in rows
 // that are to be deleted.
-func (g *group) unlink(broken []*foreignKey) *group {
+func (g *group) unlink(broken []*pgcatalog.ForeignKey) *group {
 	u := &group{table: g.table, action: Update}
 	at := g.referencing(broken)
 	for _, r := range g.rows {
@@ -275,7 +275,7 @@ func (p *planner) parkingSteps(updatesFirst bool) ([]step, error) {
 		if !ok {
 			return nil, &UnrevertableError{
 				Table: k.row.table.label(), Position: k.row.first(),
-				Reason: fmt.Sprintf("rows would swap their values of %q, which takes a value for the time in between, and there is none for its columns: make the constraint DEFERRABLE", k.index.name),
+				Reason: fmt.Sprintf("rows would swap their values of %q, which takes a value for the time in between, and there is none for its columns: make the constraint DEFERRABLE", k.index.Name),
 			}
 		}
 		g := groups[k.row.table]
@@ -330,13 +330,13 @@ func (r *netRow) parkAt(column int, value datum) {
 // what it is to have in the end.
 func (k parking) place(n int) (at int, value datum, ok bool) {
 	t := k.row.table
-	for _, name := range k.index.columns {
+	for _, name := range k.index.Columns {
 		at, ok := t.Columns.Index[name]
-		if ok && !k.index.nulls && !t.Columns.List[at].NotNull && k.parks(name) && k.row.changes([]string{name}) && !slices.Contains(t.Key, name) {
+		if ok && !k.index.NullsNotDistinct && !t.Columns.List[at].NotNull && k.parks(name) && k.row.changes([]string{name}) && !slices.Contains(t.Key, name) {
 			return at, datum{known: true}, true
 		}
 	}
-	for _, name := range k.index.columns {
+	for _, name := range k.index.Columns {
 		at, ok := t.Columns.Index[name]
 		if !ok || !k.parks(name) || t.Columns.List[at].Identity == "a" || !k.row.changes([]string{name}) && k.row.action == Update {
 			continue
@@ -345,7 +345,7 @@ func (k parking) place(n int) (at int, value datum, ok bool) {
 			return at, datum{text: []byte(text), known: true}, true
 		}
 	}
-	for _, name := range k.index.conditions {
+	for _, name := range k.index.Conditions {
 		if at, ok := t.Columns.Index[name]; ok && k.row.action == Update && k.row.changes([]string{name}) {
 			return at, k.row.cell(at).restore, true
 		}
@@ -355,7 +355,7 @@ func (k parking) place(n int) (at int, value datum, ok bool) {
 
 // parks tells that a value of the column's own would take the row out of the way.
 func (k parking) parks(name string) bool {
-	return !k.row.table.Columns.List[k.row.table.Columns.Index[name]].Generated && !slices.Contains(k.index.conditions, name)
+	return !k.row.table.Columns.List[k.row.table.Columns.Index[name]].Generated && !slices.Contains(k.index.Conditions, name)
 }
 
 // parkingText is a value of the column's type that nobody uses.

@@ -4,31 +4,11 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
-
-// Which row is whose parent says the operator of the foreign key: equal keys may have
-// different texts. Only where the texts are the same nobody has to be asked.
-
-// op is the operator between the i-th referenced and referencing columns.
-func (f *foreignKey) op(i int) string {
-	if f.period && i == len(f.columns)-1 {
-		return "OPERATOR(pg_catalog.&&)"
-	}
-	return f.ops[i]
-}
-
-// match is the condition that a row with the referenced columns is the parent of one
-// with the referencing columns.
-func (f *foreignKey) match(parent, child string) string {
-	parts := make([]string, len(f.columns))
-	for i := range f.columns {
-		parts[i] = fmt.Sprintf("%s %s %s", columnIdent(parent, f.refs[i]), f.op(i), columnIdent(child, f.columns[i]))
-	}
-	return strings.Join(parts, " AND ")
-}
 
 // orphan is a row whose parent is not there to stay.
 type orphan struct {
@@ -40,12 +20,12 @@ type orphan struct {
 // parentMissing finds rows that would reference one that is not there.
 func (p *planner) parentMissing(ctx context.Context, g *group) ([]Conflict, error) {
 	var found []Conflict
-	for _, f := range g.table.parents {
-		if g.action == Delete || !g.touches(f.columns) || g.derivedAmong(f.columns) {
+	for _, f := range g.table.Parents {
+		if g.action == Delete || !g.touches(f.Columns) || g.derivedAmong(f.Columns) {
 			continue
 		}
 		find := p.orphans
-		if f.period {
+		if f.Period {
 			find = p.orphansOfPeriods
 		}
 		orphans, err := find(ctx, g, f)
@@ -63,7 +43,7 @@ func (p *planner) parentMissing(ctx context.Context, g *group) ([]Conflict, erro
 				continue
 			}
 			c := Conflict{
-				Kind: ParentMissing, RowRef: r.ref(), Constraint: f.name, Other: &RowRef{Table: f.parent(), Key: o.values},
+				Kind: ParentMissing, RowRef: r.ref(), Constraint: f.Name, Other: &RowRef{Table: f.ParentName(), Key: o.values},
 				row: r, stays: true, origin: p.parentOrigin(g, r, f, o.values),
 			}
 			if o.live { // it is the revert that takes it away
@@ -79,31 +59,21 @@ func (p *planner) parentMissing(ctx context.Context, g *group) ([]Conflict, erro
 	return found, nil
 }
 
-// texts is the SQL of the referencing columns' texts, given that of none being NULL.
-func (f *foreignKey) texts(child string) (texts, given string) {
-	parts, conditions := make([]string, len(f.columns)), make([]string, len(f.columns))
-	for i, name := range f.columns {
-		parts[i] = "pg_catalog.concat(" + columnIdent(child, name) + ")"
-		conditions[i] = columnIdent(child, name) + " IS NOT NULL"
-	}
-	return "ARRAY[" + strings.Join(parts, ", ") + "]::text[]", strings.Join(conditions, " AND ")
-}
-
 // orphans finds the rows of a group that would reference none of the rows which are
 // there and stay.
-func (p *planner) orphans(ctx context.Context, g *group, f *foreignKey) (found []orphan, err error) {
+func (p *planner) orphans(ctx context.Context, g *group, f *pgcatalog.ForeignKey) (found []orphan, err error) {
 	s := g.stageArrays()
-	texts, given := f.texts("x")
+	texts, given := f.Texts("x")
 	sql := fmt.Sprintf(`
 		SELECT x."~n", %s, NULL::text[]
 		FROM %s AS x
-		WHERE %s AND NOT EXISTS (SELECT FROM %s AS p WHERE %s)`, texts, g.future(s, f.columns), given, f.toIdent(), f.match("p", "x"))
+		WHERE %s AND NOT EXISTS (SELECT FROM %s AS p WHERE %s)`, texts, g.future(s, f.Columns), given, f.ParentIdent(), f.Match("p", "x"))
 	if p.parentsLeave(f) {
 		sql = fmt.Sprintf(`
 		SELECT x."~n", %s, CASE WHEN p.tableoid IS NOT NULL THEN %s END
 		FROM %s AS x
 		LEFT JOIN %s AS p ON %s
-		WHERE %s`, texts, keyArray("p", f.toKey), g.future(s, f.columns), f.toIdent(), f.match("p", "x"), given)
+		WHERE %s`, texts, pgcatalog.KeyArray("p", f.ParentKey), g.future(s, f.Columns), f.ParentIdent(), f.Match("p", "x"), given)
 	}
 	rows, err := p.tx.Query(ctx, sql, s.args...)
 	if err != nil {
@@ -114,7 +84,7 @@ func (p *planner) orphans(ctx context.Context, g *group, f *foreignKey) (found [
 	_, err = pgx.ForEachRow(rows, []any{&o.n, &o.values, &key}, func() error {
 		r := g.rows[o.n]
 		o.live = key != nil
-		if (!o.live || p.leaves(p.inPlan(f.to, key), f)) && (g.action != Update || r.changes(f.columns)) {
+		if (!o.live || p.leaves(p.inPlan(f.ParentOID, key), f)) && (g.action != Update || r.changes(f.Columns)) {
 			found = append(found, o)
 			p.budget.spend(entryBytes + keyBytes(o.values))
 		}
@@ -125,13 +95,13 @@ func (p *planner) orphans(ctx context.Context, g *group, f *foreignKey) (found [
 }
 
 // leaves tells that the revert takes a live row away from where it is referenced.
-func (p *planner) leaves(r *netRow, f *foreignKey) bool {
-	return r != nil && !r.missing && (r.action == Delete || r.changes(f.refs))
+func (p *planner) leaves(r *netRow, f *pgcatalog.ForeignKey) bool {
+	return r != nil && !r.missing && (r.action == Delete || r.changes(f.References))
 }
 
 // parentsLeave tells that the revert takes away any of the rows that can be referenced.
-func (p *planner) parentsLeave(f *foreignKey) bool {
-	for _, r := range p.live[p.atlas.targets[f.to]] {
+func (p *planner) parentsLeave(f *pgcatalog.ForeignKey) bool {
+	for _, r := range p.live[p.atlas.targets[f.ParentOID]] {
 		if p.leaves(r, f) {
 			return true
 		}
@@ -141,12 +111,12 @@ func (p *planner) parentsLeave(f *foreignKey) bool {
 
 // restorations tells for each of the orphans how the revert itself brings its parent
 // back, if it does.
-func (p *planner) restorations(ctx context.Context, g *group, f *foreignKey, orphans []orphan) ([]Operation, error) {
+func (p *planner) restorations(ctx context.Context, g *group, f *pgcatalog.ForeignKey, orphans []orphan) ([]Operation, error) {
 	how := make([]Operation, len(orphans))
 	byRow := make(map[*netRow]int)
 	var left []*netRow
 	for i, o := range orphans {
-		if how[i] = p.restores(f, o.values); how[i] == "" || f.period {
+		if how[i] = p.restores(f, o.values); how[i] == "" || f.Period {
 			byRow[g.rows[o.n]] = i
 			left = append(left, g.rows[o.n])
 		}
@@ -154,7 +124,7 @@ func (p *planner) restorations(ctx context.Context, g *group, f *foreignKey, orp
 	if len(left) == 0 {
 		return how, nil
 	}
-	if f.period {
+	if f.Period {
 		return how, p.restorePeriods(ctx, g, f, left, func(r *netRow, by Operation) { how[byRow[r]] = by })
 	}
 	for _, parents := range p.comingParents(f) {
@@ -163,7 +133,7 @@ func (p *planner) restorations(ctx context.Context, g *group, f *foreignKey, orp
 				x := children.stageArrays()
 				q := part.stageArraysBehind(len(x.args))
 				rows, err := p.tx.Query(ctx, fmt.Sprintf(`SELECT x."~n" FROM %s AS x JOIN %s AS p ON %s`,
-					children.future(x, f.columns), part.future(q, f.refs), f.match("p", "x")), slices.Concat(x.args, q.args)...)
+					children.future(x, f.Columns), part.future(q, f.References), f.Match("p", "x")), slices.Concat(x.args, q.args)...)
 				if err != nil {
 					return nil, err
 				}
@@ -178,10 +148,10 @@ func (p *planner) restorations(ctx context.Context, g *group, f *foreignKey, orp
 }
 
 // comingParents are the rows that the revert puts where they can be referenced.
-func (p *planner) comingParents(f *foreignKey) []*group {
+func (p *planner) comingParents(f *pgcatalog.ForeignKey) []*group {
 	var rows []*netRow
 	for _, r := range p.rows {
-		if r.table.OID == f.to && r.active() && (r.action == Create || r.action == Update && !r.missing && r.changes(f.refs)) {
+		if r.table.OID == f.ParentOID && r.active() && (r.action == Create || r.action == Update && !r.missing && r.changes(f.References)) {
 			rows = append(rows, r)
 		}
 	}
@@ -190,38 +160,25 @@ func (p *planner) comingParents(f *foreignKey) []*group {
 
 // parentOrigin says where to look for what took a parent away, or else for what had
 // the row reference it.
-func (p *planner) parentOrigin(g *group, r *netRow, f *foreignKey, values []string) conflictOrigin {
+func (p *planner) parentOrigin(g *group, r *netRow, f *pgcatalog.ForeignKey, values []string) conflictOrigin {
 	return conflictOrigin{
-		oid: f.to, schema: f.toSchema, table: f.toName, key: f.parentKey(values), gone: true,
-		instead: &conflictOrigin{oid: g.table.OID, schema: g.table.Schema, table: g.table.Name, key: p.lastKey(r), columns: f.columns},
+		oid: f.ParentOID, schema: f.ParentSchema, table: f.ParentTable, key: f.ParentKeyOf(values), gone: true,
+		instead: &conflictOrigin{oid: g.table.OID, schema: g.table.Schema, table: g.table.Name, key: p.lastKey(r), columns: f.Columns},
 	}
-}
-
-// parentKey returns the parent's primary key if that is what is referenced.
-func (f *foreignKey) parentKey(values []string) []string {
-	key := make([]string, len(f.toKey))
-	for i, name := range f.toKey {
-		at := slices.Index(f.refs, name)
-		if at < 0 {
-			return nil
-		}
-		key[i] = values[at]
-	}
-	return slices.Clone(key)
 }
 
 // restores tells how the revert itself brings back a row with just these texts in the
 // referenced columns, if it does.
-func (p *planner) restores(f *foreignKey, values []string) Operation {
+func (p *planner) restores(f *pgcatalog.ForeignKey, values []string) Operation {
 	if p.restored == nil {
-		p.restored = make(map[*foreignKey]map[string]Operation)
+		p.restored = make(map[*pgcatalog.ForeignKey]map[string]Operation)
 	}
 	index, ok := p.restored[f]
 	if !ok {
 		index = make(map[string]Operation)
 		for _, r := range p.rows {
-			if r.table.OID == f.to && r.active() && (r.action == Create || r.action == Update && !r.missing) {
-				if key, ok := r.restoredValues(f.refs); ok {
+			if r.table.OID == f.ParentOID && r.active() && (r.action == Create || r.action == Update && !r.missing) {
+				if key, ok := r.restoredValues(f.References); ok {
 					index[joinKey(key)] = r.action
 				}
 			}

@@ -40,7 +40,7 @@ func (t *target) contentsSQL(mask string, value func(at int, column *pgcatalog.C
 // rows with equal contents the first gets the first. Rows that are taken already
 // are left out.
 func (t *target) placesSQL(mask string, from string, taken int, lock, retyped bool) string {
-	live := t.contentsSQL(mask, func(_ int, c *pgcatalog.Column) string { return columnIdent("t", c.Name) })
+	live := t.contentsSQL(mask, func(_ int, c *pgcatalog.Column) string { return pgcatalog.ColumnIdent("t", c.Name) })
 	staged := t.contentsSQL(mask, func(at int, c *pgcatalog.Column) string {
 		if c.HasSeveralTexts(retyped) {
 			return fmt.Sprintf("s.w%d::%s", at, c.TypeName)
@@ -228,7 +228,7 @@ func (a *applier) doPlaced(ctx context.Context, s *step, staged *stage) error {
 	if g.action == Update && s.side {
 		a.moveRows(g.table, places)
 	}
-	if g.action == Update && !s.side && g.table.triggers && !a.r.noTriggers {
+	if g.action == Update && !s.side && g.table.Triggers && !a.r.noTriggers {
 		if err := a.noteAdjusted(ctx, g, moved); err != nil {
 			return err
 		}
@@ -278,7 +278,7 @@ func (a *applier) noteAdjusted(ctx context.Context, g *group, moved [][]string) 
 // finishInsert makes sure that rows were put back. Where they are is not known:
 // behind triggers, those are noted of which none has the contents.
 func (a *applier) finishInsert(ctx context.Context, g *group, inserted int) error {
-	if !g.table.triggers || a.r.noTriggers {
+	if !g.table.Triggers || a.r.noTriggers {
 		if inserted != len(g.rows) {
 			return &StaleError{Table: g.table.label(), Reason: "has rows that the server did not insert"}
 		}
@@ -337,10 +337,10 @@ func (a *applier) moveRows(t *target, places map[string][]string) {
 // of a foreign key has taken them away or moved them, in this transaction. A
 // trigger of the table may have said no to the statement.
 func (a *applier) finishPlaced(ctx context.Context, g *group, left []*netRow) error {
-	if g.action == Delete && slices.ContainsFunc(g.table.parents, func(f *foreignKey) bool { return f.onDelete == "c" }) {
+	if g.action == Delete && slices.ContainsFunc(g.table.Parents, func(f *pgcatalog.ForeignKey) bool { return f.OnDelete == "c" }) {
 		return nil
 	}
-	if g.action == Update && slices.ContainsFunc(g.table.parents, func(f *foreignKey) bool { return f.onUpdate == "c" }) {
+	if g.action == Update && slices.ContainsFunc(g.table.Parents, func(f *pgcatalog.ForeignKey) bool { return f.OnUpdate == "c" }) {
 		again := &group{table: g.table, action: Update}
 		for _, r := range left {
 			again.rows = append(again.rows, r.cascaded())
@@ -365,7 +365,7 @@ func (a *applier) finishPlaced(ctx context.Context, g *group, left []*netRow) er
 			}
 		}
 	}
-	if g.table.triggers && !a.r.noTriggers {
+	if g.table.Triggers && !a.r.noTriggers {
 		for _, r := range left {
 			a.result.Adjusted = append(a.result.Adjusted, AdjustedRow{RowRef: r.ref()})
 		}
@@ -379,11 +379,11 @@ func (a *applier) finishPlaced(ctx context.Context, g *group, left []*netRow) er
 func (r *netRow) cascaded() *netRow {
 	moved := *r
 	moved.key, moved.whole = nowhere, slices.Clone(r.whole)
-	for _, f := range r.table.parents {
-		if f.onUpdate != "c" {
+	for _, f := range r.table.Parents {
+		if f.OnUpdate != "c" {
 			continue
 		}
-		for _, name := range f.columns {
+		for _, name := range f.Columns {
 			if c := r.cell(r.table.Columns.Index[name]); c != nil && c.restore.known {
 				moved.whole[c.column] = c.restore
 			}
@@ -405,7 +405,7 @@ func (r *netRow) placeCondition() string {
 			continue
 		}
 		column := &r.table.Columns.List[at]
-		live := columnIdent("", column.Name)
+		live := pgcatalog.ColumnIdent("", column.Name)
 		if d.text == nil {
 			same = append(same, live+" IS NOT DISTINCT FROM NULL")
 			continue

@@ -53,7 +53,7 @@ type planner struct {
 	reverted map[pgcatalog.Name]map[string]bool
 
 	live         map[*target]map[string]*netRow
-	restored     map[*foreignKey]map[string]Operation
+	restored     map[*pgcatalog.ForeignKey]map[string]Operation
 	parked       []parking
 	leaving      []link // references to keys that change
 	coming       []link // references of rows to be updated, to rows that come back

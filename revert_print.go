@@ -6,6 +6,8 @@ import (
 	"io"
 	"slices"
 	"strings"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // printedRows is how many rows and conflicts Plan.String shows.
@@ -130,7 +132,7 @@ func (p *Plan) WriteSQL(w io.Writer) error {
 // go together may reference each other, which is checked after the statement, and
 // under a key that is deferrable the second would find the first one's row, too.
 func (g *group) inStatements() [][]*netRow {
-	ring := slices.ContainsFunc(g.table.parents, func(f *foreignKey) bool { return f.from == f.to && !f.deferrable })
+	ring := slices.ContainsFunc(g.table.Parents, func(f *pgcatalog.ForeignKey) bool { return f.ChildOID == f.ParentOID && !f.Deferrable })
 	shift := g.table.Deferrable && slices.ContainsFunc(g.rows, (*netRow).keyChanges)
 	if g.action == Update && shift || g.action != Update && ring {
 		return [][]*netRow{g.rows}
@@ -146,7 +148,7 @@ func statementSQL(rows []*netRow) string {
 	case Create:
 		var names, lists []string
 		for _, c := range first.cells {
-			names = append(names, columnIdent("", t.Columns.List[c.column].Name))
+			names = append(names, pgcatalog.ColumnIdent("", t.Columns.List[c.column].Name))
 		}
 		for _, r := range rows {
 			values := make([]string, len(first.cells))
@@ -168,7 +170,7 @@ func statementSQL(rows []*netRow) string {
 		}
 		var set []string
 		for _, c := range first.cells {
-			set = append(set, columnIdent("", t.Columns.List[c.column].Name)+" = "+sqlLiteral(c.restore))
+			set = append(set, pgcatalog.ColumnIdent("", t.Columns.List[c.column].Name)+" = "+sqlLiteral(c.restore))
 		}
 		set = append(set, t.countOn("")...)
 		where := first.whereSQL()
@@ -196,7 +198,7 @@ func shiftSQL(rows []*netRow) string {
 	}
 	for at := range t.Columns.List {
 		if when := cases[at]; when != nil {
-			name := columnIdent("", t.Columns.List[at].Name)
+			name := pgcatalog.ColumnIdent("", t.Columns.List[at].Name)
 			set = append(set, fmt.Sprintf("%s = CASE%s ELSE %s END", name, when, name))
 		}
 	}
@@ -216,7 +218,7 @@ func (r *netRow) whereSQL() string {
 func (t *target) keySQL(key []string) string {
 	parts := make([]string, len(key))
 	for i, name := range t.Key {
-		parts[i] = columnIdent("", name) + " = " + sqlLiteral(datum{text: []byte(key[i]), known: true})
+		parts[i] = pgcatalog.ColumnIdent("", name) + " = " + sqlLiteral(datum{text: []byte(key[i]), known: true})
 	}
 	return strings.Join(parts, " AND ")
 }
@@ -224,8 +226,8 @@ func (t *target) keySQL(key []string) string {
 // movesWithParent tells that the row may have its restored key already when its
 // turn comes: its parent's new key has cascaded to it.
 func (r *netRow) movesWithParent() bool {
-	return r.keyChanges() && slices.ContainsFunc(r.table.parents, func(f *foreignKey) bool {
-		return f.onUpdate == "c" && r.changes(f.columns)
+	return r.keyChanges() && slices.ContainsFunc(r.table.Parents, func(f *pgcatalog.ForeignKey) bool {
+		return f.OnUpdate == "c" && r.changes(f.Columns)
 	})
 }
 

@@ -10,83 +10,16 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/hindsight-go/audit/capture"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
-
-// check is a condition on the values of a row: a CHECK constraint, or one of a domain.
-type check struct {
-	name string
-	// expression is empty for a column that is NOT NULL and has no default.
-	expression string
-	columns    []string
-	// base is the type that VALUE has in the expression of a domain; empty: it is a
-	// constraint of the table.
-	base string
-	// calls tells that it calls functions or operators that are not the server's own.
-	calls bool
-}
-
-// callsOthers reports of a constraint k that it calls what is not the server's own, of which
-// no dependencies are recorded.
-const callsOthers = `EXISTS (SELECT FROM pg_catalog.pg_depend own WHERE own.classid = 'pg_catalog.pg_constraint'::pg_catalog.regclass AND own.objid = k.oid
-				AND own.refclassid IN ('pg_catalog.pg_proc'::pg_catalog.regclass, 'pg_catalog.pg_operator'::pg_catalog.regclass))`
-
-// readChecks finds the conditions that rows have to meet. Those over whole rows, system
-// columns and generated columns are left to the server.
-func readChecks(ctx context.Context, db capture.Querier, oids []uint32, all map[uint32]*constraints) error {
-	rows, err := db.Query(ctx, `
-		WITH RECURSIVE domains (relid, attnum, attname, oid, base, nulls) AS (
-			SELECT a.attrelid, a.attnum, a.attname, t.oid, t.typbasetype, NOT t.typnotnull
-			FROM pg_catalog.pg_attribute a
-			JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-			WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND t.typtype = 'd'
-			UNION ALL
-			SELECT d.relid, d.attnum, d.attname, t.oid, t.typbasetype, NOT t.typnotnull
-			FROM domains d
-			JOIN pg_catalog.pg_type t ON t.oid = d.base
-			WHERE t.typtype = 'd'),
-		bases AS (SELECT d.relid, d.attnum, d.base FROM domains d JOIN pg_catalog.pg_type t ON t.oid = d.base WHERE t.typtype <> 'd')
-		SELECT k.conrelid, k.conname::text, pg_catalog.pg_get_expr(k.conbin, k.conrelid),
-			array(SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = k.conrelid AND a.attnum = ANY(k.conkey)), '', `+callsOthers+`
-		FROM pg_catalog.pg_constraint k
-		WHERE k.conrelid = ANY($1::oid[]) AND k.contype = 'c' AND coalesce((pg_catalog.to_jsonb(k) ->> 'conenforced')::bool, true) AND k.conkey IS NOT NULL
-		  AND NOT EXISTS (SELECT FROM unnest(k.conkey) n LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = n
-				WHERE n <= 0 OR a.attgenerated <> '')
-		UNION ALL
-		SELECT d.relid, c.name, c.expression, ARRAY[d.attname::text], pg_catalog.format_type(b.base, -1), c.calls
-		FROM domains d
-		JOIN bases b ON b.relid = d.relid AND b.attnum = d.attnum,
-		LATERAL (
-			SELECT k.conname::text, pg_catalog.pg_get_expr(k.conbin, 0), `+callsOthers+` FROM pg_catalog.pg_constraint k WHERE k.contypid = d.oid AND k.contype = 'c'
-			UNION ALL SELECT '', 'VALUE IS NOT NULL', false WHERE NOT d.nulls) AS c (name, expression, calls)
-		UNION ALL
-		SELECT a.attrelid, '', '', ARRAY[a.attname::text], '', false
-		FROM pg_catalog.pg_attribute a
-		JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-		WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull
-		  AND NOT a.atthasdef AND a.attidentity = '' AND a.attgenerated = '' AND t.typdefault IS NULL
-		ORDER BY 1, 2`, oids)
-	if err != nil {
-		return err
-	}
-	var oid uint32
-	var c check
-	_, err = pgx.ForEachRow(rows, []any{&oid, &c.name, &c.expression, &c.columns, &c.base, &c.calls}, func() error {
-		all[oid].checks = append(all[oid].checks, c)
-		c = check{}
-		return nil
-	})
-	return err
-}
 
 // unchecked is a column as one of the type that its domain is over, if that has conditions:
 // what is compared need not meet them.
 func (t *target) unchecked(at int) *pgcatalog.Column {
-	for _, c := range t.checks {
-		if c.base != "" && c.columns[0] == t.Columns.List[at].Name {
+	for _, c := range t.Checks {
+		if c.DomainBase != "" && c.Columns[0] == t.Columns.List[at].Name {
 			bare := t.Columns.List[at]
-			bare.TypeName = c.base
+			bare.TypeName = c.DomainBase
 			return &bare
 		}
 	}
@@ -101,7 +34,7 @@ func (p *planner) refusedValues(ctx context.Context, g *group) (found []Conflict
 	if g.action == Delete {
 		return nil, nil
 	}
-	mended := g.table.triggers && !p.r.noTriggers
+	mended := g.table.Triggers && !p.r.noTriggers
 	for _, r := range g.rows {
 		for i := range r.cells {
 			c := &r.cells[i]
@@ -111,31 +44,31 @@ func (p *planner) refusedValues(ctx context.Context, g *group) (found []Conflict
 		}
 	}
 	var parts, calling []string
-	var checks []*check
+	var checks []*pgcatalog.Check
 	s := g.stageArrays()
-	for i := range g.table.checks {
-		c := &g.table.checks[i]
+	for i := range g.table.Checks {
+		c := &g.table.Checks[i]
 		part := ""
 		switch {
-		case c.expression == "":
-			if g.action == Create && !mended && !g.touches(c.columns) {
+		case c.Expression == "":
+			if g.action == Create && !mended && !g.touches(c.Columns) {
 				for _, r := range g.rows { // the column is newer than they are
-					found = append(found, r.refusal("", c.columns...))
+					found = append(found, r.refusal("", c.Columns...))
 				}
 			}
-		case !g.touches(c.columns):
-		case c.base != "":
-			at := g.table.Columns.Index[c.columns[0]]
+		case !g.touches(c.Columns):
+		case c.DomainBase != "":
+			at := g.table.Columns.Index[c.Columns[0]]
 			part = fmt.Sprintf(`SELECT v."~n", %d FROM (SELECT s.n AS "~n", s.r%d::%s AS value FROM %s WHERE %s) AS v WHERE (%s) IS FALSE`,
-				len(checks), at, c.base, s.from, g.has(slices.Index(g.columns, at)), c.expression)
+				len(checks), at, c.DomainBase, s.from, g.has(slices.Index(g.columns, at)), c.Expression)
 		case !mended:
-			part = fmt.Sprintf(`SELECT "~n", %d FROM %s AS new WHERE (%s) IS FALSE`, len(checks), g.future(s, c.columns), c.expression)
+			part = fmt.Sprintf(`SELECT "~n", %d FROM %s AS new WHERE (%s) IS FALSE`, len(checks), g.future(s, c.Columns), c.Expression)
 		}
 		if part == "" {
 			continue
 		}
 		checks = append(checks, c)
-		if c.calls {
+		if c.CallsOthers {
 			calling = append(calling, part)
 		} else {
 			parts = append(parts, part)
@@ -149,7 +82,7 @@ func (p *planner) refusedValues(ctx context.Context, g *group) (found []Conflict
 		var refused []Conflict
 		var n, k int32
 		_, err = pgx.ForEachRow(rows, []any{&n, &k}, func() error {
-			refused = append(refused, g.rows[n].refusal(checks[k].name, checks[k].columns...))
+			refused = append(refused, g.rows[n].refusal(checks[k].Name, checks[k].Columns...))
 			return nil
 		})
 		if err == nil {

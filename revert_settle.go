@@ -114,7 +114,7 @@ func (r *netRow) conflictsToRemove() []Conflict {
 		}
 		// Where it may only be hidden, history tells whether it was removed.
 		c := r.conflict(RowGone)
-		c.origin.gone, c.origin.unseen = true, r.table.rowSecurity && !r.table.keyless
+		c.origin.gone, c.origin.unseen = true, r.table.RowSecurity && !r.table.keyless
 		c.stays = r.table.keyless && !r.gone
 		return []Conflict{c}
 	}

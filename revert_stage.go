@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 const (
@@ -285,14 +287,14 @@ func (s *stageReader) appendRow(r *netRow) {
 func (t *target) on() string {
 	parts := make([]string, len(t.Key))
 	for i, at := range t.keyAt {
-		parts[i] = fmt.Sprintf("%s %s s.k%d::%s", columnIdent("t", t.Key[i]), t.keyOp(i), i, t.Columns.List[at].TypeName)
+		parts[i] = fmt.Sprintf("%s %s s.k%d::%s", pgcatalog.ColumnIdent("t", t.Key[i]), t.keyOp(i), i, t.Columns.List[at].TypeName)
 	}
 	return strings.Join(parts, " AND ")
 }
 
 func (t *target) keyOp(i int) string {
-	if i < len(t.keyOperators) {
-		return t.keyOperators[i]
+	if i < len(t.KeyOperators) {
+		return t.KeyOperators[i]
 	}
 	return "="
 }
@@ -301,7 +303,7 @@ func (t *target) keyOp(i int) string {
 func (t *target) keyOrder() string {
 	parts := make([]string, len(t.Key))
 	for i, name := range t.Key {
-		parts[i] = columnIdent("t", name)
+		parts[i] = pgcatalog.ColumnIdent("t", name)
 	}
 	return strings.Join(parts, ", ")
 }

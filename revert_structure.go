@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // structure finds the conflicts that are about other rows than the one to be
@@ -101,17 +103,17 @@ func (g *group) touches(columns []string) bool {
 // given another key.
 func (p *planner) referenced(ctx context.Context, g *group) ([]Conflict, error) {
 	var found []Conflict
-	for _, f := range g.table.children {
-		if g.action == Create || g.action == Update && !g.touches(f.refs) {
+	for _, f := range g.table.Children {
+		if g.action == Create || g.action == Update && !g.touches(f.References) {
 			continue
 		}
 		s := g.stageArrays()
-		on := make([]string, len(f.columns))
-		for i := range f.columns {
-			on[i] = fmt.Sprintf("%s %s %s", columnIdent("t", f.refs[i]), f.op(i), columnIdent("c", f.columns[i]))
+		on := make([]string, len(f.Columns))
+		for i := range f.Columns {
+			on[i] = fmt.Sprintf("%s %s %s", pgcatalog.ColumnIdent("t", f.References[i]), f.Operator(i), pgcatalog.ColumnIdent("c", f.Columns[i]))
 		}
 		covered := "false"
-		if f.period {
+		if f.Period {
 			covered = p.periods(f, s, true).coveredSQL("c")
 		}
 		rows, err := p.tx.Query(ctx, fmt.Sprintf(`
@@ -119,7 +121,7 @@ func (p *planner) referenced(ctx context.Context, g *group) ([]Conflict, error) 
 			FROM %s
 			JOIN %s AS t ON %s
 			JOIN %s AS c ON %s`,
-			keyArray("c", f.fromKey), covered, s.from, g.table.from(), g.table.on(), f.fromIdent(), strings.Join(on, " AND ")), s.args...)
+			pgcatalog.KeyArray("c", f.ChildKey), covered, s.from, g.table.from(), g.table.on(), f.ChildIdent(), strings.Join(on, " AND ")), s.args...)
 		if err != nil {
 			return nil, wrap("look for references", err)
 		}
@@ -128,18 +130,18 @@ func (p *planner) referenced(ctx context.Context, g *group) ([]Conflict, error) 
 		var stays bool
 		_, err = pgx.ForEachRow(rows, []any{&n, &key, &stays}, func() error {
 			r := g.rows[n]
-			child := p.inPlan(f.from, key)
+			child := p.inPlan(f.ChildOID, key)
 			switch {
-			case g.action == Update && !r.changes(f.refs):
-			case child != nil && (child.action == Delete || child.changes(f.columns)):
+			case g.action == Update && !r.changes(f.References):
+			case child != nil && (child.action == Delete || child.changes(f.Columns)):
 				p.leave(r, child, f)
-			case stays, g.action == Update && f.onUpdate == "c" && !p.r.noTriggers: // goes along
+			case stays, g.action == Update && f.OnUpdate == "c" && !p.r.noTriggers: // goes along
 			default:
-				other := p.otherKey(f.from, key)
+				other := p.otherKey(f.ChildOID, key)
 				found = append(found, Conflict{
-					Kind: Referenced, RowRef: r.ref(), Constraint: f.name, Other: &RowRef{Table: f.child(), Key: other},
-					row: r, origin: conflictOrigin{oid: f.from, schema: f.fromSchema, table: f.fromName, key: other, columns: f.columns},
-					stays: g.action != Delete || f.onDelete == "a" || f.onDelete == "r" || p.r.noTriggers, // nor does the foreign key act then
+					Kind: Referenced, RowRef: r.ref(), Constraint: f.Name, Other: &RowRef{Table: f.ChildName(), Key: other},
+					row: r, origin: conflictOrigin{oid: f.ChildOID, schema: f.ChildSchema, table: f.ChildTable, key: other, columns: f.Columns},
+					stays: g.action != Delete || f.OnDelete == "a" || f.OnDelete == "r" || p.r.noTriggers, // nor does the foreign key act then
 				})
 				p.budget.spend(found[len(found)-1].bytes())
 			}
@@ -173,9 +175,9 @@ func (g *group) prospective(name string) string {
 	case i >= 0 && g.uniform:
 		value = fmt.Sprintf("s.r%d::%s", at, column.TypeName)
 	case i >= 0 && g.action == Update:
-		value = fmt.Sprintf("CASE WHEN %s THEN s.r%d::%s ELSE %s END", g.has(i), at, column.TypeName, columnIdent("t", name))
+		value = fmt.Sprintf("CASE WHEN %s THEN s.r%d::%s ELSE %s END", g.has(i), at, column.TypeName, pgcatalog.ColumnIdent("t", name))
 	case g.action == Update:
-		value = columnIdent("t", name)
+		value = pgcatalog.ColumnIdent("t", name)
 	}
 	if column.Nondeterministic {
 		value = "(" + value + ") COLLATE " + column.Collation
@@ -214,8 +216,8 @@ func (g *group) derivedAmong(columns []string) bool {
 // revert itself takes out of the way are none, but have to go first.
 func (p *planner) uniqueTaken(ctx context.Context, g *group) ([]Conflict, error) {
 	var found []Conflict
-	for _, u := range g.table.unique {
-		if g.action == Delete || g.action == Update && !g.touches(u.columns) {
+	for _, u := range g.table.Unique {
+		if g.action == Delete || g.action == Update && !g.touches(u.Columns) {
 			continue
 		}
 		rows, err := p.tx.Query(ctx, g.holdersSQL(u), g.stageArrays().args...)
@@ -240,27 +242,27 @@ func (p *planner) uniqueTaken(ctx context.Context, g *group) ([]Conflict, error)
 }
 
 // holdersSQL finds the live rows that have what rows of the group are to have.
-func (g *group) holdersSQL(u *uniqueIndex) string {
+func (g *group) holdersSQL(u *pgcatalog.UniqueIndex) string {
 	s := g.stageArrays()
-	values, match := make([]string, len(u.expressions)), make([]string, len(u.expressions))
-	null, matchNull := make([]string, len(u.expressions)), make([]string, len(u.expressions))
-	for i, e := range u.expressions {
+	values, match := make([]string, len(u.Expressions)), make([]string, len(u.Expressions))
+	null, matchNull := make([]string, len(u.Expressions)), make([]string, len(u.Expressions))
+	for i, e := range u.Expressions {
 		values[i] = fmt.Sprintf(`%s AS "~%d"`, e, i)
-		match[i] = fmt.Sprintf(`w."~%d" %s h."~%d"`, i, u.ops[i], i)
+		match[i] = fmt.Sprintf(`w."~%d" %s h."~%d"`, i, u.Operators[i], i)
 		null[i] = fmt.Sprintf(`w."~%d" IS NULL`, i)
 		matchNull[i] = fmt.Sprintf(`(%s OR w."~%d" IS NULL AND h."~%d" IS NULL)`, match[i], i, i)
 	}
 	where := ""
-	if u.predicate != "" {
-		where = " WHERE " + u.predicate
+	if u.Predicate != "" {
+		where = " WHERE " + u.Predicate
 	}
 	from := fmt.Sprintf(`
 		SELECT w."~n", h."~key"
 		FROM (SELECT "~n", %[1]s FROM %[2]s AS new%[3]s) w
 		JOIN (SELECT %[4]s AS "~key", %[1]s FROM %[5]s AS h%[3]s) h ON `,
-		strings.Join(values, ", "), g.future(s, u.columns), where, keyArray("h", g.table.Key), g.table.from())
+		strings.Join(values, ", "), g.future(s, u.Columns), where, pgcatalog.KeyArray("h", g.table.Key), g.table.from())
 	sql := from + strings.Join(match, " AND ")
-	if u.nulls {
+	if u.NullsNotDistinct {
 		// Apart from the others, for which there are better joins.
 		sql += " UNION ALL " + from + "(" + strings.Join(null, " OR ") + ") AND " + strings.Join(matchNull, " AND ")
 	}
@@ -268,16 +270,16 @@ func (g *group) holdersSQL(u *uniqueIndex) string {
 }
 
 // taken judges a live row that has the value which r is to have.
-func (p *planner) taken(g *group, u *uniqueIndex, r *netRow, holder []string) *Conflict {
-	if g.action == Update && (joinKey(holder) == r.liveText() || !r.changes(u.columns)) {
+func (p *planner) taken(g *group, u *pgcatalog.UniqueIndex, r *netRow, holder []string) *Conflict {
+	if g.action == Update && (joinKey(holder) == r.liveText() || !r.changes(u.Columns)) {
 		return nil
 	}
 	other := p.live[g.table][joinKey(holder)]
 	switch {
-	case other != nil && other.action == Delete, other != nil && other.changes(u.columns):
-		if u.deferrable {
+	case other != nil && other.action == Delete, other != nil && other.changes(u.Columns):
+		if u.Deferrable {
 			// Two rows may have one key then, but a statement finds them by it.
-			p.updatesFirst = p.updatesFirst || u.primary && g.action == Create && other.action == Update
+			p.updatesFirst = p.updatesFirst || u.Primary && g.action == Create && other.action == Update
 			return nil
 		}
 		if g.action == Create && other.action == Update {
@@ -290,8 +292,8 @@ func (p *planner) taken(g *group, u *uniqueIndex, r *netRow, holder []string) *C
 	}
 	holder = p.otherKey(g.table.OID, holder)
 	return &Conflict{
-		Kind: UniqueTaken, RowRef: r.ref(), Constraint: u.name, Other: &RowRef{Table: g.table.label(), Key: holder},
+		Kind: UniqueTaken, RowRef: r.ref(), Constraint: u.Name, Other: &RowRef{Table: g.table.label(), Key: holder},
 		row: r, stays: true,
-		origin: conflictOrigin{oid: g.table.OID, schema: g.table.Schema, table: g.table.Name, key: holder, columns: u.columns},
+		origin: conflictOrigin{oid: g.table.OID, schema: g.table.Schema, table: g.table.Name, key: holder, columns: u.Columns},
 	}
 }

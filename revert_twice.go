@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // compareAll is how many rows of a plan are compared with each other, each with all, where
@@ -21,7 +23,7 @@ func (p *planner) uniqueTwice(ctx context.Context) ([]Conflict, error) {
 	byTable := make(map[*target][]*netRow)
 	var tables []*target
 	for _, r := range p.rows {
-		if !r.active() || r.table.keyless || r.action == Delete || len(r.table.unique) == 0 {
+		if !r.active() || r.table.keyless || r.action == Delete || len(r.table.Unique) == 0 {
 			continue
 		}
 		if byTable[r.table] == nil {
@@ -31,7 +33,7 @@ func (p *planner) uniqueTwice(ctx context.Context) ([]Conflict, error) {
 	}
 	var found []Conflict
 	for _, t := range tables {
-		for _, u := range t.unique {
+		for _, u := range t.Unique {
 			pairs, err := p.twice(ctx, u, byTable[t])
 			if err != nil {
 				return nil, err
@@ -39,9 +41,9 @@ func (p *planner) uniqueTwice(ctx context.Context) ([]Conflict, error) {
 			for _, pair := range pairs {
 				first, second := pair[0], pair[1]
 				c := Conflict{
-					Kind: UniqueTaken, RowRef: first.ref(), Constraint: u.name, Other: &RowRef{Table: t.label(), Key: second.key},
+					Kind: UniqueTaken, RowRef: first.ref(), Constraint: u.Name, Other: &RowRef{Table: t.label(), Key: second.key},
 					row: first, stays: true,
-					origin: conflictOrigin{oid: t.OID, schema: t.Schema, table: t.Name, key: second.key, columns: u.columns},
+					origin: conflictOrigin{oid: t.OID, schema: t.Schema, table: t.Name, key: second.key, columns: u.Columns},
 				}
 				p.budget.spend(c.bytes())
 				found = append(found, c)
@@ -52,14 +54,14 @@ func (p *planner) uniqueTwice(ctx context.Context) ([]Conflict, error) {
 }
 
 // twice pairs each of the rows with the next one that is to have the same value.
-func (p *planner) twice(ctx context.Context, u *uniqueIndex, all []*netRow) (pairs [][2]*netRow, err error) {
-	byTexts := u.byTexts(all[0].table.Columns)
+func (p *planner) twice(ctx context.Context, u *pgcatalog.UniqueIndex, all []*netRow) (pairs [][2]*netRow, err error) {
+	byTexts := u.ByTexts(all[0].table.Columns)
 	rows := make([]*netRow, 0, len(all))
 	for _, r := range all {
-		if r.action == Create || r.changes(u.columns) {
+		if r.action == Create || r.changes(u.Columns) {
 			rows = append(rows, r)
 			// A column that is not restored has the value of the live row.
-			byTexts = byTexts && (r.action == Create || r.sets(u.columns))
+			byTexts = byTexts && (r.action == Create || r.sets(u.Columns))
 		}
 	}
 	if len(rows) < 2 {
@@ -71,7 +73,7 @@ func (p *planner) twice(ctx context.Context, u *uniqueIndex, all []*netRow) (pai
 	}
 	holders := make(map[string]*netRow)
 	for _, r := range rows {
-		values, ok := r.restoredValues(u.columns)
+		values, ok := r.restoredValues(u.Columns)
 		if !ok {
 			continue
 		}
@@ -93,8 +95,8 @@ func (r *netRow) sets(columns []string) bool {
 
 // twiceByOperators has the operators of the index say which values are one: equal values
 // may print otherwise, and an index may be over expressions, or some of the rows.
-func (p *planner) twiceByOperators(ctx context.Context, u *uniqueIndex, rows []*netRow) (pairs [][2]*netRow, err error) {
-	isEqual := !slices.ContainsFunc(u.ops, func(op string) bool { return !strings.HasSuffix(op, ".=)") })
+func (p *planner) twiceByOperators(ctx context.Context, u *pgcatalog.UniqueIndex, rows []*netRow) (pairs [][2]*netRow, err error) {
+	isEqual := !slices.ContainsFunc(u.Operators, func(op string) bool { return !strings.HasSuffix(op, ".=)") })
 	if !isEqual && len(rows) > compareAll {
 		return nil, nil
 	}
@@ -105,14 +107,14 @@ func (p *planner) twiceByOperators(ctx context.Context, u *uniqueIndex, rows []*
 	var futures []string
 	var args []any
 	for _, g := range groupRows(rows) {
-		g.only(u.columns)
+		g.only(u.Columns)
 		s := g.stageArraysBehind(len(args))
 		places := make([]int32, len(g.rows))
 		for i, r := range g.rows {
 			places[i] = int32(place[r])
 		}
 		args = append(append(args, s.args...), places)
-		futures = append(futures, fmt.Sprintf(`SELECT ($%d::int4[])["~n" + 1] AS "~place", f.* FROM %s AS f`, len(args), g.future(s, u.columns)))
+		futures = append(futures, fmt.Sprintf(`SELECT ($%d::int4[])["~n" + 1] AS "~place", f.* FROM %s AS f`, len(args), g.future(s, u.Columns)))
 	}
 	found, err := p.tx.Query(ctx, twiceSQL(u, strings.Join(futures, " UNION ALL "), len(rows)), args...)
 	if err == nil {
@@ -134,22 +136,22 @@ func (g *group) only(columns []string) {
 }
 
 // twiceSQL pairs the places of rows that are to have one value of the index.
-func twiceSQL(u *uniqueIndex, futures string, rows int) string {
-	values, match := make([]string, len(u.expressions)), make([]string, len(u.expressions))
-	null, matchNull := make([]string, len(u.expressions)), make([]string, len(u.expressions))
-	for i, e := range u.expressions {
+func twiceSQL(u *pgcatalog.UniqueIndex, futures string, rows int) string {
+	values, match := make([]string, len(u.Expressions)), make([]string, len(u.Expressions))
+	null, matchNull := make([]string, len(u.Expressions)), make([]string, len(u.Expressions))
+	for i, e := range u.Expressions {
 		values[i] = fmt.Sprintf(`%s AS "~%d"`, e, i)
-		match[i] = fmt.Sprintf(`a."~%d" %s b."~%d"`, i, u.ops[i], i)
+		match[i] = fmt.Sprintf(`a."~%d" %s b."~%d"`, i, u.Operators[i], i)
 		null[i] = fmt.Sprintf(`a."~%[1]d" IS NULL AND b."~%[1]d" IS NULL`, i)
 		matchNull[i] = fmt.Sprintf("(%s OR %s)", match[i], null[i])
 	}
 	where := ""
-	if u.predicate != "" {
-		where = " WHERE " + u.predicate
+	if u.Predicate != "" {
+		where = " WHERE " + u.Predicate
 	}
 	pairs := `SELECT a."~place" AS n, b."~place" AS m FROM wanted a JOIN wanted b ON b."~place" > a."~place" AND `
 	sql := pairs + strings.Join(match, " AND ")
-	if u.nulls && rows <= compareAll {
+	if u.NullsNotDistinct && rows <= compareAll {
 		sql += " UNION ALL " + pairs + "(" + strings.Join(null, " OR ") + ") AND " + strings.Join(matchNull, " AND ")
 	}
 	return fmt.Sprintf(`

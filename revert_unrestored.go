@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/wal"
 )
 
@@ -125,8 +126,8 @@ func (t *target) countOn(alias string) (set []string) {
 		if !t.isVersion(at) || c.Generated || t.dependsOn(c.Name) {
 			continue
 		}
-		live := columnIdent(alias, c.Name)
-		name := columnIdent("", c.Name)
+		live := pgcatalog.ColumnIdent(alias, c.Name)
+		name := pgcatalog.ColumnIdent("", c.Name)
 		switch {
 		case c.Kind.Base == wal.Number:
 			set = append(set, fmt.Sprintf("%s = %s OPERATOR(pg_catalog.+) 1", name, live))

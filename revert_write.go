@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
 // writeSQL is the statement that does what the group says to all of its rows.
@@ -41,7 +43,7 @@ func (g *group) updateSQL(s *stage) string {
 		c := &g.table.Columns.List[at]
 		value := fmt.Sprintf("s.r%d::%s", at, c.TypeName)
 		if !g.uniform {
-			value = fmt.Sprintf("CASE WHEN %s THEN %s ELSE %s END", g.has(i), value, columnIdent("t", c.Name))
+			value = fmt.Sprintf("CASE WHEN %s THEN %s ELSE %s END", g.has(i), value, pgcatalog.ColumnIdent("t", c.Name))
 		}
 		set[i] = pgx.Identifier{c.Name}.Sanitize() + " = " + value
 	}
@@ -102,11 +104,11 @@ func (a *applier) do(ctx context.Context, s *step) error {
 		if len(left) > 0 && a.p.takesAlong(g) {
 			return &ApplyError{Table: g.table.label(), Action: g.action, cause: errTakenAlong}
 		}
-		if len(left) > 0 && !(g.table.triggers && !a.r.noTriggers) {
+		if len(left) > 0 && !(g.table.Triggers && !a.r.noTriggers) {
 			return &StaleError{Table: g.table.label(), Key: left[0].Key, Reason: "is not as it was written: a rule of the table, or a policy of row-level security, may keep it from that"}
 		}
 	}
-	if g.table.triggers && !a.r.noTriggers && g.action != Delete && !s.side {
+	if g.table.Triggers && !a.r.noTriggers && g.action != Delete && !s.side {
 		return a.noteEarly(ctx, g, staged)
 	}
 	return nil
@@ -115,8 +117,8 @@ func (a *applier) do(ctx context.Context, s *step) error {
 // takesAlong tells that a row that is removed may have taken rows of the group along,
 // by a foreign key ON DELETE CASCADE: Overwrite removes what is referenced.
 func (p *planner) takesAlong(g *group) bool {
-	return g.action == Update && slices.ContainsFunc(g.table.parents, func(f *foreignKey) bool {
-		return f.onDelete == "c" && slices.ContainsFunc(p.rows, func(r *netRow) bool { return r.active() && r.action == Delete && r.table.OID == f.to })
+	return g.action == Update && slices.ContainsFunc(g.table.Parents, func(f *pgcatalog.ForeignKey) bool {
+		return f.OnDelete == "c" && slices.ContainsFunc(p.rows, func(r *netRow) bool { return r.active() && r.action == Delete && r.table.OID == f.ParentOID })
 	})
 }
 
@@ -185,14 +187,14 @@ func (a *applier) constraints(ctx context.Context, mode string, restore bool) er
 		}
 	}
 	for _, t := range a.p.atlas.targets {
-		for _, f := range slices.Concat(t.parents, t.children) {
-			if f.deferrable {
-				add(f.constraint(), f.deferred)
+		for _, f := range slices.Concat(t.Parents, t.Children) {
+			if f.Deferrable {
+				add(f.Constraint(), f.Deferred)
 			}
 		}
-		for _, u := range t.unique {
-			if u.deferrable {
-				add(u.constraint, u.deferred)
+		for _, u := range t.Unique {
+			if u.Deferrable {
+				add(u.Constraint, u.Deferred)
 			}
 		}
 	}
@@ -211,25 +213,25 @@ func (a *applier) constraints(ctx context.Context, mode string, restore bool) er
 
 // validate checks the foreign keys that were off.
 func (a *applier) validate(ctx context.Context) error {
-	checked := make(map[*foreignKey]bool)
+	checked := make(map[*pgcatalog.ForeignKey]bool)
 	for _, t := range a.p.atlas.targets {
-		for _, f := range slices.Concat(t.parents, t.children) {
+		for _, f := range slices.Concat(t.Parents, t.Children) {
 			if checked[f] {
 				continue
 			}
 			checked[f] = true
-			_, given := f.texts("c")
-			there := fmt.Sprintf("EXISTS (SELECT FROM %s AS p WHERE %s)", f.toIdent(), f.match("p", "c"))
-			if f.period {
+			_, given := f.Texts("c")
+			there := fmt.Sprintf("EXISTS (SELECT FROM %s AS p WHERE %s)", f.ParentIdent(), f.Match("p", "c"))
+			if f.Period {
 				there = (&periods{f: f, leaving: "false"}).coveredSQL("c")
 			}
 			var violated bool
-			err := a.tx.QueryRow(ctx, fmt.Sprintf("SELECT EXISTS (SELECT FROM %s AS c WHERE %s AND NOT %s)", f.fromIdent(), given, there)).Scan(&violated)
+			err := a.tx.QueryRow(ctx, fmt.Sprintf("SELECT EXISTS (SELECT FROM %s AS c WHERE %s AND NOT %s)", f.ChildIdent(), given, there)).Scan(&violated)
 			if err != nil {
 				return wrap("check foreign keys", err)
 			}
 			if violated {
-				return &ApplyError{Table: f.child(), Action: Update, Constraint: f.name, cause: errForeignKey}
+				return &ApplyError{Table: f.ChildName(), Action: Update, Constraint: f.Name, cause: errForeignKey}
 			}
 		}
 	}
