@@ -2,25 +2,16 @@ package audithttp
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
-	"encoding/hex"
-	"net"
 	"net/http"
 	"strings"
-	"time"
-
-	"go.opentelemetry.io/otel/trace"
 
 	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/internal/incoming"
+	"github.com/hindsight-go/audit/internal/redact"
 )
 
-const (
-	// maxRequestID is how long a request id of others may be.
-	maxRequestID = 128
-	// maxUserAgent is to how many bytes a user agent is cut.
-	maxUserAgent = 256
-)
+// Redacted stands where a value was taken out.
+const Redacted = redact.Mark
 
 // Config says what of a request goes into the audit context. The zero value is
 // request id, endpoint and trace.
@@ -107,17 +98,14 @@ func (c Config) Middleware(next http.Handler) http.Handler {
 	if c.RequestIDHeader == "" {
 		c.RequestIDHeader = "X-Request-Id"
 	}
-	if c.NewRequestID == nil {
-		c.NewRequestID = newUUID
-	}
 	if mux, ok := next.(*http.ServeMux); ok && c.Routes == nil {
 		c.Routes = mux
 	}
-	redact := c.redactor()
+	redactor := redact.New(c.Redact, c.Allow)
 	return http.HandlerFunc(func(w http.ResponseWriter, outer *http.Request) {
 		r := outer.WithContext(outer.Context()) // a copy
 		defer func() { handBack(outer, r) }()
-		ctx := audit.WithContext(r.Context(), c.context(r, redact))
+		ctx := audit.WithContext(r.Context(), c.context(r, redactor))
 		// The response carries the id even if the handler panics or hijacks.
 		if said, _ := audit.FromContext(ctx); said.RequestID != "" {
 			w.Header().Set(c.RequestIDHeader, said.RequestID)
@@ -128,80 +116,27 @@ func (c Config) Middleware(next http.Handler) http.Handler {
 }
 
 // context returns what the request says.
-func (c Config) context(r *http.Request, redact redactor) audit.Context {
-	said := audit.Context{Endpoint: c.endpoint(r)}
-	extra := map[string]any{}
-	c.identify(r, &said, extra)
+func (c Config) context(r *http.Request, redactor redact.Redactor) audit.Context {
+	// The pattern first: User and Params may ask for what a mux finds in the path.
+	endpoint := c.endpoint(r)
+	said := incoming.Request{
+		Header: r.Header.Get, IDHeader: c.RequestIDHeader, NewID: c.NewRequestID,
+		Trusted: c.TrustRequestID != nil && c.TrustRequestID(r),
+	}.Context(r.Context())
+	said.Endpoint = endpoint
 	if c.User != nil {
-		said.UserID = redact.user(c.User(r))
+		said.UserID = redactor.User(c.User(r))
 	}
 	if c.Params != nil {
-		said.Params = redact.params(c.Params(r))
+		said.Params = redactor.Params(c.Params(r))
 	}
-	if c.RemoteAddress && r.RemoteAddr != "" {
-		host, _, err := net.SplitHostPort(r.RemoteAddr)
-		if err != nil {
-			host = r.RemoteAddr
-		}
-		extra["remoteAddress"] = host
+	if c.RemoteAddress {
+		incoming.AddRemoteAddress(&said, r.RemoteAddr)
 	}
-	if agent := r.UserAgent(); c.UserAgent && agent != "" {
-		extra["userAgent"] = agent[:min(len(agent), maxUserAgent)]
-	}
-	if len(extra) > 0 {
-		said.Extra = extra
+	if c.UserAgent {
+		incoming.AddUserAgent(&said, r.UserAgent())
 	}
 	return said
-}
-
-// identify says which request it is, and of which trace. What a stranger has sent goes
-// into extra, where it can be searched for, and undoes nothing.
-func (c Config) identify(r *http.Request, said *audit.Context, extra map[string]any) {
-	trusted := c.TrustRequestID != nil && c.TrustRequestID(r)
-	outer, _ := audit.FromContext(r.Context())
-	id := r.Header.Get(c.RequestIDHeader)
-	switch {
-	case outer.RequestID != "":
-		said.RequestID = outer.RequestID
-	case trusted && isRequestID(id):
-		said.RequestID = id
-	default:
-		said.RequestID = c.NewRequestID()
-		if isRequestID(id) {
-			extra["clientRequestId"] = id
-		}
-	}
-	if local := audit.FromSpan(r.Context()); local.TraceID != "" {
-		said.TraceID, said.SpanID = local.TraceID, local.SpanID
-		return
-	}
-	span := trace.SpanContextFromContext(r.Context())
-	traceID, spanID := parseTraceparent(r.Header.Get("Traceparent"))
-	if span.IsValid() {
-		// Extracted from the request, and no span of ours begun.
-		traceID, spanID = span.TraceID().String(), span.SpanID().String()
-	}
-	switch {
-	case traceID == "":
-	case trusted:
-		said.TraceID, said.SpanID = traceID, spanID
-	case outer.TraceID == "":
-		extra["clientTraceId"], extra["clientSpanId"] = traceID, spanID
-	}
-}
-
-func isRequestID(id string) bool {
-	if id == "" || len(id) > maxRequestID {
-		return false
-	}
-	for _, b := range []byte(id) {
-		switch {
-		case b >= 'a' && b <= 'z', b >= 'A' && b <= 'Z', b >= '0' && b <= '9', strings.IndexByte("-_.:/+=@", b) >= 0:
-		default:
-			return false
-		}
-	}
-	return true
 }
 
 func (c Config) endpoint(r *http.Request) string {
@@ -241,39 +176,6 @@ func (c Config) pattern(r *http.Request) string {
 		}
 	}
 	return r.Pattern
-}
-
-// parseTraceparent reads the header of W3C Trace Context.
-func parseTraceparent(header string) (traceID, spanID string) {
-	header = strings.TrimSpace(header)
-	if len(header) < 55 || len(header) > 55 && (header[:2] == "00" || header[55] != '-') {
-		return "", ""
-	}
-	if header[2] != '-' || header[35] != '-' || header[52] != '-' {
-		return "", ""
-	}
-	version, flags := header[:2], header[53:55]
-	traceID, spanID = header[3:35], header[36:52]
-	if version == "ff" || !isHex(version) || !isHex(flags) || !isHex(traceID) || !isHex(spanID) ||
-		strings.Trim(traceID, "0") == "" || strings.Trim(spanID, "0") == "" {
-		return "", ""
-	}
-	return traceID, spanID
-}
-
-func isHex(text string) bool { return strings.Trim(text, "0123456789abcdef") == "" }
-
-// newUUID makes a UUID of version 7: milliseconds, then chance.
-func newUUID() string {
-	var id [16]byte
-	_, _ = rand.Read(id[:]) // never fails
-	var now [8]byte
-	binary.BigEndian.PutUint64(now[:], uint64(time.Now().UnixMilli()))
-	copy(id[:6], now[2:])
-	id[6] = id[6]&0x0f | 0x70
-	id[8] = id[8]&0x3f | 0x80
-	text := hex.EncodeToString(id[:])
-	return text[:8] + "-" + text[8:12] + "-" + text[12:16] + "-" + text[16:20] + "-" + text[20:]
 }
 
 // RequestID returns the request id in ctx, or "".

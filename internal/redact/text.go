@@ -1,4 +1,4 @@
-package audithttp
+package redact
 
 import (
 	"bytes"
@@ -14,15 +14,15 @@ var userinfo = regexp.MustCompile(`(?i)\b([a-z][a-z0-9+.-]*://[^\s/?#@:]*):[^\s/
 // text returns a text with what is named like a secret in it taken out: a text
 // can be a body of JSON, the query of a URL or a URL with a password. A text in
 // which nothing is taken out stays byte for byte.
-func (r redactor) text(text string) string {
+func (r Redactor) text(text string) string {
 	if kept, ok := r.document(text); ok {
 		return kept
 	}
-	return r.query(userinfo.ReplaceAllString(text, "${1}:"+Redacted+"@"))
+	return r.query(userinfo.ReplaceAllString(text, "${1}:"+Mark+"@"))
 }
 
 // document reads text as a JSON object or array. It reports false if it is none.
-func (r redactor) document(text string) (string, bool) {
+func (r Redactor) document(text string) (string, bool) {
 	trimmed := strings.TrimSpace(text)
 	if trimmed == "" || trimmed[0] != '{' && trimmed[0] != '[' {
 		return "", false
@@ -49,7 +49,7 @@ func (r redactor) document(text string) (string, bool) {
 
 // query takes secrets out of what stands in text as name=value, between the
 // marks of a URL or a form.
-func (r redactor) query(text string) string {
+func (r Redactor) query(text string) string {
 	if !strings.Contains(text, "=") {
 		return text
 	}
@@ -61,7 +61,7 @@ func (r redactor) query(text string) string {
 		}
 		pair := text[:end]
 		if name, _, found := strings.Cut(pair, "="); found && r.secret(unescaped(name)) {
-			pair = name + "=" + Redacted
+			pair = name + "=" + Mark
 		}
 		b.WriteString(pair)
 		if end < len(text) {

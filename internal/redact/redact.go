@@ -1,4 +1,6 @@
-package audithttp
+// Package redact takes out of what a request says the values whose names look like
+// secrets.
+package redact
 
 import (
 	"bytes"
@@ -8,13 +10,13 @@ import (
 	"github.com/hindsight-go/audit/internal/secretname"
 )
 
-// Redacted stands where a value was taken out.
-const Redacted = "[redacted]"
+// Mark stands where a value was taken out.
+const Mark = "[redacted]"
 
-// redactor decides by a name whether the value under it is taken out.
-type redactor struct {
-	more  []named // Config.Redact
-	allow []named // Config.Allow
+// Redactor decides by a name whether the value under it is taken out.
+type Redactor struct {
+	more  []named
+	allow []named
 }
 
 // named is a name that the application gave, in its two forms.
@@ -32,13 +34,15 @@ func newNames(names []string) (list []named) {
 	return list
 }
 
-func (c Config) redactor() redactor {
-	return redactor{more: newNames(c.Redact), allow: newNames(c.Allow)}
+// New returns a Redactor that takes out more than what looks like a secret, under these
+// names and those that have them as a part, and keeps what is allowed by its whole name.
+func New(more, allow []string) Redactor {
+	return Redactor{more: newNames(more), allow: newNames(allow)}
 }
 
 // secret reports whether the value under name is taken out. A name that the
 // application allows is meant as a whole, one that it redacts also as a part.
-func (r redactor) secret(name string) bool {
+func (r Redactor) secret(name string) bool {
 	plain, words := secretname.Plain(name), secretname.Split(name)
 	for _, allowed := range r.allow {
 		if plain == allowed.plain {
@@ -53,14 +57,16 @@ func (r redactor) secret(name string) bool {
 	return secretname.Likely(name)
 }
 
-func (r redactor) params(params map[string]any) map[string]any {
+// Params returns a copy of params with what is named like a secret taken out, at every
+// depth.
+func (r Redactor) Params(params map[string]any) map[string]any {
 	if params == nil {
 		return nil
 	}
 	kept := make(map[string]any, len(params))
 	for name, value := range params {
 		if r.secret(name) {
-			kept[name] = Redacted
+			kept[name] = Mark
 			continue
 		}
 		kept[name] = r.value(value)
@@ -69,7 +75,7 @@ func (r redactor) params(params map[string]any) map[string]any {
 }
 
 // value returns a copy of value with what is named like a secret taken out.
-func (r redactor) value(value any) any {
+func (r Redactor) value(value any) any {
 	switch value := value.(type) {
 	case string:
 		return r.text(value)
@@ -83,7 +89,7 @@ func (r redactor) value(value any) any {
 		int, int8, int16, int32, int64, uint, uint8, uint16, uint32, uint64, float32, float64:
 		return value
 	case map[string]any:
-		return r.params(value)
+		return r.Params(value)
 	case []any:
 		kept := make([]any, len(value))
 		for i := range value {
@@ -95,7 +101,7 @@ func (r redactor) value(value any) any {
 		for name, text := range value {
 			kept[name] = text
 		}
-		return r.params(kept)
+		return r.Params(kept)
 	case url.Values:
 		return r.lists(value)
 	case map[string][]string:
@@ -104,9 +110,9 @@ func (r redactor) value(value any) any {
 	return r.viaJSON(value)
 }
 
-// user returns a user as it is, but for one that JSON writes as an object or a
+// User returns a user as it is, but for one that JSON writes as an object or a
 // list: a whole record of a user has a password's hash in it.
-func (r redactor) user(user any) any {
+func (r Redactor) User(user any) any {
 	switch kept := r.value(user).(type) {
 	case map[string]any, []any:
 		return kept
@@ -114,7 +120,7 @@ func (r redactor) user(user any) any {
 	return user
 }
 
-func (r redactor) lists(lists map[string][]string) any {
+func (r Redactor) lists(lists map[string][]string) any {
 	kept := make(map[string]any, len(lists))
 	for name, list := range lists {
 		if len(list) == 1 {
@@ -127,13 +133,13 @@ func (r redactor) lists(lists map[string][]string) any {
 		}
 		kept[name] = texts
 	}
-	return r.params(kept)
+	return r.Params(kept)
 }
 
 // viaJSON looks into structs and other types of the application as what they are
 // in JSON. A value that is no JSON stays: it is left out when the context is
 // stamped.
-func (r redactor) viaJSON(value any) (kept any) {
+func (r Redactor) viaJSON(value any) (kept any) {
 	defer func() {
 		if recover() != nil {
 			kept = value
