@@ -21,6 +21,17 @@ const sqlWorld = `
 	CREATE TABLE customer (id bigint PRIMARY KEY, name text, email text, phone text);
 	INSERT INTO customer VALUES (7, 'Bob', 'bob@example.com', '555-0100')`
 
+// sqlBefore is what the SQL of a document finds besides, by document.
+var sqlBefore = map[string]string{
+	// What others have kept, by their formats.
+	"docs/migration.md": `
+		CREATE SCHEMA supa_audit;
+		CREATE TABLE supa_audit.record_version (id bigserial PRIMARY KEY, record_id uuid, old_record_id uuid, op text NOT NULL,
+			ts timestamptz NOT NULL DEFAULT now(), table_oid oid, table_schema name, table_name name, record jsonb, old_record jsonb);
+		INSERT INTO supa_audit.record_version (op, table_schema, table_name, record) VALUES ('INSERT', 'public', 'customer', '{"id": 7, "name": "Bob"}');
+		CREATE TABLE customer_history (id bigint, name text, sys_period tstzrange)`,
+}
+
 // sqlElsewhere are the blocks that only make sense where they stand, by document.
 var sqlElsewhere = map[string]string{
 	"docs/adr/0011-past-over-live.md": "what a View makes: the temporary tables are those of a View, which the tests of View look at",
@@ -39,6 +50,7 @@ func TestSQLRuns(t *testing.T) {
 		t.Run(document, func(t *testing.T) {
 			a := newWorld(t, server.NewDatabase(t))
 			db := a.Connect(t)
+			a.Exec(t, sqlBefore[document])
 			for _, b := range of(blocks, "sql") {
 				// As psql sends it: several statements in one string.
 				if _, err := db.Exec(t.Context(), b.text, pgx.QueryExecModeSimpleProtocol); err != nil {
