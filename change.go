@@ -159,7 +159,7 @@ func (c Change) Key(dst ...any) error {
 		if err != nil {
 			return err
 		}
-		if err := decodeInto(text, dst[i], fmt.Sprintf("key[%d]", i)); err != nil {
+		if err := decodeError(decodeInto(text, dst[i], fmt.Sprintf("key[%d]", i))); err != nil {
 			return err
 		}
 	}
@@ -203,5 +203,11 @@ func (c Change) decode(image Image, dst any) error {
 	if image.IsEmpty() {
 		return fmt.Errorf("decode %s of %s: %w", c.Operation, c.TableName(), ErrNoImage)
 	}
-	return image.decode(dst, c.Types, c.Withheld)
+	return decodeError(decodeImage(image, dst, columnInfo{
+		typeOf: func(column string) (imageType, bool) {
+			t, ok := c.Types[column]
+			return imageType(t), ok
+		},
+		withheld: func(column string) bool { return c.Withheld[column] != "" },
+	}))
 }

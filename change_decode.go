@@ -16,50 +16,30 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// Decode reads the image into dst: a pointer to a struct, or a non-nil pointer
-// to a map with string keys.
-//
-// A column goes to the struct's field whose db tag names it, else to the field whose json
-// tag, else whose name is the same without regard to case and underscores (UserID takes
-// user_id, and so does one tagged json:"userId"). Of several such columns a field takes the
-// one of the very name. A field that has a tag goes by that alone, and db counts before
-// json. Embedded structs count as if their fields stood in the outer one, and the outer
-// field wins. Fields of no column and columns of no field are left alone: an image need not
-// know every column.
-//
-// An image does not know the types of its columns, so what a value is shows in its form
-// and in where it goes; [Change.DecodeAfter] knows them, and should be used where there
-// is a Change.
-// Numbers go into integers and floats only if they fit; into string,
-// json.Number, big.Int and the like with every digit; into any as json.Number.
-// NULL goes into pointers (nil), slices, maps, any and everything with a Scan
-// method, and is an error elsewhere. Dates and times go into time.Time, in UTC
-// where they have no zone; 'infinity' does not fit there and is an error (use
-// pgtype.Timestamptz or string). Intervals go into time.Duration. Types with a Scan,
-// UnmarshalText or UnmarshalJSON method are
-// given the value in the form they read: pgtype, sql.Null, UUIDs, decimals.
-// Arrays go into slices, and json columns into whatever encoding/json fits them
-// into. Into any and json.RawMessage, a value goes as it stands in the image: a text is
-// never taken for JSON.
-//
-// What does not fit is reported as a [*DecodeError]; dst may be partly written
-// then.
-func (im Image) Decode(dst any) error { return im.decode(dst, nil, nil) }
+// columnInfo is what is known of the columns of an image.
+type columnInfo struct {
+	// typeOf returns the type of a column, if it is known; nil knows none.
+	typeOf func(column string) (imageType, bool)
+	// withheld reports whether a value is not the column's; nil says of none.
+	withheld func(column string) bool
+}
 
-// decode reads the columns whose types are given by pgx's rules, and the others by their
-// shape.
-func (im Image) decode(dst any, types map[string]ColumnType, withheld map[string]ColumnPolicy) error {
+func (c columnInfo) isWithheld(column string) bool { return c.withheld != nil && c.withheld(column) }
+
+// decodeImage reads an image into what dst points to: columns whose types are given by pgx's
+// rules, and the others by their shape. What does not fit is a misfit.
+func decodeImage(image []byte, dst any, known columnInfo) error {
 	v, err := destination(dst)
 	if err != nil {
 		return err
 	}
 	switch v.Kind() {
 	case reflect.Struct:
-		return im.decodeStruct(v, types, withheld)
+		return decodeStruct(image, v, known)
 	case reflect.Map:
-		return im.decodeMap(v, types, withheld)
+		return decodeMap(image, v, known)
 	default:
-		return &DecodeError{Reason: fmt.Sprintf("the destination must point to a struct or a map, not to %s", v.Type())}
+		return &misfitError{Reason: fmt.Sprintf("the destination must point to a struct or a map, not to %s", v.Type())}
 	}
 }
 
@@ -67,7 +47,7 @@ func (im Image) decode(dst any, types map[string]ColumnType, withheld map[string
 func destination(dst any) (reflect.Value, error) {
 	v := reflect.ValueOf(dst)
 	if v.Kind() != reflect.Pointer || v.IsNil() {
-		return v, &DecodeError{Reason: fmt.Sprintf("the destination must be a non-nil pointer, not %T", dst)}
+		return v, &misfitError{Reason: fmt.Sprintf("the destination must be a non-nil pointer, not %T", dst)}
 	}
 	v = v.Elem()
 	for v.Kind() == reflect.Pointer {
@@ -79,23 +59,23 @@ func destination(dst any) (reflect.Value, error) {
 	return v, nil
 }
 
-func (im Image) decodeMap(v reflect.Value, types map[string]ColumnType, withheld map[string]ColumnPolicy) error {
+func decodeMap(image []byte, v reflect.Value, known columnInfo) error {
 	t := v.Type()
 	if t.Key().Kind() != reflect.String {
-		return &DecodeError{Reason: fmt.Sprintf("the keys of %s are no strings", t)}
+		return &misfitError{Reason: fmt.Sprintf("the keys of %s are no strings", t)}
 	}
 	if v.IsNil() {
 		v.Set(reflect.MakeMap(t))
 	}
 	m := typeMaps.Get().(*pgtype.Map)
 	defer typeMaps.Put(m)
-	for _, member := range im.members() {
+	for _, member := range members(image) {
 		element := reflect.New(t.Elem()).Elem()
-		if withheld[member.name] != "" {
+		if known.isWithheld(member.name) {
 			if err := assign(member.value, element, member.name); err != nil {
 				continue // a map of numbers has no place for it
 			}
-		} else if err := member.read(m, types, element); err != nil {
+		} else if err := member.read(m, known, element); err != nil {
 			return err
 		}
 		v.SetMapIndex(reflect.ValueOf(member.name).Convert(t.Key()), element)
@@ -103,25 +83,25 @@ func (im Image) decodeMap(v reflect.Value, types map[string]ColumnType, withheld
 	return nil
 }
 
-func (im Image) decodeStruct(v reflect.Value, types map[string]ColumnType, withheld map[string]ColumnPolicy) error {
+func decodeStruct(image []byte, v reflect.Value, known columnInfo) error {
 	fields := fieldsOf(v.Type())
 	m := typeMaps.Get().(*pgtype.Map)
 	defer typeMaps.Put(m)
-	members := im.members()
-	names := make([]string, len(members))
-	for i, member := range members {
+	list := members(image)
+	names := make([]string, len(list))
+	for i, member := range list {
 		names[i] = member.name
 	}
 	indexes := fields.match(names)
-	for i, member := range members {
-		if indexes[i] == nil || withheld[member.name] != "" {
+	for i, member := range list {
+		if indexes[i] == nil || known.isWithheld(member.name) {
 			continue
 		}
 		field, err := fieldByIndex(v, indexes[i], member.name)
 		if err != nil {
 			return err
 		}
-		if err := member.read(m, types, field); err != nil {
+		if err := member.read(m, known, field); err != nil {
 			return err
 		}
 	}
@@ -129,10 +109,12 @@ func (im Image) decodeStruct(v reflect.Value, types map[string]ColumnType, withh
 }
 
 // read reads the column into dst, which can be set.
-func (c imageMember) read(m *pgtype.Map, types map[string]ColumnType, dst reflect.Value) error {
-	if known, ok := types[c.name]; ok {
-		if text, ok := known.text(c.value); ok {
-			return scanColumn(m, c.name, known.under(), text, dst)
+func (c imageMember) read(m *pgtype.Map, known columnInfo, dst reflect.Value) error {
+	if known.typeOf != nil {
+		if t, ok := known.typeOf(c.name); ok {
+			if text, ok := t.text(c.value); ok {
+				return scanColumn(m, c.name, t.under(), text, dst)
+			}
 		}
 	}
 	return assign(c.value, dst, c.name)
@@ -142,13 +124,27 @@ func (c imageMember) read(m *pgtype.Map, types map[string]ColumnType, dst reflec
 func decodeInto(raw json.RawMessage, dst any, column string) error {
 	v := reflect.ValueOf(dst)
 	if v.Kind() != reflect.Pointer || v.IsNil() {
-		return &DecodeError{Column: column, Reason: fmt.Sprintf("the destination must be a non-nil pointer, not %T", dst)}
+		return &misfitError{Column: column, Reason: fmt.Sprintf("the destination must be a non-nil pointer, not %T", dst)}
 	}
 	return assign(raw, v.Elem(), column)
 }
 
+// misfitError is returned for a value that its destination does not take.
+type misfitError struct {
+	// Column is the column, or empty if the destination as a whole is wrong.
+	Column string
+	// Type is the Go type that was to receive the value, nil if there was none.
+	Type reflect.Type
+	// Reason says what is wrong, without the value.
+	Reason string
+	Cause  error
+}
+
+func (e *misfitError) Error() string { return e.Reason }
+func (e *misfitError) Unwrap() error { return e.Cause }
+
 func misfit(column string, t reflect.Type, format string, args ...any) error {
-	return &DecodeError{Column: column, Type: t, Reason: fmt.Sprintf(format, args...)}
+	return &misfitError{Column: column, Type: t, Reason: fmt.Sprintf(format, args...)}
 }
 
 // assign reads a JSON value of an image into dst, which can be set.
@@ -181,13 +177,10 @@ func assignKnown(raw json.RawMessage, dst reflect.Value, column string) (bool, e
 	case *json.RawMessage: // what stands in a string may be a text, whatever it looks like
 		*p = bytes.Clone(raw)
 		return true, nil
-	case *Image:
-		*p = Image(bytes.Clone(documentOf(raw)))
-		return true, nil
 	case *any:
 		v, err := parseJSON(raw)
 		*p = v
-		return true, asDecodeError(err, column, dst.Type(), "no JSON")
+		return true, asMisfit(err, column, dst.Type(), "no JSON")
 	case *[16]byte:
 		if !isNull(raw) && raw[0] == '"' && scanAs(rawText(raw), p, pgtype.UUIDOID) == nil {
 			return true, nil
@@ -229,24 +222,24 @@ func assignByMethod(raw json.RawMessage, dst reflect.Value, column string) (bool
 	}
 	if u, ok := target.(encoding.TextUnmarshaler); ok && raw[0] != '{' && raw[0] != '[' {
 		err := u.UnmarshalText([]byte(rawText(raw)))
-		return true, asDecodeError(err, column, dst.Type(), "its UnmarshalText refuses the value")
+		return true, asMisfit(err, column, dst.Type(), "its UnmarshalText refuses the value")
 	}
 	if u, ok := target.(json.Unmarshaler); ok {
 		err := u.UnmarshalJSON(documentOf(raw))
-		return true, asDecodeError(err, column, dst.Type(), "its UnmarshalJSON refuses the value")
+		return true, asMisfit(err, column, dst.Type(), "its UnmarshalJSON refuses the value")
 	}
 	return false, nil
 }
 
-func asDecodeError(err error, column string, t reflect.Type, reason string) error {
+func asMisfit(err error, column string, t reflect.Type, reason string) error {
 	if err == nil {
 		return nil
 	}
-	var known *DecodeError
+	var known *misfitError
 	if errors.As(err, &known) {
 		return err
 	}
-	return &DecodeError{Column: column, Type: t, Reason: reason, cause: err}
+	return &misfitError{Column: column, Type: t, Reason: reason, Cause: err}
 }
 
 // scanValue offers a Scan method the forms in which database drivers would have
@@ -262,7 +255,7 @@ func scanValue(raw json.RawMessage, scanner sql.Scanner, column string, t reflec
 			first = err
 		}
 	}
-	return asDecodeError(first, column, t, "its Scan refuses the value")
+	return asMisfit(first, column, t, "its Scan refuses the value")
 }
 
 func driverForms(raw json.RawMessage) []any {

@@ -176,7 +176,7 @@ func assignDocument(raw json.RawMessage, dst reflect.Value, column string) error
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	decoder.UseNumber()
 	if err := decoder.Decode(dst.Addr().Interface()); err != nil {
-		return &DecodeError{Column: column, Type: dst.Type(), Reason: "the JSON does not fit", cause: err}
+		return &misfitError{Column: column, Type: dst.Type(), Reason: "the JSON does not fit", Cause: err}
 	}
 	return nil
 }

@@ -3,7 +3,6 @@ package audit
 import (
 	"encoding/json"
 	"slices"
-	"strings"
 )
 
 // ColumnChange is one column of a [Change.Diff].
@@ -29,7 +28,7 @@ func (c ColumnChange) String() string {
 // with Old nil: the table did not log its old rows. One of which only the old
 // value is known does not: the new row left it alone.
 func (c Change) Diff() []ColumnChange {
-	before, after := c.Before.members(), c.After.members()
+	before, after := members(c.Before), members(c.After)
 	changes := make([]ColumnChange, 0, max(len(before), len(after)))
 	for len(before) > 0 || len(after) > 0 {
 		switch {
@@ -57,88 +56,4 @@ func (c Change) Changed(columns ...string) bool {
 	return slices.ContainsFunc(c.Diff(), func(d ColumnChange) bool {
 		return slices.Contains(columns, d.Column)
 	})
-}
-
-// jsonEqual compares as PostgreSQL's jsonb does: objects without order, numbers
-// by value.
-func jsonEqual(a, b json.RawMessage) bool {
-	if string(a) == string(b) {
-		return true
-	}
-	x, errA := parseJSON(a)
-	y, errB := parseJSON(b)
-	return errA == nil && errB == nil && sameValue(x, y)
-}
-
-func parseJSON(raw json.RawMessage) (any, error) {
-	decoder := json.NewDecoder(strings.NewReader(string(raw)))
-	decoder.UseNumber()
-	var v any
-	err := decoder.Decode(&v)
-	return v, err
-}
-
-func sameValue(a, b any) bool {
-	switch a := a.(type) {
-	case json.Number:
-		b, ok := b.(json.Number)
-		return ok && parseDecimal(string(a)) == parseDecimal(string(b))
-	case []any:
-		b, ok := b.([]any)
-		return ok && slices.EqualFunc(a, b, sameValue)
-	case map[string]any:
-		b, ok := b.(map[string]any)
-		if !ok || len(a) != len(b) {
-			return false
-		}
-		for key, value := range a {
-			other, has := b[key]
-			if !has || !sameValue(value, other) {
-				return false
-			}
-		}
-		return true
-	default:
-		return a == b
-	}
-}
-
-// decimal is a number without regard to how it is written: digits without zeros
-// at either end, times ten to the exponent.
-type decimal struct {
-	negative bool
-	digits   string
-	exponent int
-}
-
-func parseDecimal(text string) decimal {
-	var d decimal
-	text, d.negative = strings.CutPrefix(text, "-")
-	if i := strings.IndexAny(text, "eE"); i >= 0 {
-		d.exponent = parseExponent(text[i+1:])
-		text = text[:i]
-	}
-	whole, fraction, _ := strings.Cut(text, ".")
-	d.exponent -= len(fraction)
-	digits := strings.TrimLeft(whole+fraction, "0")
-	d.digits = strings.TrimRight(digits, "0")
-	d.exponent += len(digits) - len(d.digits)
-	if d.digits == "" {
-		return decimal{}
-	}
-	return d
-}
-
-// parseExponent saturates far outside anything that PostgreSQL stores.
-func parseExponent(text string) int {
-	text = strings.TrimPrefix(text, "+")
-	text, negative := strings.CutPrefix(text, "-")
-	n := 0
-	for _, c := range []byte(text) {
-		n = min(n*10+int(c-'0'), 1<<30)
-	}
-	if negative {
-		return -n
-	}
-	return n
 }

@@ -3,6 +3,7 @@ package audit
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 )
@@ -36,7 +37,7 @@ func (im Image) Has(column string) bool {
 // Get returns the column's value as JSON and whether the image knows the
 // column. NULL is the JSON null.
 func (im Image) Get(column string) (json.RawMessage, bool) {
-	for _, member := range im.members() {
+	for _, member := range members(im) {
 		if member.name == column {
 			return member.value, true
 		}
@@ -62,15 +63,56 @@ func (im Image) Scan(column string, dst any) error {
 	if !has {
 		return &DecodeError{Column: column, Reason: "the image does not know the column"}
 	}
-	return decodeInto(raw, dst, column)
+	return decodeError(decodeInto(raw, dst, column))
+}
+
+// Decode reads the image into dst: a pointer to a struct, or a non-nil pointer
+// to a map with string keys.
+//
+// A column goes to the struct's field whose db tag names it, else to the field whose json
+// tag, else whose name is the same without regard to case and underscores (UserID takes
+// user_id, and so does one tagged json:"userId"). Of several such columns a field takes the
+// one of the very name. A field that has a tag goes by that alone, and db counts before
+// json. Embedded structs count as if their fields stood in the outer one, and the outer
+// field wins. Fields of no column and columns of no field are left alone: an image need not
+// know every column.
+//
+// An image does not know the types of its columns, so what a value is shows in its form
+// and in where it goes; [Change.DecodeAfter] knows them, and should be used where there
+// is a Change.
+// Numbers go into integers and floats only if they fit; into string,
+// json.Number, big.Int and the like with every digit; into any as json.Number.
+// NULL goes into pointers (nil), slices, maps, any and everything with a Scan
+// method, and is an error elsewhere. Dates and times go into time.Time, in UTC
+// where they have no zone; 'infinity' does not fit there and is an error (use
+// pgtype.Timestamptz or string). Intervals go into time.Duration. Types with a Scan,
+// UnmarshalText or UnmarshalJSON method are
+// given the value in the form they read: pgtype, sql.Null, UUIDs, decimals.
+// Arrays go into slices, and json columns into whatever encoding/json fits them
+// into. Into any and json.RawMessage, a value goes as it stands in the image: a text is
+// never taken for JSON.
+//
+// What does not fit is reported as a [*DecodeError]; dst may be partly written
+// then.
+func (im Image) Decode(dst any) error {
+	return decodeError(decodeImage(im, dst, columnInfo{}))
+}
+
+// decodeError makes the error that users know of a misfit.
+func decodeError(err error) error {
+	var m *misfitError
+	if !errors.As(err, &m) {
+		return err
+	}
+	return &DecodeError{Column: m.Column, Type: m.Type, Reason: m.Reason, cause: m.Cause}
 }
 
 // Columns returns the names of the columns that the image knows, sorted. (The
 // order of the table's columns is not kept in an image.)
 func (im Image) Columns() []string {
-	members := im.members()
-	names := make([]string, len(members))
-	for i, member := range members {
+	known := members(im)
+	names := make([]string, len(known))
+	for i, member := range known {
 		names[i] = member.name
 	}
 	return names
@@ -104,50 +146,6 @@ func (im *Image) UnmarshalJSON(text []byte) error {
 	}
 	*im = slices.Clone(text)
 	return nil
-}
-
-type imageMember struct {
-	name  string
-	value json.RawMessage
-}
-
-// members returns the columns sorted by name. What is not a JSON object has
-// none: images come out of jsonb, so that cannot be.
-func (im Image) members() []imageMember {
-	decoder := json.NewDecoder(bytes.NewReader(im))
-	if token, err := decoder.Token(); err != nil || token != json.Delim('{') {
-		return nil
-	}
-	var members []imageMember
-	for decoder.More() {
-		token, err := decoder.Token()
-		if err != nil {
-			return nil
-		}
-		name, _ := token.(string)
-		var value json.RawMessage
-		if err := decoder.Decode(&value); err != nil {
-			return nil
-		}
-		members = append(members, imageMember{name, value})
-	}
-	slices.SortStableFunc(members, func(a, b imageMember) int {
-		return bytes.Compare([]byte(a.name), []byte(b.name))
-	})
-	return members
-}
-
-func isNull(raw json.RawMessage) bool { return string(raw) == "null" }
-
-// rawText is the text of a JSON value: what stands in a string, else the JSON.
-func rawText(raw json.RawMessage) string {
-	if len(raw) > 0 && raw[0] == '"' {
-		var text string
-		if json.Unmarshal(raw, &text) == nil {
-			return text
-		}
-	}
-	return string(raw)
 }
 
 var (

@@ -2,15 +2,12 @@ package audit
 
 import (
 	"context"
-	"encoding/json"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/hindsight-go/audit/internal/wal"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -24,27 +21,6 @@ type ColumnType struct {
 	OID uint32 `json:"oid"`
 	// Base is the OID of the type under a domain, and 0 for other types.
 	Base uint32 `json:"base,omitempty"`
-}
-
-// under is the type as which values are read.
-func (t ColumnType) under() uint32 {
-	if t.Base != 0 {
-		return t.Base
-	}
-	return t.OID
-}
-
-// text turns a value of an image back into PostgreSQL's text of it. Nil is NULL. It
-// reports false if the type leaves open what the value is.
-func (t ColumnType) text(raw json.RawMessage) ([]byte, bool) {
-	if isNull(raw) {
-		return nil, true
-	}
-	kind, builtin := wal.BuiltinKind(t.under())
-	if !builtin && len(raw) > 0 && raw[0] == '[' && !strings.HasSuffix(t.Name, "[]") {
-		return nil, false // a domain over an array, or one over a document
-	}
-	return imageSQLText(t.under(), kind, raw), true
 }
 
 // tableVersion is what the columns of a table were from a position on.

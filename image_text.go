@@ -17,7 +17,7 @@ import (
 // eachMember calls yield for every column of the image with its value as JSON.
 // Name and value belong to the image, or to a copy where the name has escapes.
 // It reports whether the image is what it has to be: an object out of jsonb.
-func (im Image) eachMember(yield func(name, value []byte)) bool {
+func eachMember(im []byte, yield func(name, value []byte)) bool {
 	i := skipSpace(im, 0)
 	if i >= len(im) || im[i] != '{' {
 		return false
@@ -246,13 +246,13 @@ func imageSQLText(oid uint32, kind wal.Kind, raw []byte) []byte {
 	return appendSQLText(make([]byte, 0, len(raw)), kind, raw)
 }
 
-// values reads an image as one value in PostgreSQL's text format for each
+// imageValues reads an image as one value in PostgreSQL's text format for each
 // column, where index says under which name the image has which: nil is NULL.
 // missing are the columns that the image does not know and has to.
-func (im Image) values(columns []pgcatalog.Column, index map[string]int) (values [][]byte, missing []int) {
+func imageValues(im []byte, columns []pgcatalog.Column, index map[string]int) (values [][]byte, missing []int) {
 	values = make([][]byte, len(columns))
 	seen := make([]bool, len(columns))
-	im.eachMember(func(name, value []byte) {
+	eachMember(im, func(name, value []byte) {
 		i, ok := index[string(name)]
 		if !ok {
 			return

@@ -35,8 +35,8 @@ func (p *pastTable) frameImage(values [][]byte) Image {
 
 // frameValues is values of a keyframe's image.
 func (im Image) frameValues(columns []pgcatalog.Column, index map[string]int) (values [][]byte, missing []int) {
-	values, missing = im.values(columns, index)
-	im.eachMember(func(name, value []byte) {
+	values, missing = imageValues(im, columns, index)
+	eachMember(im, func(name, value []byte) {
 		var nulls []string
 		if string(name) != nullsOfJSON || json.Unmarshal(value, &nulls) != nil {
 			return

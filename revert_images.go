@@ -70,7 +70,7 @@ func (c *collapse) read(m *imageMap, ch *selectedChange) {
 	clear(c.lost)
 	c.foreign = false
 	fill := func(im Image, into []json.RawMessage, side int) {
-		im.eachMember(func(name, value []byte) {
+		eachMember(im, func(name, value []byte) {
 			column, ok := m.columns[string(name)]
 			c.foreign = c.foreign || !ok && m.versioned && !m.withheld[string(name)]
 			switch {

@@ -37,7 +37,7 @@ func defaultValue(m *pgtype.Map, column string, oid uint32, value []byte) (any, 
 	}
 	v, err := known.Codec.DecodeValue(m, oid, pgtype.TextFormatCode, value)
 	if err != nil {
-		return nil, &DecodeError{Column: column, Reason: "pgx cannot read the value", cause: err}
+		return nil, &misfitError{Column: column, Reason: "pgx cannot read the value", Cause: err}
 	}
 	return v, nil
 }
@@ -57,7 +57,7 @@ func scanText(m *pgtype.Map, column string, oid uint32, value []byte, dst any) e
 	if t != nil && t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	return &DecodeError{Column: column, Type: t, Reason: reason, cause: err}
+	return &misfitError{Column: column, Type: t, Reason: reason, Cause: err}
 }
 
 var errNull = errors.New("the type has no NULL")

@@ -65,7 +65,7 @@ func readDefects(remarks *string, image string) []defect {
 // are the columns that it does not know.
 func (p *pastTable) read(e event) (values [][]byte, missing []int) {
 	index := p.versionAt(e.position, e.sequence)
-	values, missing = e.image.values(p.columns.List, index)
+	values, missing = imageValues(e.image, p.columns.List, index)
 	for _, d := range e.defects {
 		i, ok := index[d.column]
 		switch {

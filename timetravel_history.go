@@ -230,7 +230,7 @@ func wentWithPart(next []Change) (gone, told bool) {
 // sameRow reports whether two images have the same values, in the columns that both have.
 func sameRow(a, b Image) bool {
 	same := true
-	a.eachMember(func(name, value []byte) {
+	eachMember(a, func(name, value []byte) {
 		if other, ok := b.Get(string(name)); ok && !jsonEqual(value, other) {
 			same = false
 		}
@@ -329,7 +329,7 @@ func (p *pastTable) changesBefore(ctx context.Context, changes []Change, values 
 		if oldest.Operation == Create {
 			return nil, nil // there was no such row before
 		}
-		values, _ = oldest.Before.values(p.columns.List, p.versionAt(oldest.Position.LSN, oldest.Position.Sequence))
+		values, _ = imageValues(oldest.Before, p.columns.List, p.versionAt(oldest.Position.LSN, oldest.Position.Sequence))
 	}
 	if values == nil {
 		gone, err := p.changesIn(ctx, 0, turned.position, "(c.operation IN ('DELETE', 'TRUNCATE') OR c.previous_key IS NOT NULL)")
@@ -506,7 +506,7 @@ func (p *pastTable) blame(versions []RowVersion, column int) *Change {
 
 // columnOf returns a column of then out of an image of another version.
 func (p *pastTable) columnOf(image Image, index map[string]int, column int) (value json.RawMessage, known bool) {
-	image.eachMember(func(name, raw []byte) {
+	eachMember(image, func(name, raw []byte) {
 		if i, ok := index[string(name)]; ok && i == column {
 			value, known = raw, true
 		}

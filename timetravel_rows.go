@@ -267,7 +267,7 @@ func (p *pastTable) keyOf(e event, image Image) ([][]byte, error) {
 	if image == nil {
 		image = e.keyImage
 	}
-	values, _ := image.values(p.columns.List, p.versionAt(e.position, e.sequence))
+	values, _ := imageValues(image, p.columns.List, p.versionAt(e.position, e.sequence))
 	key := make([][]byte, len(p.keyAt))
 	for i, at := range p.keyAt {
 		if values[at] == nil {

@@ -316,7 +316,7 @@ func (r PastRow) Scan(dest ...any) error {
 			continue
 		}
 		if err := scanText(m, c.Name, c.TypeOID, r.values[i], dest[i]); err != nil {
-			return err
+			return decodeError(err)
 		}
 	}
 	return nil
@@ -335,7 +335,7 @@ func (r PastRow) Values() ([]any, error) {
 		}
 		value, err := defaultValue(m, c.Name, c.TypeOID, r.values[i])
 		if err != nil {
-			return nil, err
+			return nil, decodeError(err)
 		}
 		values[i] = value
 	}
@@ -360,7 +360,7 @@ func (r PastRow) Map() (map[string]any, error) {
 func (r PastRow) Decode(dst any) error {
 	v, err := destination(dst)
 	if err != nil {
-		return err
+		return decodeError(err)
 	}
 	if m, ok := v.Addr().Interface().(*map[string]any); ok {
 		values, err := r.Map()
@@ -370,7 +370,7 @@ func (r PastRow) Decode(dst any) error {
 	if v.Kind() != reflect.Struct {
 		return &DecodeError{Reason: fmt.Sprintf("the destination must point to a struct or a map[string]any, not to %s", v.Type())}
 	}
-	return r.decodeStruct(v)
+	return decodeError(r.decodeStruct(v))
 }
 
 func (r PastRow) decodeStruct(v reflect.Value) error {
@@ -390,7 +390,7 @@ func (r PastRow) decodeStruct(v reflect.Value) error {
 		if err != nil {
 			return err
 		}
-		if err := scanColumn(m, c.Name, ColumnType{OID: c.TypeOID, Base: store.Column{Definition: c.Definition}.Base()}.under(), r.values[i], field); err != nil {
+		if err := scanColumn(m, c.Name, imageType{OID: c.TypeOID, Base: store.Column{Definition: c.Definition}.Base()}.under(), r.values[i], field); err != nil {
 			return err
 		}
 	}
