@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/hindsight-go/audit/internal/pgcatalog"
+	"github.com/hindsight-go/audit/internal/rowimage"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -159,7 +160,7 @@ func (c Change) Key(dst ...any) error {
 		if err != nil {
 			return err
 		}
-		if err := decodeError(decodeInto(text, dst[i], fmt.Sprintf("key[%d]", i))); err != nil {
+		if err := decodeError(rowimage.DecodeValue(text, dst[i], fmt.Sprintf("key[%d]", i))); err != nil {
 			return err
 		}
 	}
@@ -203,11 +204,11 @@ func (c Change) decode(image Image, dst any) error {
 	if image.IsEmpty() {
 		return fmt.Errorf("decode %s of %s: %w", c.Operation, c.TableName(), ErrNoImage)
 	}
-	return decodeError(decodeImage(image, dst, columnInfo{
-		typeOf: func(column string) (imageType, bool) {
+	return decodeError(rowimage.Decode(image, dst, rowimage.Options{
+		TypeOf: func(column string) (rowimage.Type, bool) {
 			t, ok := c.Types[column]
-			return imageType(t), ok
+			return rowimage.Type(t), ok
 		},
-		withheld: func(column string) bool { return c.Withheld[column] != "" },
+		Withheld: func(column string) bool { return c.Withheld[column] != "" },
 	}))
 }

@@ -3,6 +3,8 @@ package audit
 import (
 	"encoding/json"
 	"slices"
+
+	"github.com/hindsight-go/audit/internal/rowimage"
 )
 
 // ColumnChange is one column of a [Change.Diff].
@@ -28,21 +30,21 @@ func (c ColumnChange) String() string {
 // with Old nil: the table did not log its old rows. One of which only the old
 // value is known does not: the new row left it alone.
 func (c Change) Diff() []ColumnChange {
-	before, after := members(c.Before), members(c.After)
+	before, after := rowimage.Members(c.Before), rowimage.Members(c.After)
 	changes := make([]ColumnChange, 0, max(len(before), len(after)))
 	for len(before) > 0 || len(after) > 0 {
 		switch {
-		case len(after) == 0 || len(before) > 0 && before[0].name < after[0].name:
+		case len(after) == 0 || len(before) > 0 && before[0].Name < after[0].Name:
 			if c.Operation != Update {
-				changes = append(changes, ColumnChange{Column: before[0].name, Old: before[0].value})
+				changes = append(changes, ColumnChange{Column: before[0].Name, Old: before[0].Value})
 			}
 			before = before[1:]
-		case len(before) == 0 || after[0].name < before[0].name:
-			changes = append(changes, ColumnChange{Column: after[0].name, New: after[0].value})
+		case len(before) == 0 || after[0].Name < before[0].Name:
+			changes = append(changes, ColumnChange{Column: after[0].Name, New: after[0].Value})
 			after = after[1:]
 		default:
-			if !jsonEqual(before[0].value, after[0].value) {
-				changes = append(changes, ColumnChange{Column: after[0].name, Old: before[0].value, New: after[0].value})
+			if !rowimage.Equal(before[0].Value, after[0].Value) {
+				changes = append(changes, ColumnChange{Column: after[0].Name, Old: before[0].Value, New: after[0].Value})
 			}
 			before, after = before[1:], after[1:]
 		}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/hindsight-go/audit/internal/rowimage"
 )
 
 // Image is a version of a row: a JSON object of its columns by name.
@@ -37,9 +39,9 @@ func (im Image) Has(column string) bool {
 // Get returns the column's value as JSON and whether the image knows the
 // column. NULL is the JSON null.
 func (im Image) Get(column string) (json.RawMessage, bool) {
-	for _, member := range members(im) {
-		if member.name == column {
-			return member.value, true
+	for _, member := range rowimage.Members(im) {
+		if member.Name == column {
+			return member.Value, true
 		}
 	}
 	return nil, false
@@ -50,10 +52,10 @@ func (im Image) Get(column string) (json.RawMessage, bool) {
 // not know.
 func (im Image) Text(column string) (string, bool) {
 	raw, has := im.Get(column)
-	if !has || isNull(raw) {
+	if !has || rowimage.IsNull(raw) {
 		return "", false
 	}
-	return rawText(raw), true
+	return rowimage.RawText(raw), true
 }
 
 // Scan reads one column into the value that dst points to, by the rules of
@@ -63,7 +65,7 @@ func (im Image) Scan(column string, dst any) error {
 	if !has {
 		return &DecodeError{Column: column, Reason: "the image does not know the column"}
 	}
-	return decodeError(decodeInto(raw, dst, column))
+	return decodeError(rowimage.DecodeValue(raw, dst, column))
 }
 
 // Decode reads the image into dst: a pointer to a struct, or a non-nil pointer
@@ -95,12 +97,12 @@ func (im Image) Scan(column string, dst any) error {
 // What does not fit is reported as a [*DecodeError]; dst may be partly written
 // then.
 func (im Image) Decode(dst any) error {
-	return decodeError(decodeImage(im, dst, columnInfo{}))
+	return decodeError(rowimage.Decode(im, dst, rowimage.Options{}))
 }
 
 // decodeError makes the error that users know of a misfit.
 func decodeError(err error) error {
-	var m *misfitError
+	var m *rowimage.MisfitError
 	if !errors.As(err, &m) {
 		return err
 	}
@@ -110,10 +112,10 @@ func decodeError(err error) error {
 // Columns returns the names of the columns that the image knows, sorted. (The
 // order of the table's columns is not kept in an image.)
 func (im Image) Columns() []string {
-	known := members(im)
+	known := rowimage.Members(im)
 	names := make([]string, len(known))
 	for i, member := range known {
-		names[i] = member.name
+		names[i] = member.Name
 	}
 	return names
 }

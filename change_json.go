@@ -3,6 +3,8 @@ package audit
 import (
 	"encoding/json"
 	"time"
+
+	"github.com/hindsight-go/audit/internal/rowimage"
 )
 
 // changeJSON is the stable JSON form of a change.
@@ -62,7 +64,7 @@ func (c Change) document() changeJSON {
 		out.PreviousKey = &c.PreviousKey
 	}
 	if c.Stamped {
-		out.Context, out.Stamped = c.RawContext, isNull(c.RawContext)
+		out.Context, out.Stamped = c.RawContext, rowimage.IsNull(c.RawContext)
 	}
 	out.RevertClaimed = c.RevertClaimed
 	return out
@@ -105,7 +107,7 @@ func (c *Change) UnmarshalJSON(text []byte) error {
 	switch {
 	case in.Stamped && len(in.Context) == 0:
 		c.setContext(json.RawMessage("null"))
-	case in.Stamped || !isNull(in.Context):
+	case in.Stamped || !rowimage.IsNull(in.Context):
 		c.setContext(in.Context)
 	}
 	return nil

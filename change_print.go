@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/hindsight-go/audit/internal/rowimage"
 )
 
 // lineValue is how many bytes of a value a one-line form shows.
@@ -123,7 +125,7 @@ func valueText(raw json.RawMessage, limit int) string {
 	switch {
 	case raw == nil:
 		return "?"
-	case isNull(raw):
+	case rowimage.IsNull(raw):
 		return "NULL"
 	case limit > 0 && len(raw) > limit:
 		cut := limit

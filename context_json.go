@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/hindsight-go/audit/internal/rowimage"
 )
 
 // maxMember is what an identifying member is cut to when the context is still
@@ -175,9 +177,9 @@ func cutParts(parts []contextPart, truncated []string, chosen func(contextPart) 
 		if len(part.json) <= maxMember || !chosen(part) {
 			continue
 		}
-		text := rawText(part.json)
+		text := rowimage.RawText(part.json)
 		for size := maxMember; len(parts[i].json) > maxMember; size /= 2 {
-			parts[i].json = appendSafeJSON(nil, jsonString(clip(text, size)))
+			parts[i].json = rowimage.AppendSafeJSON(nil, rowimage.Quote(clip(text, size)))
 		}
 		truncated = append(truncated, part.name)
 	}
@@ -197,7 +199,7 @@ func joinParts(parts []contextPart, truncated []string) []byte {
 	}
 	for _, part := range parts {
 		comma()
-		out = appendSafeJSON(out, jsonString(part.name))
+		out = rowimage.AppendSafeJSON(out, rowimage.Quote(part.name))
 		out = append(out, ':')
 		out = append(out, part.json...)
 	}
@@ -205,7 +207,7 @@ func joinParts(parts []contextPart, truncated []string) []byte {
 		comma()
 		out = append(out, `"truncated":`...)
 		text, _ := json.Marshal(truncated)
-		out = appendSafeJSON(out, text)
+		out = rowimage.AppendSafeJSON(out, text)
 	}
 	return append(out, '}')
 }
@@ -250,7 +252,7 @@ func safeJSON(key string, value any) (text []byte, err error) {
 		}
 		return nil, &ContextError{Key: key, Type: t, cause: err}
 	}
-	return appendSafeJSON(make([]byte, 0, b.Len()), bytes.TrimSpace(b.Bytes())), nil
+	return rowimage.AppendSafeJSON(make([]byte, 0, b.Len()), bytes.TrimSpace(b.Bytes())), nil
 }
 
 // idValue writes an id as JSON: integers as numbers, everything else as its
@@ -280,7 +282,7 @@ func (id idValue) MarshalJSON() ([]byte, error) {
 // clients stamped; what is no object gives the zero Context.
 func readContext(text []byte) Context {
 	var c Context
-	value, err := parseJSON(text)
+	value, err := rowimage.ParseJSON(text)
 	members, ok := value.(map[string]any)
 	if err != nil || !ok {
 		return c

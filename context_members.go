@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	sq "github.com/Masterminds/squirrel"
+
+	"github.com/hindsight-go/audit/internal/rowimage"
 )
 
 // contextMember is a member of a context that names something, under the names that
@@ -66,7 +68,7 @@ func (m contextMember) is(text string) sq.Sqlizer {
 
 // contains is is for a member that only the index on the whole context serves.
 func (m contextMember) contains(text string) sq.Sqlizer {
-	if len(text) > maxNumberDigits && numberText.MatchString(text) {
+	if len(text) > rowimage.MaxNumberDigits && numberText.MatchString(text) {
 		return m.is(text) // which may be a number that is no document by itself
 	}
 	var anyOf sq.Or
@@ -84,7 +86,7 @@ var numberText = regexp.MustCompile(`^-?(0|[1-9][0-9]*)(\.[0-9]+)?$`)
 // forms lists the objects of which every context with this text of the member contains
 // one.
 func (m contextMember) forms(text string) []string {
-	values := []string{string(appendSafeJSON(nil, jsonString(text)))}
+	values := []string{string(rowimage.AppendSafeJSON(nil, rowimage.Quote(text)))}
 	if numberText.MatchString(text) {
 		values = append(values, text)
 	}

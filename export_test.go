@@ -5,6 +5,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/hindsight-go/audit/internal/rowimage"
 )
 
 // Explain has the server tell seen the plan of every statement that a query of the
@@ -74,4 +76,4 @@ func RawRow(ctx context.Context, table PastTable, key ...any) (PastRow, error) {
 func RowImage(r PastRow) Image { return r.table.image(r.values) }
 
 // SameJSON reports whether two values of images mean the same.
-func SameJSON(a, b []byte) bool { return jsonEqual(a, b) }
+func SameJSON(a, b []byte) bool { return rowimage.Equal(a, b) }

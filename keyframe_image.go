@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 
 	"github.com/hindsight-go/audit/internal/pgcatalog"
+	"github.com/hindsight-go/audit/internal/rowimage"
 	"github.com/hindsight-go/audit/internal/wal"
 	"github.com/hindsight-go/audit/store"
 )
@@ -35,8 +36,8 @@ func (p *pastTable) frameImage(values [][]byte) Image {
 
 // frameValues is values of a keyframe's image.
 func (im Image) frameValues(columns []pgcatalog.Column, index map[string]int) (values [][]byte, missing []int) {
-	values, missing = imageValues(im, columns, index)
-	eachMember(im, func(name, value []byte) {
+	values, missing = rowimage.Texts(im, columns, index)
+	rowimage.EachMember(im, func(name, value []byte) {
 		var nulls []string
 		if string(name) != nullsOfJSON || json.Unmarshal(value, &nulls) != nil {
 			return

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/hindsight-go/audit/internal/rowimage"
 )
 
 // What stands in an image for arrays and ranges.
@@ -18,7 +20,7 @@ func isBytes(t reflect.Type) bool {
 // exactTexts is the text under which a json column's value stands in the image where
 // jsonb would lose some of it.
 func exactTexts(raw json.RawMessage) []string {
-	if hasBadEscape(raw) {
+	if rowimage.HasBadEscape(raw) {
 		return nil
 	}
 	return []string{string(raw)}
@@ -27,12 +29,12 @@ func exactTexts(raw json.RawMessage) []string {
 // arrayForms are the lists that an array's literal may stand for: of texts, and where all
 // elements look like it, of numbers or booleans. There are none if it is no literal.
 func arrayForms(literal string) []string {
-	elements, err := parseArray(literal)
+	elements, err := rowimage.ParseArray(literal)
 	if err != nil {
 		return nil
 	}
 	list, err := json.Marshal(append([]json.RawMessage{}, elements...))
-	if err != nil || hasBadEscape(list) {
+	if err != nil || rowimage.HasBadEscape(list) {
 		return nil
 	}
 	lists := []string{string(list)}
@@ -61,8 +63,8 @@ func readElements(elements []json.RawMessage, read func(string) (string, bool)) 
 				return "", false
 			}
 			value, ok = readElements(inner, read)
-		case !isNull(element):
-			value, ok = read(rawText(element))
+		case !rowimage.IsNull(element):
+			value, ok = read(rowimage.RawText(element))
 		}
 		if !ok {
 			return "", false

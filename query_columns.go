@@ -18,6 +18,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/hindsight-go/audit/internal/rowimage"
 )
 
 // forms are how a value of Go may stand in an image: as one of the JSON documents, or
@@ -272,9 +274,9 @@ func intervalText(months, days int32, microseconds int64) string {
 // floatTexts are the texts of a float in a column of double precision and, of what a
 // float32 gives (Value methods make a float64 of it), in one of real.
 func floatTexts(f float64, bits int) []string {
-	texts := []string{floatText(f, bits)}
+	texts := []string{rowimage.FloatText(f, bits)}
 	if bits == 64 && float64(float32(f)) == f {
-		if short := floatText(f, 32); short != texts[0] {
+		if short := rowimage.FloatText(f, 32); short != texts[0] {
 			texts = append(texts, short)
 		}
 	}
@@ -357,7 +359,7 @@ func (f *forms) addDriverForms(plain any) {
 	// A string in quotes that is given as a string is a text.
 	_, isBytes := plain.([]byte)
 	isDocument := trimmed[0] == '{' || trimmed[0] == '[' || isBytes && !isPlainNumber(string(trimmed))
-	if isDocument && json.Valid(text) && !hasBadEscape(text) {
+	if isDocument && json.Valid(text) && !rowimage.HasBadEscape(text) {
 		f.documents = append(f.documents, string(text))
 	}
 	if trimmed[0] == '{' {
@@ -369,7 +371,7 @@ func (f *forms) addDriverForms(plain any) {
 func (f forms) documentsOf(value any) []string {
 	var texts []string
 	for _, text := range f.texts {
-		texts = append(texts, string(jsonString(text)))
+		texts = append(texts, string(rowimage.Quote(text)))
 	}
 	if reflect.ValueOf(value).Kind() == reflect.String {
 		return append(texts, f.documents...)
@@ -407,10 +409,10 @@ func listForms(v reflect.Value) (forms, bool) {
 
 // isPlainNumber reports whether text is a number of JSON that every jsonb takes.
 func isPlainNumber(text string) bool {
-	if len(text) > maxNumberDigits || text == "" || text[0] != '-' && (text[0] < '0' || text[0] > '9') || !json.Valid([]byte(text)) {
+	if len(text) > rowimage.MaxNumberDigits || text == "" || text[0] != '-' && (text[0] < '0' || text[0] > '9') || !json.Valid([]byte(text)) {
 		return false
 	}
 	_, exponent, found := strings.Cut(strings.ToLower(text), "e")
-	n := parseExponent(exponent)
-	return !found || n < maxNumberDigits && n > -maxNumberDigits
+	n := rowimage.ParseExponent(exponent)
+	return !found || n < rowimage.MaxNumberDigits && n > -rowimage.MaxNumberDigits
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/hindsight-go/audit/internal/pgcatalog"
+	"github.com/hindsight-go/audit/internal/rowimage"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -298,7 +299,7 @@ func (q Query) ChangedTo(column string, value any) Query {
 		rows = append(rows, map[string]json.RawMessage{column: json.RawMessage(document)})
 	}
 	for _, text := range f.texts {
-		rows = append(rows, map[string]json.RawMessage{column: appendSafeJSON(nil, jsonString(text))})
+		rows = append(rows, map[string]json.RawMessage{column: rowimage.AppendSafeJSON(nil, rowimage.Quote(text))})
 	}
 	return q.scan(changedColumn(column)).scan(holding(anyOf, true, rows))
 }

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/hindsight-go/audit/internal/rowimage"
 )
 
 // maxRowForms bounds the rows that a filter compares with.
@@ -40,7 +42,7 @@ func rowForms(value any) ([]string, error) {
 				row += ","
 			}
 			for _, document := range documents {
-				longer = append(longer, row+string(jsonString(name))+":"+document)
+				longer = append(longer, row+string(rowimage.Quote(name))+":"+document)
 			}
 		}
 		if rows = longer; len(rows) > maxRowForms {
@@ -105,7 +107,7 @@ func columnsOf(v reflect.Value) (map[string]any, bool) {
 		for entry := v.MapRange(); entry.Next(); {
 			columns[entry.Key().String()] = entry.Value().Interface()
 		}
-	case v.Kind() == reflect.Struct && !isValueType(v.Type()):
+	case v.Kind() == reflect.Struct && !rowimage.IsValueType(v.Type()):
 		addFields(columns, v)
 	default:
 		return nil, false
@@ -121,7 +123,7 @@ func addFields(columns map[string]any, v reflect.Value) {
 		field, value := v.Type().Field(i), v.Field(i)
 		tag := field.Tag.Get("json")
 		name, options, _ := strings.Cut(tag, ",")
-		if inner, is := embeddedStruct(field); is && name == "" {
+		if inner, is := rowimage.EmbeddedStruct(field); is && name == "" {
 			if value.Kind() == reflect.Pointer {
 				value = value.Elem()
 			}

@@ -11,6 +11,8 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+
+	"github.com/hindsight-go/audit/internal/rowimage"
 )
 
 // wrap adds the operation to an error and keeps nil.
@@ -116,7 +118,7 @@ func filterJSON(value any) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("a %T cannot be written as JSON", value)
 	}
-	if hasBadEscape(text) {
+	if rowimage.HasBadEscape(text) {
 		return "", errNUL
 	}
 	return string(text), nil

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/hindsight-go/audit/internal/pgcatalog"
+	"github.com/hindsight-go/audit/internal/rowimage"
 )
 
 // selectedChange is a change as the collapse reads it. Its bytes are only valid
@@ -319,8 +320,8 @@ func (c *collapse) lose(r *netRow, name string, before json.RawMessage) {
 		return
 	}
 	lost := lostColumn{name: name}
-	if before != nil && !isNull(before) {
-		lost.restore = datum{text: c.keep([]byte(rawText(before))), known: true}
+	if before != nil && !rowimage.IsNull(before) {
+		lost.restore = datum{text: c.keep([]byte(rowimage.RawText(before))), known: true}
 	}
 	r.lost = append(r.lost, lost)
 }
@@ -374,7 +375,7 @@ func (c *collapse) vacate(m *imageMap, r *netRow) {
 		c.release(value)
 	}
 	for name, sides := range c.lost {
-		if sides[0] != nil && !isNull(sides[0]) {
+		if sides[0] != nil && !rowimage.IsNull(sides[0]) {
 			c.lose(r, name, sides[0])
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 
+	"github.com/hindsight-go/audit/internal/rowimage"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -23,14 +24,14 @@ func (c *collapse) datum(raw json.RawMessage, column imageColumn) datum {
 	if raw == nil {
 		return datum{}
 	}
-	if isNull(raw) {
+	if rowimage.IsNull(raw) {
 		return datum{known: true}
 	}
 	if bytes.Equal(raw, jsonNull) {
 		return datum{text: []byte("null"), known: true, as: column.as}
 	}
 	if len(raw) > ownBytes {
-		text := appendSQLText(make([]byte, 0, len(raw)+16), column.kind, raw)
+		text := rowimage.AppendText(make([]byte, 0, len(raw)+16), column.kind, raw)
 		c.budget.spend(cap(text))
 		return datum{text: text, known: true, as: column.as}
 	}
@@ -38,7 +39,7 @@ func (c *collapse) datum(raw json.RawMessage, column imageColumn) datum {
 		c.arena = make([]byte, 0, 64<<10)
 	}
 	start := len(c.arena)
-	c.arena = appendSQLText(c.arena, column.kind, raw)
+	c.arena = rowimage.AppendText(c.arena, column.kind, raw)
 	text := c.arena[start:len(c.arena):len(c.arena)]
 	if text == nil {
 		text = []byte{}
@@ -70,7 +71,7 @@ func (c *collapse) read(m *imageMap, ch *selectedChange) {
 	clear(c.lost)
 	c.foreign = false
 	fill := func(im Image, into []json.RawMessage, side int) {
-		eachMember(im, func(name, value []byte) {
+		rowimage.EachMember(im, func(name, value []byte) {
 			column, ok := m.columns[string(name)]
 			c.foreign = c.foreign || !ok && m.versioned && !m.withheld[string(name)]
 			switch {
@@ -87,8 +88,8 @@ func (c *collapse) read(m *imageMap, ch *selectedChange) {
 	fill(ch.before, c.before, 0)
 	fill(ch.after, c.after, 1)
 	if ch.defect != "" {
-		c.mend(m, readDefects(&ch.defect, "before"), c.before)
-		c.mend(m, readDefects(&ch.defect, "after"), c.after)
+		c.mend(m, rowimage.ReadDefects(&ch.defect, "before"), c.before)
+		c.mend(m, rowimage.ReadDefects(&ch.defect, "after"), c.after)
 	}
 }
 
@@ -106,12 +107,12 @@ func (c *collapse) complete() {
 
 // mend puts in what an image does not say as it is, and takes out what nobody
 // knows.
-func (c *collapse) mend(m *imageMap, defects []defect, values []json.RawMessage) {
+func (c *collapse) mend(m *imageMap, defects []rowimage.Defect, values []json.RawMessage) {
 	for _, d := range defects {
-		column, ok := m.columns[d.column]
+		column, ok := m.columns[d.Column]
 		switch {
 		case !ok || column.at < 0:
-		case d.value != nil:
+		case d.Value != nil:
 			values[column.at] = jsonNull
 		case len(m.target.Key) > 0 && bytes.Equal(c.before[column.at], c.after[column.at]):
 			// It was not changed, so nothing is made of it.
@@ -125,10 +126,10 @@ func (c *collapse) mend(m *imageMap, defects []defect, values []json.RawMessage)
 func (c *collapse) keyOf(m *imageMap, values []json.RawMessage) (string, bool) {
 	parts := make([]string, len(m.target.keyAt))
 	for i, at := range m.target.keyAt {
-		if values[at] == nil || isNull(values[at]) {
+		if values[at] == nil || rowimage.IsNull(values[at]) {
 			return "", false
 		}
-		parts[i] = string(appendSQLText(nil, m.target.Columns.List[at].Kind, values[at]))
+		parts[i] = string(rowimage.AppendText(nil, m.target.Columns.List[at].Kind, values[at]))
 	}
 	return store.KeyText(parts...), true
 }

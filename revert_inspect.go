@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hindsight-go/audit/internal/pgcatalog"
+	"github.com/hindsight-go/audit/internal/rowimage"
 	"github.com/hindsight-go/audit/internal/wal"
 )
 
@@ -169,7 +170,7 @@ func keyBytes(key []string) int {
 
 // sameJSON compares documents of type json, of which images keep the meaning.
 func sameJSON(a, b datum) bool {
-	return (a.text == nil) == (b.text == nil) && (a.text == nil || jsonEqual(a.text, b.text))
+	return (a.text == nil) == (b.text == nil) && (a.text == nil || rowimage.Equal(a.text, b.text))
 }
 
 // inspectUnknown finds columns of rows to be removed of which history says nothing,

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/hindsight-go/audit/internal/pgcatalog"
+	"github.com/hindsight-go/audit/internal/rowimage"
 	"github.com/hindsight-go/audit/internal/wal"
 )
 
@@ -68,7 +69,7 @@ func appendContent(b []byte, kind wal.Kind, d datum) []byte {
 	if d.text == nil {
 		return append(b, 'n')
 	}
-	text := canonical(kind, d.text)
+	text := rowimage.Canonical(kind, d.text)
 	b = binary.AppendUvarint(append(b, 'v'), uint64(len(text)))
 	return append(b, text...)
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/hindsight-go/audit/internal/pgcatalog"
+	"github.com/hindsight-go/audit/internal/rowimage"
 	"github.com/hindsight-go/audit/internal/wal"
 	"github.com/hindsight-go/audit/store"
 )
@@ -154,7 +155,7 @@ type ownChange struct {
 
 // image reads one of the images by the columns of the table before.
 func (o ownChange) image(past *pastTable, label string, image []byte) ([][]byte, error) {
-	values, missing := past.read(event{position: o.position, sequence: o.sequence, image: image, defects: readDefects(o.remarks, label)})
+	values, missing := past.read(event{position: o.position, sequence: o.sequence, image: image, defects: rowimage.ReadDefects(o.remarks, label)})
 	if len(missing) > 0 {
 		return nil, past.unknown(missing)
 	}

@@ -3,12 +3,12 @@ package audit
 import (
 	"context"
 	"fmt"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/rowimage"
 )
 
 // event is what a change says of one row: the image that holds on the side of the
@@ -23,17 +23,8 @@ type event struct {
 	// keyImage is an image that has the row's key, if image has not.
 	keyImage Image
 	// defects are what image does not say as it is.
-	defects []defect
+	defects []rowimage.Defect
 }
-
-// defect is a column whose value an image cannot hold.
-type defect struct {
-	column string
-	// value is what it is, where that is known: the null of JSON.
-	value []byte
-}
-
-var defective = regexp.MustCompile(`(before|after): column ("(?:[^"\\]|\\.)*") is (the null of JSON|not valid UTF-8)`)
 
 // truncatesPart tells from the store's remarks that a TRUNCATE was one of a single
 // partition.
@@ -41,37 +32,17 @@ func truncatesPart(remarks *string) bool {
 	return remarks != nil && strings.Contains(*remarks, "only the partition ")
 }
 
-// readDefects reads the store's remarks on one of the images of a change.
-func readDefects(remarks *string, image string) []defect {
-	if remarks == nil {
-		return nil
-	}
-	var defects []defect
-	for _, match := range defective.FindAllStringSubmatch(*remarks, -1) {
-		name, err := strconv.Unquote(match[2])
-		if err != nil || match[1] != image {
-			continue
-		}
-		d := defect{column: name}
-		if match[3] == "the null of JSON" {
-			d.value = []byte("null")
-		}
-		defects = append(defects, d)
-	}
-	return defects
-}
-
 // read reads the image of an event as one text for each column of then. missing
 // are the columns that it does not know.
 func (p *pastTable) read(e event) (values [][]byte, missing []int) {
 	index := p.versionAt(e.position, e.sequence)
-	values, missing = imageValues(e.image, p.columns.List, index)
+	values, missing = rowimage.Texts(e.image, p.columns.List, index)
 	for _, d := range e.defects {
-		i, ok := index[d.column]
+		i, ok := index[d.Column]
 		switch {
 		case !ok:
-		case d.value != nil:
-			values[i] = d.value
+		case d.Value != nil:
+			values[i] = d.Value
 		default:
 			missing = append(missing, i)
 		}
@@ -279,7 +250,7 @@ func scanEvent(rows pgx.Rows, s side) (event, *string, error) {
 		return e, nil, err
 	}
 	e.position, e.xid, e.image, e.keyImage = LSN(lsn), uint64(xid), image, keyImage
-	e.key, e.defects = text(key), readDefects(remarks, s.label())
+	e.key, e.defects = text(key), rowimage.ReadDefects(remarks, s.label())
 	return e, previous, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hindsight-go/audit/internal/pgcatalog"
+	"github.com/hindsight-go/audit/internal/rowimage"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -230,8 +231,8 @@ func wentWithPart(next []Change) (gone, told bool) {
 // sameRow reports whether two images have the same values, in the columns that both have.
 func sameRow(a, b Image) bool {
 	same := true
-	eachMember(a, func(name, value []byte) {
-		if other, ok := b.Get(string(name)); ok && !jsonEqual(value, other) {
+	rowimage.EachMember(a, func(name, value []byte) {
+		if other, ok := b.Get(string(name)); ok && !rowimage.Equal(value, other) {
 			same = false
 		}
 	})
@@ -329,7 +330,7 @@ func (p *pastTable) changesBefore(ctx context.Context, changes []Change, values 
 		if oldest.Operation == Create {
 			return nil, nil // there was no such row before
 		}
-		values, _ = imageValues(oldest.Before, p.columns.List, p.versionAt(oldest.Position.LSN, oldest.Position.Sequence))
+		values, _ = rowimage.Texts(oldest.Before, p.columns.List, p.versionAt(oldest.Position.LSN, oldest.Position.Sequence))
 	}
 	if values == nil {
 		gone, err := p.changesIn(ctx, 0, turned.position, "(c.operation IN ('DELETE', 'TRUNCATE') OR c.previous_key IS NOT NULL)")
@@ -497,7 +498,7 @@ func (p *pastTable) blame(versions []RowVersion, column int) *Change {
 		index := p.versionAt(c.Position.LSN, c.Position.Sequence)
 		before, known := p.columnOf(c.Before, index, column)
 		after, _ := p.columnOf(c.After, index, column)
-		if !known || !jsonEqual(before, after) {
+		if !known || !rowimage.Equal(before, after) {
 			return c
 		}
 	}
@@ -506,7 +507,7 @@ func (p *pastTable) blame(versions []RowVersion, column int) *Change {
 
 // columnOf returns a column of then out of an image of another version.
 func (p *pastTable) columnOf(image Image, index map[string]int, column int) (value json.RawMessage, known bool) {
-	eachMember(image, func(name, raw []byte) {
+	rowimage.EachMember(image, func(name, raw []byte) {
 		if i, ok := index[string(name)]; ok && i == column {
 			value, known = raw, true
 		}

@@ -3,11 +3,10 @@ package audit
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/hindsight-go/audit/internal/wal"
+	"github.com/hindsight-go/audit/internal/rowimage"
 )
 
 // keylessRows is rows for a table without a key. Its rows can be told apart only
@@ -155,28 +154,9 @@ func (p *pastTable) keylessChanges(ctx context.Context, s side, span nameSpan, o
 	_, err = pgx.ForEachRow(rows, []any{&lsn, &sequence, &xid, &before, &after, &remarks}, func() error {
 		e := event{position: LSN(lsn), sequence: sequence, xid: uint64(xid)}
 		old, new := e, e
-		old.image, old.defects = bytes.Clone(before), readDefects(remarks, "before")
-		new.image, new.defects = bytes.Clone(after), readDefects(remarks, "after")
+		old.image, old.defects = bytes.Clone(before), rowimage.ReadDefects(remarks, "before")
+		new.image, new.defects = bytes.Clone(after), rowimage.ReadDefects(remarks, "after")
 		return yield(old, new)
 	})
 	return wrap("read changes", err)
-}
-
-// canonical makes texts equal that mean the same: a json value keeps its spaces
-// in the table, but not in history.
-func canonical(kind wal.Kind, text []byte) []byte {
-	if kind.Base != wal.JSON && kind.Base != wal.JSONB {
-		return text
-	}
-	decoder := json.NewDecoder(bytes.NewReader(text))
-	decoder.UseNumber()
-	var value any
-	if decoder.Decode(&value) != nil {
-		return text
-	}
-	normal, err := json.Marshal(value)
-	if err != nil {
-		return text
-	}
-	return normal
 }

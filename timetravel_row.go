@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/internal/pgcatalog"
+	"github.com/hindsight-go/audit/internal/rowimage"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -492,7 +493,7 @@ func eachAround(rows pgx.Rows, s side, key string, e **event, t **truncation) (h
 			*t = &truncation{position: LSN(*lsn), sequence: sequence, partial: truncatesPart(remarks)}
 			return nil
 		}
-		c := event{position: LSN(*lsn), sequence: sequence, xid: uint64(xid), key: text(primary), image: image, keyImage: keyImage, defects: readDefects(remarks, s.label())}
+		c := event{position: LSN(*lsn), sequence: sequence, xid: uint64(xid), key: text(primary), image: image, keyImage: keyImage, defects: rowimage.ReadDefects(remarks, s.label())}
 		for _, candidate := range split(c, previous, s) {
 			if candidate.key == key && (*e == nil || candidate.before(**e) != s.newest) {
 				*e = &candidate

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/internal/pgcatalog"
+	"github.com/hindsight-go/audit/internal/rowimage"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -267,7 +268,7 @@ func (p *pastTable) keyOf(e event, image Image) ([][]byte, error) {
 	if image == nil {
 		image = e.keyImage
 	}
-	values, _ := imageValues(image, p.columns.List, p.versionAt(e.position, e.sequence))
+	values, _ := rowimage.Texts(image, p.columns.List, p.versionAt(e.position, e.sequence))
 	key := make([][]byte, len(p.keyAt))
 	for i, at := range p.keyAt {
 		if values[at] == nil {
@@ -695,7 +696,7 @@ func (p *pastTable) rowText(values [][]byte) string {
 		case v == nil:
 			b = append(b, 'n')
 		default:
-			v = canonical(c.Kind, v)
+			v = rowimage.Canonical(c.Kind, v)
 			b = append(b, 'v')
 			b = binary.AppendUvarint(b, uint64(len(v)))
 			b = append(b, v...)

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/hindsight-go/audit/internal/pgcatalog"
+	"github.com/hindsight-go/audit/internal/rowimage"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -309,13 +310,13 @@ func (r PastRow) Scan(dest ...any) error {
 	if len(dest) != len(columns) {
 		return &DecodeError{Reason: fmt.Sprintf("the row has %d columns and there are %d destinations", len(columns), len(dest))}
 	}
-	m := typeMaps.Get().(*pgtype.Map)
-	defer typeMaps.Put(m)
+	m := rowimage.TypeMaps.Get().(*pgtype.Map)
+	defer rowimage.TypeMaps.Put(m)
 	for i, c := range columns {
 		if dest[i] == nil {
 			continue
 		}
-		if err := scanText(m, c.Name, c.TypeOID, r.values[i], dest[i]); err != nil {
+		if err := rowimage.ScanText(m, c.Name, c.TypeOID, r.values[i], dest[i]); err != nil {
 			return decodeError(err)
 		}
 	}
@@ -325,15 +326,15 @@ func (r PastRow) Scan(dest ...any) error {
 // Values returns the values in the Go types that pgx gives them by default, nil
 // for NULL. Types that pgx does not know are strings.
 func (r PastRow) Values() ([]any, error) {
-	m := typeMaps.Get().(*pgtype.Map)
-	defer typeMaps.Put(m)
+	m := rowimage.TypeMaps.Get().(*pgtype.Map)
+	defer rowimage.TypeMaps.Put(m)
 	columns := r.columns()
 	values := make([]any, len(columns))
 	for i, c := range columns {
 		if r.values[i] == nil {
 			continue
 		}
-		value, err := defaultValue(m, c.Name, c.TypeOID, r.values[i])
+		value, err := rowimage.DefaultValue(m, c.Name, c.TypeOID, r.values[i])
 		if err != nil {
 			return nil, decodeError(err)
 		}
@@ -358,7 +359,7 @@ func (r PastRow) Map() (map[string]any, error) {
 // Decode reads the row into the struct, or the map from string to any, that dst
 // points to. See [Point.Load].
 func (r PastRow) Decode(dst any) error {
-	v, err := destination(dst)
+	v, err := rowimage.Destination(dst)
 	if err != nil {
 		return decodeError(err)
 	}
@@ -374,23 +375,23 @@ func (r PastRow) Decode(dst any) error {
 }
 
 func (r PastRow) decodeStruct(v reflect.Value) error {
-	m := typeMaps.Get().(*pgtype.Map)
-	defer typeMaps.Put(m)
-	fields := fieldsOf(v.Type())
+	m := rowimage.TypeMaps.Get().(*pgtype.Map)
+	defer rowimage.TypeMaps.Put(m)
+	fields := rowimage.FieldsOf(v.Type())
 	columns := r.columns()
 	if err := r.checkFields(fields, columns); err != nil {
 		return err
 	}
-	indexes := fields.match(columnNamesOf(columns))
+	indexes := fields.Match(columnNamesOf(columns))
 	for i, c := range columns {
 		if indexes[i] == nil {
 			continue
 		}
-		field, err := fieldByIndex(v, indexes[i], c.Name)
+		field, err := rowimage.FieldByIndex(v, indexes[i], c.Name)
 		if err != nil {
 			return err
 		}
-		if err := scanColumn(m, c.Name, imageType{OID: c.TypeOID, Base: store.Column{Definition: c.Definition}.Base()}.under(), r.values[i], field); err != nil {
+		if err := rowimage.ScanColumn(m, c.Name, rowimage.Type{OID: c.TypeOID, Base: store.Column{Definition: c.Definition}.Base()}.Under(), r.values[i], field); err != nil {
 			return err
 		}
 	}
@@ -406,14 +407,14 @@ func columnNamesOf(columns []pgcatalog.Column) []string {
 }
 
 // checkFields says where fields and columns do not go together.
-func (r PastRow) checkFields(fields structFields, columns []pgcatalog.Column) error {
+func (r PastRow) checkFields(fields rowimage.Fields, columns []pgcatalog.Column) error {
 	if r.table == nil || r.table.point.lax {
 		return nil
 	}
 	e := &ColumnsError{Table: r.table.qualified(), Asked: r.table.point.String()}
 	taken := make(map[string]bool)
 	e.Columns = columnNamesOf(columns)
-	for i, index := range fields.match(e.Columns) {
+	for i, index := range fields.Match(e.Columns) {
 		if index == nil {
 			e.Unused = append(e.Unused, e.Columns[i])
 			continue
@@ -421,7 +422,7 @@ func (r PastRow) checkFields(fields structFields, columns []pgcatalog.Column) er
 		taken[fmt.Sprint(index)] = true
 	}
 	if r.table.point.columns == nil {
-		e.Missing = fields.others(taken)
+		e.Missing = fields.Others(taken)
 	}
 	if len(e.Missing)+len(e.Unused) == 0 {
 		return nil

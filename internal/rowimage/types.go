@@ -1,4 +1,4 @@
-package audit
+package rowimage
 
 import (
 	"encoding/json"
@@ -7,8 +7,8 @@ import (
 	"github.com/hindsight-go/audit/internal/wal"
 )
 
-// imageType is the type of a column, as the stream of changes named it.
-type imageType struct {
+// Type is the type of a column, as the stream of changes named it.
+type Type struct {
 	// Name is the type as DDL writes it, or empty.
 	Name string
 	OID  uint32
@@ -16,8 +16,8 @@ type imageType struct {
 	Base uint32
 }
 
-// under is the type as which values are read.
-func (t imageType) under() uint32 {
+// Under is the type as which values are read.
+func (t Type) Under() uint32 {
 	if t.Base != 0 {
 		return t.Base
 	}
@@ -26,13 +26,13 @@ func (t imageType) under() uint32 {
 
 // text turns a value of an image back into PostgreSQL's text of it. Nil is NULL. It
 // reports false if the type leaves open what the value is.
-func (t imageType) text(raw json.RawMessage) ([]byte, bool) {
-	if isNull(raw) {
+func (t Type) text(raw json.RawMessage) ([]byte, bool) {
+	if IsNull(raw) {
 		return nil, true
 	}
-	kind, builtin := wal.BuiltinKind(t.under())
+	kind, builtin := wal.BuiltinKind(t.Under())
 	if !builtin && len(raw) > 0 && raw[0] == '[' && !strings.HasSuffix(t.Name, "[]") {
 		return nil, false // a domain over an array, or one over a document
 	}
-	return imageSQLText(t.under(), kind, raw), true
+	return sqlText(t.Under(), kind, raw), true
 }

@@ -1,4 +1,4 @@
-package audit
+package rowimage
 
 import (
 	"strconv"
@@ -11,15 +11,15 @@ const (
 	// maxDepth keeps JSON far away from max_stack_depth of the server, and from
 	// the depth at which the store refuses to embed it.
 	maxDepth = 64
-	// maxNumberDigits keeps numbers inside the range of numeric, and short when
+	// MaxNumberDigits keeps numbers inside the range of numeric, and short when
 	// written out: beyond a float64 only a mistake or an attack is that long.
-	maxNumberDigits = 400
+	MaxNumberDigits = 400
 )
 
-// appendSafeJSON copies valid JSON so that jsonb accepts it on a server of any
+// AppendSafeJSON copies valid JSON so that jsonb accepts it on a server of any
 // encoding: ASCII only, no \u0000, no half of a surrogate pair, no number out of
 // numeric's range, no nesting that exhausts a stack.
-func appendSafeJSON(dst, src []byte) []byte {
+func AppendSafeJSON(dst, src []byte) []byte {
 	s := safeWriter{dst: dst, src: src}
 	s.value(0)
 	return s.dst
@@ -172,7 +172,7 @@ func (s *safeWriter) number() {
 	}
 	text := string(s.src[start:s.i])
 	d := parseDecimal(text)
-	if len(text) > maxNumberDigits || d.exponent > maxNumberDigits || d.exponent < -maxNumberDigits {
+	if len(text) > MaxNumberDigits || d.exponent > MaxNumberDigits || d.exponent < -MaxNumberDigits {
 		s.dst = append(s.dst, '"')
 		s.dst = append(s.dst, text...)
 		s.dst = append(s.dst, '"')
@@ -181,8 +181,8 @@ func (s *safeWriter) number() {
 	s.dst = append(s.dst, text...)
 }
 
-// hasBadEscape finds \u0000 and halves of surrogate pairs.
-func hasBadEscape(text []byte) bool {
+// HasBadEscape finds \u0000 and halves of surrogate pairs.
+func HasBadEscape(text []byte) bool {
 	unit := func(i int) rune {
 		if i+6 > len(text) || text[i] != '\\' || text[i+1] != 'u' {
 			return -1

@@ -1,4 +1,4 @@
-package audit
+package rowimage
 
 import (
 	"math"
@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// floatText is the shortest text that reads back as the same float, with an
+// FloatText is the shortest text that reads back as the same float, with an
 // exponent where PostgreSQL writes one.
-func floatText(f float64, bits int) string {
+func FloatText(f float64, bits int) string {
 	switch {
 	case math.IsNaN(f):
 		return "NaN"

@@ -1,4 +1,4 @@
-package audit
+package rowimage
 
 import (
 	"database/sql"
@@ -10,24 +10,24 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// typeMaps are for converting values. A map is not safe for concurrent use, and
+// TypeMaps are for converting values. A map is not safe for concurrent use, and
 // dear to make.
-var typeMaps = sync.Pool{New: func() any { return pgtype.NewMap() }}
+var TypeMaps = sync.Pool{New: func() any { return pgtype.NewMap() }}
 
-// scanColumn reads a column from PostgreSQL's text of its value, nil for NULL, into dst,
+// ScanColumn reads a column from PostgreSQL's text of its value, nil for NULL, into dst,
 // which can be set.
-func scanColumn(m *pgtype.Map, column string, oid uint32, value []byte, dst reflect.Value) error {
+func ScanColumn(m *pgtype.Map, column string, oid uint32, value []byte, dst reflect.Value) error {
 	if into, ok := dst.Addr().Interface().(*any); ok {
 		var err error
-		*into, err = defaultValue(m, column, oid, value)
+		*into, err = DefaultValue(m, column, oid, value)
 		return err
 	}
-	return scanText(m, column, oid, value, dst.Addr().Interface())
+	return ScanText(m, column, oid, value, dst.Addr().Interface())
 }
 
-// defaultValue is the value in the Go type that pgx gives it by default: nil for NULL, a
+// DefaultValue is the value in the Go type that pgx gives it by default: nil for NULL, a
 // string where pgx does not know the type.
-func defaultValue(m *pgtype.Map, column string, oid uint32, value []byte) (any, error) {
+func DefaultValue(m *pgtype.Map, column string, oid uint32, value []byte) (any, error) {
 	if value == nil {
 		return nil, nil
 	}
@@ -37,13 +37,13 @@ func defaultValue(m *pgtype.Map, column string, oid uint32, value []byte) (any, 
 	}
 	v, err := known.Codec.DecodeValue(m, oid, pgtype.TextFormatCode, value)
 	if err != nil {
-		return nil, &misfitError{Column: column, Reason: "pgx cannot read the value", Cause: err}
+		return nil, &MisfitError{Column: column, Reason: "pgx cannot read the value", Cause: err}
 	}
 	return v, nil
 }
 
-// scanText is scanColumn for a pointer, by pgx's rules alone.
-func scanText(m *pgtype.Map, column string, oid uint32, value []byte, dst any) error {
+// ScanText is scanColumn for a pointer, by pgx's rules alone.
+func ScanText(m *pgtype.Map, column string, oid uint32, value []byte, dst any) error {
 	err, reason := error(nil), "the value does not fit"
 	if v := reflect.ValueOf(dst); value == nil && v.Kind() == reflect.Pointer && !v.IsNil() {
 		err, reason = scanNull(v.Elem()), "NULL does not fit; use a pointer"
@@ -57,7 +57,7 @@ func scanText(m *pgtype.Map, column string, oid uint32, value []byte, dst any) e
 	if t != nil && t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	return &misfitError{Column: column, Type: t, Reason: reason, Cause: err}
+	return &MisfitError{Column: column, Type: t, Reason: reason, Cause: err}
 }
 
 var errNull = errors.New("the type has no NULL")

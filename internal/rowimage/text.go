@@ -1,4 +1,4 @@
-package audit
+package rowimage
 
 import (
 	"bytes"
@@ -14,10 +14,10 @@ import (
 	"github.com/hindsight-go/audit/store"
 )
 
-// eachMember calls yield for every column of the image with its value as JSON.
+// EachMember calls yield for every column of the image with its value as JSON.
 // Name and value belong to the image, or to a copy where the name has escapes.
 // It reports whether the image is what it has to be: an object out of jsonb.
-func eachMember(im []byte, yield func(name, value []byte)) bool {
+func EachMember(im []byte, yield func(name, value []byte)) bool {
 	i := skipSpace(im, 0)
 	if i >= len(im) || im[i] != '{' {
 		return false
@@ -147,10 +147,10 @@ func hexRune(b []byte, at int) rune {
 	return rune(n)
 }
 
-// appendSQLText appends the value of an image in PostgreSQL's text format: what
+// AppendText appends the value of an image in PostgreSQL's text format: what
 // the type's input function reads. It is the inverse of what the store wrote,
 // and must not be given the null of JSON, which stands for NULL.
-func appendSQLText(dst []byte, kind wal.Kind, raw []byte) []byte {
+func AppendText(dst []byte, kind wal.Kind, raw []byte) []byte {
 	if len(raw) == 0 {
 		return dst
 	}
@@ -196,7 +196,7 @@ func appendArrayText(dst []byte, delimiter byte, raw []byte) []byte {
 		case value[0] == '"':
 			dst = appendElement(dst, delimiter, appendUnquoted(nil, value))
 		default:
-			dst = appendSQLText(dst, wal.Kind{}, value)
+			dst = AppendText(dst, wal.Kind{}, value)
 		}
 		if i = skipSpace(raw, end); i < len(raw) && raw[i] == ',' {
 			i = skipSpace(raw, i+1)
@@ -232,34 +232,34 @@ func floatSQLText(raw []byte, bits int) []byte {
 	if err != nil {
 		return bytes.Clone(raw)
 	}
-	return []byte(floatText(f, bits))
+	return []byte(FloatText(f, bits))
 }
 
-// imageSQLText is the text of a value that is not NULL, as the server prints it.
-func imageSQLText(oid uint32, kind wal.Kind, raw []byte) []byte {
+// sqlText is the text of a value that is not NULL, as the server prints it.
+func sqlText(oid uint32, kind wal.Kind, raw []byte) []byte {
 	switch oid {
 	case pgtype.Float4OID:
 		return floatSQLText(raw, 32)
 	case pgtype.Float8OID:
 		return floatSQLText(raw, 64)
 	}
-	return appendSQLText(make([]byte, 0, len(raw)), kind, raw)
+	return AppendText(make([]byte, 0, len(raw)), kind, raw)
 }
 
-// imageValues reads an image as one value in PostgreSQL's text format for each
+// Texts reads an image as one value in PostgreSQL's text format for each
 // column, where index says under which name the image has which: nil is NULL.
 // missing are the columns that the image does not know and has to.
-func imageValues(im []byte, columns []pgcatalog.Column, index map[string]int) (values [][]byte, missing []int) {
+func Texts(im []byte, columns []pgcatalog.Column, index map[string]int) (values [][]byte, missing []int) {
 	values = make([][]byte, len(columns))
 	seen := make([]bool, len(columns))
-	eachMember(im, func(name, value []byte) {
+	EachMember(im, func(name, value []byte) {
 		i, ok := index[string(name)]
 		if !ok {
 			return
 		}
 		seen[i] = true
-		if !isNull(json.RawMessage(value)) {
-			values[i] = imageSQLText(columns[i].TypeOID, columns[i].Kind, value)
+		if !IsNull(json.RawMessage(value)) {
+			values[i] = sqlText(columns[i].TypeOID, columns[i].Kind, value)
 		}
 	})
 	for i, ok := range seen {

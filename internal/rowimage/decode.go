@@ -1,4 +1,4 @@
-package audit
+package rowimage
 
 import (
 	"bytes"
@@ -16,20 +16,20 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// columnInfo is what is known of the columns of an image.
-type columnInfo struct {
-	// typeOf returns the type of a column, if it is known; nil knows none.
-	typeOf func(column string) (imageType, bool)
-	// withheld reports whether a value is not the column's; nil says of none.
-	withheld func(column string) bool
+// Options is what is known of the columns of an image.
+type Options struct {
+	// TypeOf returns the type of a column, if it is known; nil knows none.
+	TypeOf func(column string) (Type, bool)
+	// Withheld reports whether a value is not the column's; nil says of none.
+	Withheld func(column string) bool
 }
 
-func (c columnInfo) isWithheld(column string) bool { return c.withheld != nil && c.withheld(column) }
+func (c Options) isWithheld(column string) bool { return c.Withheld != nil && c.Withheld(column) }
 
-// decodeImage reads an image into what dst points to: columns whose types are given by pgx's
+// Decode reads an image into what dst points to: columns whose types are given by pgx's
 // rules, and the others by their shape. What does not fit is a misfit.
-func decodeImage(image []byte, dst any, known columnInfo) error {
-	v, err := destination(dst)
+func Decode(image []byte, dst any, known Options) error {
+	v, err := Destination(dst)
 	if err != nil {
 		return err
 	}
@@ -39,15 +39,15 @@ func decodeImage(image []byte, dst any, known columnInfo) error {
 	case reflect.Map:
 		return decodeMap(image, v, known)
 	default:
-		return &misfitError{Reason: fmt.Sprintf("the destination must point to a struct or a map, not to %s", v.Type())}
+		return &MisfitError{Reason: fmt.Sprintf("the destination must point to a struct or a map, not to %s", v.Type())}
 	}
 }
 
-// destination returns what dst points to, making the pointers on the way.
-func destination(dst any) (reflect.Value, error) {
+// Destination returns what dst points to, making the pointers on the way.
+func Destination(dst any) (reflect.Value, error) {
 	v := reflect.ValueOf(dst)
 	if v.Kind() != reflect.Pointer || v.IsNil() {
-		return v, &misfitError{Reason: fmt.Sprintf("the destination must be a non-nil pointer, not %T", dst)}
+		return v, &MisfitError{Reason: fmt.Sprintf("the destination must be a non-nil pointer, not %T", dst)}
 	}
 	v = v.Elem()
 	for v.Kind() == reflect.Pointer {
@@ -59,45 +59,45 @@ func destination(dst any) (reflect.Value, error) {
 	return v, nil
 }
 
-func decodeMap(image []byte, v reflect.Value, known columnInfo) error {
+func decodeMap(image []byte, v reflect.Value, known Options) error {
 	t := v.Type()
 	if t.Key().Kind() != reflect.String {
-		return &misfitError{Reason: fmt.Sprintf("the keys of %s are no strings", t)}
+		return &MisfitError{Reason: fmt.Sprintf("the keys of %s are no strings", t)}
 	}
 	if v.IsNil() {
 		v.Set(reflect.MakeMap(t))
 	}
-	m := typeMaps.Get().(*pgtype.Map)
-	defer typeMaps.Put(m)
-	for _, member := range members(image) {
+	m := TypeMaps.Get().(*pgtype.Map)
+	defer TypeMaps.Put(m)
+	for _, member := range Members(image) {
 		element := reflect.New(t.Elem()).Elem()
-		if known.isWithheld(member.name) {
-			if err := assign(member.value, element, member.name); err != nil {
+		if known.isWithheld(member.Name) {
+			if err := assign(member.Value, element, member.Name); err != nil {
 				continue // a map of numbers has no place for it
 			}
 		} else if err := member.read(m, known, element); err != nil {
 			return err
 		}
-		v.SetMapIndex(reflect.ValueOf(member.name).Convert(t.Key()), element)
+		v.SetMapIndex(reflect.ValueOf(member.Name).Convert(t.Key()), element)
 	}
 	return nil
 }
 
-func decodeStruct(image []byte, v reflect.Value, known columnInfo) error {
-	fields := fieldsOf(v.Type())
-	m := typeMaps.Get().(*pgtype.Map)
-	defer typeMaps.Put(m)
-	list := members(image)
+func decodeStruct(image []byte, v reflect.Value, known Options) error {
+	fields := FieldsOf(v.Type())
+	m := TypeMaps.Get().(*pgtype.Map)
+	defer TypeMaps.Put(m)
+	list := Members(image)
 	names := make([]string, len(list))
 	for i, member := range list {
-		names[i] = member.name
+		names[i] = member.Name
 	}
-	indexes := fields.match(names)
+	indexes := fields.Match(names)
 	for i, member := range list {
-		if indexes[i] == nil || known.isWithheld(member.name) {
+		if indexes[i] == nil || known.isWithheld(member.Name) {
 			continue
 		}
-		field, err := fieldByIndex(v, indexes[i], member.name)
+		field, err := FieldByIndex(v, indexes[i], member.Name)
 		if err != nil {
 			return err
 		}
@@ -109,28 +109,28 @@ func decodeStruct(image []byte, v reflect.Value, known columnInfo) error {
 }
 
 // read reads the column into dst, which can be set.
-func (c imageMember) read(m *pgtype.Map, known columnInfo, dst reflect.Value) error {
-	if known.typeOf != nil {
-		if t, ok := known.typeOf(c.name); ok {
-			if text, ok := t.text(c.value); ok {
-				return scanColumn(m, c.name, t.under(), text, dst)
+func (c Member) read(m *pgtype.Map, known Options, dst reflect.Value) error {
+	if known.TypeOf != nil {
+		if t, ok := known.TypeOf(c.Name); ok {
+			if text, ok := t.text(c.Value); ok {
+				return ScanColumn(m, c.Name, t.Under(), text, dst)
 			}
 		}
 	}
-	return assign(c.value, dst, c.name)
+	return assign(c.Value, dst, c.Name)
 }
 
-// decodeInto reads one value into what dst points to.
-func decodeInto(raw json.RawMessage, dst any, column string) error {
+// DecodeValue reads one value into what dst points to.
+func DecodeValue(raw json.RawMessage, dst any, column string) error {
 	v := reflect.ValueOf(dst)
 	if v.Kind() != reflect.Pointer || v.IsNil() {
-		return &misfitError{Column: column, Reason: fmt.Sprintf("the destination must be a non-nil pointer, not %T", dst)}
+		return &MisfitError{Column: column, Reason: fmt.Sprintf("the destination must be a non-nil pointer, not %T", dst)}
 	}
 	return assign(raw, v.Elem(), column)
 }
 
-// misfitError is returned for a value that its destination does not take.
-type misfitError struct {
+// MisfitError is returned for a value that its destination does not take.
+type MisfitError struct {
 	// Column is the column, or empty if the destination as a whole is wrong.
 	Column string
 	// Type is the Go type that was to receive the value, nil if there was none.
@@ -140,11 +140,12 @@ type misfitError struct {
 	Cause  error
 }
 
-func (e *misfitError) Error() string { return e.Reason }
-func (e *misfitError) Unwrap() error { return e.Cause }
+func (e *MisfitError) Error() string { return e.Reason }
+
+func (e *MisfitError) Unwrap() error { return e.Cause }
 
 func misfit(column string, t reflect.Type, format string, args ...any) error {
-	return &misfitError{Column: column, Type: t, Reason: fmt.Sprintf(format, args...)}
+	return &MisfitError{Column: column, Type: t, Reason: fmt.Sprintf(format, args...)}
 }
 
 // assign reads a JSON value of an image into dst, which can be set.
@@ -153,7 +154,7 @@ func assign(raw json.RawMessage, dst reflect.Value, column string) error {
 		return err
 	}
 	if dst.Kind() == reflect.Pointer {
-		if isNull(raw) {
+		if IsNull(raw) {
 			dst.SetZero()
 			return nil
 		}
@@ -178,11 +179,11 @@ func assignKnown(raw json.RawMessage, dst reflect.Value, column string) (bool, e
 		*p = bytes.Clone(raw)
 		return true, nil
 	case *any:
-		v, err := parseJSON(raw)
+		v, err := ParseJSON(raw)
 		*p = v
 		return true, asMisfit(err, column, dst.Type(), "no JSON")
 	case *[16]byte:
-		if !isNull(raw) && raw[0] == '"' && scanAs(rawText(raw), p, pgtype.UUIDOID) == nil {
+		if !IsNull(raw) && raw[0] == '"' && scanAs(RawText(raw), p, pgtype.UUIDOID) == nil {
 			return true, nil
 		}
 	case *time.Time:
@@ -190,21 +191,21 @@ func assignKnown(raw json.RawMessage, dst reflect.Value, column string) (bool, e
 	case *time.Duration:
 		return true, assignDuration(raw, p, column)
 	case *json.Number:
-		if isNull(raw) {
+		if IsNull(raw) {
 			return true, misfit(column, dst.Type(), "NULL does not fit; use a pointer")
 		}
 		if !isNumber(raw) {
 			return true, misfit(column, dst.Type(), "the value is no number")
 		}
-		*p = json.Number(rawText(raw))
+		*p = json.Number(RawText(raw))
 		return true, nil
 	}
 	return false, nil
 }
 
-// isNumber tells that raw is a JSON number, bare or in a string.
+// isNumber reports whether raw is a JSON number, bare or in a string.
 func isNumber(raw json.RawMessage) bool {
-	text := rawText(raw)
+	text := RawText(raw)
 	if text == "" || text[0] != '-' && (text[0] < '0' || text[0] > '9') {
 		return false
 	}
@@ -217,11 +218,11 @@ func assignByMethod(raw json.RawMessage, dst reflect.Value, column string) (bool
 	if scanner, ok := target.(sql.Scanner); ok {
 		return true, scanValue(raw, scanner, column, dst.Type())
 	}
-	if isNull(raw) {
+	if IsNull(raw) {
 		return false, nil
 	}
 	if u, ok := target.(encoding.TextUnmarshaler); ok && raw[0] != '{' && raw[0] != '[' {
-		err := u.UnmarshalText([]byte(rawText(raw)))
+		err := u.UnmarshalText([]byte(RawText(raw)))
 		return true, asMisfit(err, column, dst.Type(), "its UnmarshalText refuses the value")
 	}
 	if u, ok := target.(json.Unmarshaler); ok {
@@ -235,11 +236,11 @@ func asMisfit(err error, column string, t reflect.Type, reason string) error {
 	if err == nil {
 		return nil
 	}
-	var known *misfitError
+	var known *MisfitError
 	if errors.As(err, &known) {
 		return err
 	}
-	return &misfitError{Column: column, Type: t, Reason: reason, Cause: err}
+	return &MisfitError{Column: column, Type: t, Reason: reason, Cause: err}
 }
 
 // scanValue offers a Scan method the forms in which database drivers would have
@@ -267,7 +268,7 @@ func driverForms(raw json.RawMessage) []any {
 	case '{', '[':
 		return []any{bytes.Clone(raw), string(raw)}
 	case '"':
-		return textForms(rawText(raw))
+		return textForms(RawText(raw))
 	}
 	text := string(raw)
 	if n, err := strconv.ParseInt(text, 10, 64); err == nil {

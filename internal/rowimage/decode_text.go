@@ -1,4 +1,4 @@
-package audit
+package rowimage
 
 import (
 	"encoding/json"
@@ -24,8 +24,8 @@ var (
 
 // scanAs reads a text as the value of any of the types.
 func scanAs(text string, dst any, types ...uint32) error {
-	m := typeMaps.Get().(*pgtype.Map)
-	defer typeMaps.Put(m)
+	m := TypeMaps.Get().(*pgtype.Map)
+	defer TypeMaps.Put(m)
 	var err error
 	for _, oid := range types {
 		if err = m.Scan(oid, pgtype.TextFormatCode, []byte(text), dst); err == nil {
@@ -36,10 +36,10 @@ func scanAs(text string, dst any, types ...uint32) error {
 }
 
 func assignTime(raw json.RawMessage, dst *time.Time, column string) error {
-	if isNull(raw) {
+	if IsNull(raw) {
 		return misfit(column, reflect.TypeFor[time.Time](), "NULL does not fit; use a pointer")
 	}
-	t, err := parseTime(rawText(raw))
+	t, err := parseTime(RawText(raw))
 	if err != nil {
 		return misfit(column, reflect.TypeFor[time.Time](), "%s", err)
 	}
@@ -66,7 +66,7 @@ func parseTime(text string) (time.Time, error) {
 
 func assignDuration(raw json.RawMessage, dst *time.Duration, column string) error {
 	t := reflect.TypeFor[time.Duration]()
-	if isNull(raw) {
+	if IsNull(raw) {
 		return misfit(column, t, "NULL does not fit; use a pointer")
 	}
 	if raw[0] != '"' {
@@ -78,15 +78,15 @@ func assignDuration(raw json.RawMessage, dst *time.Duration, column string) erro
 		*dst = time.Duration(n)
 		return nil
 	}
-	if err := scanAs(rawText(raw), dst, pgtype.IntervalOID, pgtype.TimeOID); err != nil {
+	if err := scanAs(RawText(raw), dst, pgtype.IntervalOID, pgtype.TimeOID); err != nil {
 		return misfit(column, t, "the value is no interval that fits; use pgtype.Interval")
 	}
 	return nil
 }
 
-// parseArray takes a PostgreSQL array literal apart into JSON values: strings, nulls, and
+// ParseArray takes a PostgreSQL array literal apart into JSON values: strings, nulls, and
 // arrays of them for further dimensions.
-func parseArray(text string) ([]json.RawMessage, error) {
+func ParseArray(text string) ([]json.RawMessage, error) {
 	var array pgtype.Array[pgtype.Text]
 	if err := scanAs(text, &array, pgtype.TextArrayOID); err != nil {
 		return nil, errNoArray
@@ -95,7 +95,7 @@ func parseArray(text string) ([]json.RawMessage, error) {
 	for i, element := range array.Elements {
 		elements[i] = json.RawMessage("null")
 		if element.Valid {
-			elements[i] = jsonString(element.String)
+			elements[i] = Quote(element.String)
 		}
 	}
 	for i := len(array.Dims) - 1; i > 0; i-- {
@@ -112,7 +112,8 @@ func parseArray(text string) ([]json.RawMessage, error) {
 	return elements, nil
 }
 
-func jsonString(text string) json.RawMessage {
+// Quote returns a text as a JSON string.
+func Quote(text string) json.RawMessage {
 	raw, _ := json.Marshal(text)
 	return raw
 }
@@ -126,7 +127,7 @@ func documentOf(raw json.RawMessage) json.RawMessage {
 	if len(raw) == 0 || raw[0] != '"' {
 		return raw
 	}
-	if text := []byte(rawText(raw)); store.IsExactText(text) {
+	if text := []byte(RawText(raw)); store.IsExactText(text) {
 		return slices.Clip(text)
 	}
 	return raw

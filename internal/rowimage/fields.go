@@ -1,4 +1,4 @@
-package audit
+package rowimage
 
 import (
 	"database/sql"
@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// structFields are the fields of a struct that columns go to, the outer ones first.
-type structFields []structField
+// Fields are the fields of a struct that columns go to, the outer ones first.
+type Fields []structField
 
 type structField struct {
 	name   string // by tag, or its own
@@ -36,9 +36,9 @@ func (f structField) rank(column, folded string) int {
 	return 0
 }
 
-// match returns the index of the field for each column, nil where there is none. Of
+// Match returns the index of the field for each column, nil where there is none. Of
 // several columns for one field, the one that goes best with it has it.
-func (f structFields) match(columns []string) [][]int {
+func (f Fields) Match(columns []string) [][]int {
 	indexes := make([][]int, len(columns))
 	claims := make([]struct{ column, rank int }, len(f))
 	for i, column := range columns {
@@ -56,7 +56,7 @@ func (f structFields) match(columns []string) [][]int {
 
 // find returns which field a column goes to, of the outermost that go with it the best,
 // and how well the two go together: 0 not at all.
-func (f structFields) find(column string) (best, rank int) {
+func (f Fields) find(column string) (best, rank int) {
 	folded := foldName(column)
 	for i, field := range f {
 		if rank > 0 && len(field.index) > len(f[best].index) {
@@ -77,18 +77,19 @@ func foldName(name string) string {
 // fieldCache holds the structFields of each reflect.Type that was decoded into.
 var fieldCache sync.Map
 
-func fieldsOf(t reflect.Type) structFields {
+// FieldsOf returns the fields of a struct type that columns go to, remembered by type.
+func FieldsOf(t reflect.Type) Fields {
 	if cached, ok := fieldCache.Load(t); ok {
-		return cached.(structFields)
+		return cached.(Fields)
 	}
 	cached, _ := fieldCache.LoadOrStore(t, collectFields(t))
-	return cached.(structFields)
+	return cached.(Fields)
 }
 
 // collectFields walks the struct level by level. An outer field hides one of the same
 // name in an embedded struct, as in Go, whichever of them has a tag.
-func collectFields(t reflect.Type) structFields {
-	var fields structFields
+func collectFields(t reflect.Type) Fields {
+	var fields Fields
 	type level struct {
 		t     reflect.Type
 		index []int
@@ -109,7 +110,7 @@ func collectFields(t reflect.Type) structFields {
 				if skip {
 					continue
 				}
-				if inner, embedded := embeddedStruct(field); embedded && tag == "" {
+				if inner, embedded := EmbeddedStruct(field); embedded && tag == "" {
 					next = append(next, level{inner, index})
 					continue
 				}
@@ -143,9 +144,9 @@ func columnOf(field reflect.StructField) (name, tag string, skip bool) {
 	return field.Name, "", false
 }
 
-// embeddedStruct reports whether the fields of an embedded struct count as the
+// EmbeddedStruct reports whether the fields of an embedded struct count as the
 // outer one's own. time.Time and the like, which are values, do not.
-func embeddedStruct(field reflect.StructField) (reflect.Type, bool) {
+func EmbeddedStruct(field reflect.StructField) (reflect.Type, bool) {
 	if !field.Anonymous {
 		return nil, false
 	}
@@ -156,14 +157,14 @@ func embeddedStruct(field reflect.StructField) (reflect.Type, bool) {
 		}
 		t = t.Elem()
 	}
-	if t.Kind() != reflect.Struct || isValueType(t) {
+	if t.Kind() != reflect.Struct || IsValueType(t) {
 		return nil, false
 	}
 	return t, true
 }
 
-// fieldByIndex is reflect.Value.FieldByIndex that makes embedded pointers.
-func fieldByIndex(v reflect.Value, index []int, column string) (reflect.Value, error) {
+// FieldByIndex is reflect.Value.FieldByIndex that makes embedded pointers.
+func FieldByIndex(v reflect.Value, index []int, column string) (reflect.Value, error) {
 	for n, i := range index {
 		if n > 0 && v.Kind() == reflect.Pointer {
 			if v.IsNil() {
@@ -179,17 +180,17 @@ func fieldByIndex(v reflect.Value, index []int, column string) (reflect.Value, e
 	return v, nil
 }
 
-// isValueType tells that a struct is one value and no row of fields.
-func isValueType(t reflect.Type) bool {
+// IsValueType reports whether a struct is one value and no row of fields.
+func IsValueType(t reflect.Type) bool {
 	p := reflect.PointerTo(t)
 	return t == reflect.TypeFor[time.Time]() ||
 		p.Implements(reflect.TypeFor[sql.Scanner]()) ||
 		p.Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
 }
 
-// others returns the names of the columns that fields are for, but for those
+// Others returns the names of the columns that fields are for, but for those
 // whose index is taken.
-func (f structFields) others(taken map[string]bool) []string {
+func (f Fields) Others(taken map[string]bool) []string {
 	var names []string
 	for _, field := range f {
 		if taken[fmt.Sprint(field.index)] {

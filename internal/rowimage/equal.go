@@ -1,4 +1,4 @@
-package audit
+package rowimage
 
 import (
 	"encoding/json"
@@ -6,18 +6,19 @@ import (
 	"strings"
 )
 
-// jsonEqual compares as PostgreSQL's jsonb does: objects without order, numbers
+// Equal compares as PostgreSQL's jsonb does: objects without order, numbers
 // by value.
-func jsonEqual(a, b json.RawMessage) bool {
+func Equal(a, b json.RawMessage) bool {
 	if string(a) == string(b) {
 		return true
 	}
-	x, errA := parseJSON(a)
-	y, errB := parseJSON(b)
+	x, errA := ParseJSON(a)
+	y, errB := ParseJSON(b)
 	return errA == nil && errB == nil && sameValue(x, y)
 }
 
-func parseJSON(raw json.RawMessage) (any, error) {
+// ParseJSON reads a JSON value, with numbers as they are written.
+func ParseJSON(raw json.RawMessage) (any, error) {
 	decoder := json.NewDecoder(strings.NewReader(string(raw)))
 	decoder.UseNumber()
 	var v any
@@ -62,7 +63,7 @@ func parseDecimal(text string) decimal {
 	var d decimal
 	text, d.negative = strings.CutPrefix(text, "-")
 	if i := strings.IndexAny(text, "eE"); i >= 0 {
-		d.exponent = parseExponent(text[i+1:])
+		d.exponent = ParseExponent(text[i+1:])
 		text = text[:i]
 	}
 	whole, fraction, _ := strings.Cut(text, ".")
@@ -76,8 +77,8 @@ func parseDecimal(text string) decimal {
 	return d
 }
 
-// parseExponent saturates far outside anything that PostgreSQL stores.
-func parseExponent(text string) int {
+// ParseExponent saturates far outside anything that PostgreSQL stores.
+func ParseExponent(text string) int {
 	text = strings.TrimPrefix(text, "+")
 	text, negative := strings.CutPrefix(text, "-")
 	n := 0

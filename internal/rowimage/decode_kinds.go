@@ -1,4 +1,4 @@
-package audit
+package rowimage
 
 import (
 	"bytes"
@@ -10,7 +10,7 @@ import (
 
 // assignKind reads a value into a type that has no method for it.
 func assignKind(raw json.RawMessage, dst reflect.Value, column string) error {
-	if isNull(raw) {
+	if IsNull(raw) {
 		switch dst.Kind() {
 		case reflect.Slice, reflect.Map, reflect.Interface:
 			dst.SetZero()
@@ -20,7 +20,7 @@ func assignKind(raw json.RawMessage, dst reflect.Value, column string) error {
 	}
 	switch dst.Kind() {
 	case reflect.String:
-		dst.SetString(rawText(raw))
+		dst.SetString(RawText(raw))
 		return nil
 	case reflect.Bool:
 		return assignBool(raw, dst, column)
@@ -40,7 +40,7 @@ func assignKind(raw json.RawMessage, dst reflect.Value, column string) error {
 }
 
 func assignBool(raw json.RawMessage, dst reflect.Value, column string) error {
-	switch rawText(raw) {
+	switch RawText(raw) {
 	case "true", "t":
 		dst.SetBool(true)
 	case "false", "f":
@@ -54,7 +54,7 @@ func assignBool(raw json.RawMessage, dst reflect.Value, column string) error {
 // wholeDigits returns the digits of a whole number, also of one that numeric
 // writes with a fraction of zeros.
 func wholeDigits(raw json.RawMessage) string {
-	text := rawText(raw)
+	text := RawText(raw)
 	whole, fraction, found := strings.Cut(text, ".")
 	if found && strings.Trim(fraction, "0") == "" {
 		return whole
@@ -81,7 +81,7 @@ func assignUint(raw json.RawMessage, dst reflect.Value, column string) error {
 }
 
 func assignFloat(raw json.RawMessage, dst reflect.Value, column string) error {
-	text := rawText(raw)
+	text := RawText(raw)
 	switch text {
 	case "NaN", "Infinity", "-Infinity":
 	default:
@@ -138,7 +138,7 @@ func bytesOf(raw json.RawMessage) []byte {
 	if raw[0] != '"' {
 		return bytes.Clone(raw)
 	}
-	text := rawText(raw)
+	text := RawText(raw)
 	if decoded, ok := hexBytes(text); ok {
 		return decoded
 	}
@@ -158,7 +158,7 @@ func listElements(raw json.RawMessage) ([]json.RawMessage, error) {
 		err := json.Unmarshal(raw, &elements)
 		return elements, err
 	case '"':
-		return parseArray(rawText(raw))
+		return ParseArray(RawText(raw))
 	default:
 		return nil, errNoArray
 	}
@@ -176,7 +176,7 @@ func assignDocument(raw json.RawMessage, dst reflect.Value, column string) error
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	decoder.UseNumber()
 	if err := decoder.Decode(dst.Addr().Interface()); err != nil {
-		return &misfitError{Column: column, Type: dst.Type(), Reason: "the JSON does not fit", Cause: err}
+		return &MisfitError{Column: column, Type: dst.Type(), Reason: "the JSON does not fit", Cause: err}
 	}
 	return nil
 }
