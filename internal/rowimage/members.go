@@ -2,6 +2,7 @@ package rowimage
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"slices"
 )
@@ -12,29 +13,16 @@ type Member struct {
 	Value json.RawMessage
 }
 
-// Members returns the columns sorted by name. What is not a JSON object has
+// Members returns the columns sorted by name, as copies. What is not a JSON object has
 // none: images come out of jsonb, so that cannot be.
 func Members(image []byte) []Member {
-	decoder := json.NewDecoder(bytes.NewReader(image))
-	if token, err := decoder.Token(); err != nil || token != json.Delim('{') {
+	var list []Member
+	if !EachMember(image, func(name, value []byte) {
+		list = append(list, Member{string(name), bytes.Clone(value)})
+	}) {
 		return nil
 	}
-	var list []Member
-	for decoder.More() {
-		token, err := decoder.Token()
-		if err != nil {
-			return nil
-		}
-		name, _ := token.(string)
-		var value json.RawMessage
-		if err := decoder.Decode(&value); err != nil {
-			return nil
-		}
-		list = append(list, Member{name, value})
-	}
-	slices.SortStableFunc(list, func(a, b Member) int {
-		return bytes.Compare([]byte(a.Name), []byte(b.Name))
-	})
+	slices.SortStableFunc(list, func(a, b Member) int { return cmp.Compare(a.Name, b.Name) })
 	return list
 }
 

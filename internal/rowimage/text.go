@@ -28,6 +28,9 @@ func EachMember(im []byte, yield func(name, value []byte)) bool {
 	}
 	for i < len(im) && im[i] == '"' {
 		end := skipString(im, i)
+		if end < i+2 {
+			return false // it ends behind the quote
+		}
 		name := im[i+1 : end-1]
 		if bytes.IndexByte(name, '\\') >= 0 {
 			name = appendUnquoted(nil, im[i:end])
@@ -37,7 +40,9 @@ func EachMember(im []byte, yield func(name, value []byte)) bool {
 			return false
 		}
 		i = skipSpace(im, i+1)
-		end = skipValue(im, i)
+		if end = skipValue(im, i); end == i {
+			return false
+		}
 		yield(name, im[i:end])
 		i = skipSpace(im, end)
 		if i >= len(im) {
