@@ -1,8 +1,8 @@
 // Package audit gives a Go program the history of its PostgreSQL database: every
-// change of every row, by whoever made it and by whatever way, with what the
-// application said about it. Capture reads the write-ahead log in the background
-// of the program; there is nothing else to deploy, and nothing to change in the
-// code that writes.
+// change to every row, what it was before and after, who made it, from which
+// request, however it got there. Capture reads the write-ahead log in the
+// background of the program; there is nothing else to deploy, and nothing to
+// change in the code that writes.
 //
 // # Begin
 //
@@ -106,7 +106,9 @@
 //
 // What is promised, what is not, and what values look like in an image is
 // written down in docs/guarantees.md of the repository; how to run it, in
-// docs/operations.md; what rights it needs, in docs/permissions.md.
+// docs/operations.md; what rights it needs, in docs/permissions.md. Recipes to
+// copy are in docs/cookbook.md, and what to do about an error, by its text, in
+// docs/troubleshooting.md.
 //
 // Row values are in the history, in the results of queries and in the String
 // form of a [Change]. They are in no error and in no log line of this package.
