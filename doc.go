@@ -61,7 +61,7 @@
 // ([Query.Trend]); changes grouped into [Query.Transactions] and
 // [Query.Requests]; [Query.Export] to files and [Query.Watch], a live tail. A
 // [Change] can be taken apart ([Change.Diff]) and read into a struct
-// ([Change.DecodeAfter]).
+// ([After], [Change.DecodeAfter]).
 //
 // The history is a table, too: SELECT * FROM audit.changes ORDER BY position,
 // sequence.

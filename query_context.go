@@ -94,17 +94,17 @@ func (q Query) withMember(filter string, member contextMember, text string) Quer
 	return q.filter(mentioning(member.contains(text), text))
 }
 
-// WithContext keeps the changes whose context contains value: a map, a struct or
+// WhereContext keeps the changes whose context contains value: a map, a struct or
 // a [Context] that is written as a JSON object. Types count: {"userId": 42} does
 // not contain {"userId": "42"}; [Query.ByUser] does not mind.
-func (q Query) WithContext(value any) Query {
+func (q Query) WhereContext(value any) Query {
 	document, err := filterObject(value)
 	if err != nil {
-		return q.refuseFor("WithContext", err)
+		return q.refuseFor("WhereContext", err)
 	}
 	var asked Context
 	if err := asked.UnmarshalJSON([]byte(document)); err != nil {
-		return q.refuseFor("WithContext", err)
+		return q.refuseFor("WhereContext", err)
 	}
 	for _, name := range []string{"clientRequestId", "clientTraceId"} { // see audithttp
 		q.byClaim = q.byClaim || asked.Extra[name] != nil
@@ -115,6 +115,12 @@ func (q Query) WithContext(value any) Query {
 	}
 	return q.filter(sq.Expr(`(c.context IS NOT NULL AND c.context @> ?::jsonb)`, document))
 }
+
+// WithContext is WhereContext.
+//
+// Deprecated: Elsewhere a method of this name takes a ctx to run with, which this one has
+// nothing to do with. Use [Query.WhereContext].
+func (q Query) WithContext(value any) Query { return q.WhereContext(value) }
 
 // WithoutContext keeps the changes about which the application said nothing: no
 // context was stamped, or an empty one, or a null. They were made in psql, by a migration,

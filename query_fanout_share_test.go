@@ -36,7 +36,7 @@ func TestWatch_StatementsOfMany(t *testing.T) {
 	seen := make(chan int, 100*watches)
 	for n := range watches {
 		running.Go(func() {
-			for event, err := range client.Changes().NotTable("none").WithContext(map[string]any{"cart": n}).Watch(ctx) {
+			for event, err := range client.Changes().NotTable("none").WhereContext(map[string]any{"cart": n}).Watch(ctx) {
 				if err != nil {
 					if !errors.Is(err, context.Canceled) {
 						t.Errorf("watch %d: %v", n, err)

@@ -38,7 +38,7 @@ func (w *watched) count() int {
 func (m *model) moreConditions(q audit.Query) (string, audit.Query) {
 	switch m.IntN(10) {
 	case 0:
-		return "with context", q.WithContext(map[string]any{"userId": pick[any](m, 1, "ann")})
+		return "with context", q.WhereContext(map[string]any{"userId": pick[any](m, 1, "ann")})
 	case 1:
 		return "not user", q.NotUser(pick[any](m, 1, "ann", "none"))
 	case 2:

@@ -149,8 +149,8 @@ func (o *oracle) filter() (name string, apply func(audit.Query) audit.Query, whe
 		value := pick(m, "mail", `"q"`)
 		return one("ByWorker "+value, memberSQL("worker")+" = "+sqlText(value), func(q audit.Query) audit.Query { return q.ByWorker(value) })
 	case 9:
-		return one("WithContext", `coalesce(jsonb_typeof(c.context) = 'object' AND c.context -> 'userId' = '1', false)`,
-			func(q audit.Query) audit.Query { return q.WithContext(map[string]any{"userId": 1}) })
+		return one("WhereContext", `coalesce(jsonb_typeof(c.context) = 'object' AND c.context -> 'userId' = '1', false)`,
+			func(q audit.Query) audit.Query { return q.WhereContext(map[string]any{"userId": 1}) })
 	case 10:
 		return one("WithoutContext", `coalesce(c.context::text, 'null') IN ('null', '{}')`, audit.Query.WithoutContext)
 	case 11:

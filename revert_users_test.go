@@ -106,14 +106,14 @@ func TestRevert_UnitsOfTwoUsers(t *testing.T) {
 	for _, r := range []audit.Reversal{
 		c.RevertRequest("r"), c.RevertTrace("t"), c.Revert(c.Changes().InRequest("r")), c.Revert(c.Changes().InTrace("t").ByWorker("w")),
 		c.Revert(c.Changes().InRequest("r").NotUser("cyd")),
-		c.Revert(c.Changes().WithContext(audit.Context{RequestID: "r"})), c.Revert(c.Changes().WithContext(map[string]any{"traceId": "t"})),
-		c.Revert(c.Changes().WithContext(map[string]any{"clientRequestId": "theirs"})),
+		c.Revert(c.Changes().WhereContext(audit.Context{RequestID: "r"})), c.Revert(c.Changes().WhereContext(map[string]any{"traceId": "t"})),
+		c.Revert(c.Changes().WhereContext(map[string]any{"clientRequestId": "theirs"})),
 	} {
 		_ = u.refusedFor(t, r, "ann", "bob")
 	}
 	for _, r := range []audit.Reversal{
 		c.Revert(c.Changes().InRequest("r").ByUser("ann")), c.Revert(c.Changes().ByEndpoint("POST /a")), c.Revert(c.Changes().ByWorker("w")),
-		c.Revert(c.Changes().InRequest("r").WithContext(map[string]any{"userId": "bob"})), c.Revert(c.Changes().InRequest("r").NotUser("ann")),
+		c.Revert(c.Changes().InRequest("r").WhereContext(map[string]any{"userId": "bob"})), c.Revert(c.Changes().InRequest("r").NotUser("ann")),
 		c.Revert(c.Changes().ForTable("customer")), c.RevertTables(mark, "customer"), c.RevertRow(mark, "customer", 1),
 		c.RevertTrace("t").AcrossUsers(), c.RevertRequest("r").ExceptUser("bob"),
 	} {

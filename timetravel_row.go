@@ -35,16 +35,23 @@ import (
 // It returns [ErrNoRow] if there was no row of the key then, and a
 // [*HistoryError] where history cannot tell.
 func (p Point) Load(ctx context.Context, dst any, key ...any) error {
-	name, err := tableFor(dst)
+	name, err := p.tableOfType(ctx, dst)
 	if err != nil {
 		return err
 	}
-	if _, ok := dst.(interface{ TableName() string }); !ok {
-		if name, err = p.tracked(ctx, name); err != nil {
-			return err
-		}
-	}
 	return p.Table(name).Load(ctx, dst, key...)
+}
+
+// tableOfType returns the name of the table that the type of a destination names.
+func (p Point) tableOfType(ctx context.Context, dst any) (string, error) {
+	name, err := tableFor(dst)
+	if err != nil {
+		return "", err
+	}
+	if _, ok := dst.(interface{ TableName() string }); ok {
+		return name, nil
+	}
+	return p.tracked(ctx, name)
 }
 
 // Row returns one row, as it was at the moment, by its primary key: its values by

@@ -54,7 +54,7 @@ func TestStranger_RepeatsTheIDsOfAVictim(t *testing.T) {
 		t.Errorf("%d changes in the trace of a header, %v", n, err)
 	}
 	for name, value := range map[string]string{"clientRequestId": victim, "clientTraceId": victimTrace, "clientSpanId": victimSpan} {
-		if n, err := a.Client.Changes().WithContext(map[string]any{name: value}).Count(t.Context()); err != nil || n != 1 {
+		if n, err := a.Client.Changes().WhereContext(map[string]any{name: value}).Count(t.Context()); err != nil || n != 1 {
 			t.Errorf("%s finds %d changes, %v", name, n, err)
 		}
 	}

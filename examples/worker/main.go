@@ -84,7 +84,7 @@ func run(ctx context.Context, out io.Writer) (err error) {
 	}
 	fmt.Fprintln(out, "\nWhat did the worker do at a second attempt?")
 	second := map[string]any{"attempt": 2}
-	if err := printChanges(ctx, out, history.Changes().ByWorker("billing").WithContext(second)); err != nil {
+	if err := printChanges(ctx, out, history.Changes().ByWorker("billing").WhereContext(second)); err != nil {
 		return err
 	}
 	return history.Stop(ctx)

@@ -42,7 +42,7 @@ func watch(ctx context.Context, b *bench) error {
 		}},
 		{"1,000 only SQL knows", func() []audit.Query {
 			return different(func(n int) audit.Query {
-				return client.Changes().ForTable("item").WithContext(map[string]any{"item": n + 1})
+				return client.Changes().ForTable("item").WhereContext(map[string]any{"item": n + 1})
 			})
 		}},
 	}

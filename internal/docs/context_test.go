@@ -177,7 +177,7 @@ func TestAsWriteAndIdentityOfTheGuide(t *testing.T) {
 	a.Sync(t)
 	user := audittest.Value[string](t, a.Database, "SELECT session_user::text")
 	identity := map[string]any{"db": map[string]any{"user": user}}
-	change, err := a.Client.Changes().ByUser("ann").WithContext(identity).First(t.Context())
+	change, err := a.Client.Changes().ByUser("ann").WhereContext(identity).First(t.Context())
 	if err != nil || change.Operation != audit.Delete {
 		t.Errorf("ann's delete as %s in the database: %v, error %v", user, change, err)
 	}
