@@ -89,7 +89,7 @@ func HistoryOf[T any](ctx context.Context, row RowHistory) ([]VersionOf[T], erro
 			change = new(Change)
 		}
 		value := new(T)
-		if err := v.Row.decode(value, change.Types, change.Withheld); err != nil {
+		if err := change.decode(v.Row, value); err != nil {
 			return nil, fmt.Errorf("decode the version of %s: %w", v.since(), err)
 		}
 		typed[i].Value = value
