@@ -3,12 +3,13 @@ GOLANGCI_LINT         ?= go run github.com/golangci/golangci-lint/v2/cmd/golangc
 TEST_FLAGS            ?= -timeout 10m
 FUZZ_TIME             ?= 30s
 CHAOS_SECONDS         ?= 600
+NATS_SECONDS          ?= 60
 AGAINST               ?= HEAD
 AGAINST_FLAGS         ?= -rounds 5 -scale 0.1
 AGAINST_BENCHMARKS    ?= drain latency memory source stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help test cli least-rights race fuzz vet lint fmt examples integration ui screenshots peers regress ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert bench-watch bench-tables bench-size bench-against chaos
+.PHONY: help test nats cli least-rights race fuzz vet lint fmt examples integration ui screenshots peers regress ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert bench-watch bench-tables bench-size bench-against chaos
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +58,9 @@ integration: ## test with GORM, ent, bun, sqlx, lib/pq, chi, gin, echo and gRPC
 	cd auditriver && go vet ./... && go test $(TEST_FLAGS) ./...
 	cd auditgrpc && go vet ./... && go test $(TEST_FLAGS) ./...
 	cd auditconnect && go vet ./... && go test $(TEST_FLAGS) ./...
+
+nats: ## kill sinks and brokers for NATS_SECONDS, and compare the stream with the history
+	cd auditnats && go vet ./... && AUDIT_TEST_NATS_SECONDS=$(NATS_SECONDS) go test -count=1 -v $(TEST_FLAGS) -run Killed .
 
 cli: ## test the command hindsight
 	cd cmd/hindsight && go vet ./... && go test $(TEST_FLAGS) ./...
