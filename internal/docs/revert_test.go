@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/hindsight-go/audit"
+	"github.com/hindsight-go/audit/audittest"
 )
 
 // undoAndRedo is the beginning of docs/revert.md.
@@ -45,5 +46,30 @@ func TestRevertOfTheGuide(t *testing.T) {
 	}
 	if got := out.String(); !strings.HasSuffix(got, "1 1\n") || !strings.Contains(got, "1 to delete") {
 		t.Errorf("printed %q", got)
+	}
+}
+
+// undoRequest is what docs/quickstart.md adds to its program.
+func undoRequest(ctx context.Context, client *audit.Client) error {
+	result, err := client.RevertRequest("req-1").Apply(ctx)
+	if err != nil {
+		return err // a *ConflictError: somebody has worked on the row since, and nothing was written
+	}
+	fmt.Println("undone:", result.Deleted, "row removed")
+	return nil
+}
+
+func TestUndoOfTheQuickstart(t *testing.T) {
+	t.Parallel()
+	a, pool := newGuide(t)
+	ctx := audit.WithContext(t.Context(), audit.Context{UserID: "ann", RequestID: "req-1"})
+	if err := createStamped(ctx, pool, "Sleep"); err != nil {
+		t.Fatal(err)
+	}
+	if err := undoRequest(t.Context(), a.Client); err != nil {
+		t.Fatal(err)
+	}
+	if n := audittest.Value[int](t, a.Database, "SELECT count(*)::int FROM todo"); n != 0 {
+		t.Errorf("%d rows are left", n)
 	}
 }

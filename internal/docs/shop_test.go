@@ -17,7 +17,6 @@ import (
 // shop is what the recipes of the cookbook are tried on: two customers of a tenant,
 // products and orders, and a morning's work on them.
 type shop struct {
-	*audittest.Database
 	client *audit.Client
 	db     *auditpgx.DB
 }
@@ -41,12 +40,8 @@ type Order struct {
 // TableName tells where orders are.
 func (Order) TableName() string { return "orders" }
 
-// openShop opens the shop and tracks it, with its morning.
-func openShop(ctx context.Context) (*shop, error) {
-	database, err := audittest.StartDatabase(ctx)
-	if err != nil {
-		return nil, err
-	}
+// openShop opens the shop in a database and tracks it, with its morning.
+func openShop(ctx context.Context, database *audittest.Database) (*shop, error) {
 	pool, err := pgxpool.New(ctx, database.URL())
 	if err != nil {
 		return nil, err
@@ -61,7 +56,7 @@ func openShop(ctx context.Context) (*shop, error) {
 	if err := client.Start(ctx); err != nil {
 		return nil, err
 	}
-	s := &shop{Database: database, client: client, db: auditpgx.Wrap(pool)}
+	s := &shop{client: client, db: auditpgx.Wrap(pool)}
 	for _, act := range []struct {
 		user, request, endpoint string
 		statements              []string
@@ -84,7 +79,6 @@ func openShop(ctx context.Context) (*shop, error) {
 func (s *shop) close() {
 	s.client.Close()
 	s.db.Pool().Close()
-	_ = s.Close()
 }
 
 // fatal ends an example. In a program errors are returned.
@@ -95,9 +89,11 @@ func fatal(err error) {
 	}
 }
 
-// mustOpenShop is openShop for an example.
+// mustOpenShop is openShop for an example, with a database that goes away with the process.
 func mustOpenShop() *shop {
-	s, err := openShop(context.Background())
+	database, err := audittest.StartDatabase(context.Background())
+	fatal(err)
+	s, err := openShop(context.Background(), database)
 	fatal(err)
 	return s
 }
@@ -105,7 +101,7 @@ func mustOpenShop() *shop {
 // newShop is openShop for a test.
 func newShop(t *testing.T) *shop {
 	t.Helper()
-	s, err := openShop(context.WithoutCancel(t.Context()))
+	s, err := openShop(context.WithoutCancel(t.Context()), audittest.NewDatabase(t))
 	if err != nil {
 		t.Fatal(err)
 	}
