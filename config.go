@@ -180,7 +180,7 @@ type Config struct {
 	Logger *slog.Logger
 
 	// MeterProvider, if set, gets metrics: audit.changes, audit.batches,
-	// audit.batch.duration, audit.errors, audit.lag.bytes, audit.lag.time,
+	// audit.batch.duration, audit.errors, audit.streaming, audit.lag.bytes, audit.lag.time,
 	// audit.slot.retained, audit.slot.bound and audit.slot.safe.
 	MeterProvider metric.MeterProvider
 

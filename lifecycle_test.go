@@ -18,6 +18,7 @@ import (
 	"github.com/hindsight-go/audit/audittest"
 	"github.com/hindsight-go/audit/capture"
 	"github.com/hindsight-go/audit/internal/faulttest"
+	"github.com/hindsight-go/audit/internal/telemetry"
 )
 
 // expectCapturing writes a row and checks that it is in history.
@@ -592,8 +593,18 @@ func TestMetrics(t *testing.T) {
 	if values["audit.batches"] < 1 || values["audit.batches"] != values["audit.batch.duration"] {
 		t.Errorf("audit.batches is %v, audit.batch.duration has counted %v", values["audit.batches"], values["audit.batch.duration"])
 	}
-	if values["audit.errors"] != 0 {
-		t.Errorf("audit.errors is %v, want 0", values["audit.errors"])
+	for _, kind := range telemetry.ErrorKinds {
+		if n, ok := values["audit.errors "+kind]; n != 0 || !ok {
+			t.Errorf("audit.errors of the kind %s is %v, there %t: want 0, so that it is seen to rise", kind, n, ok)
+		}
+	}
+	for _, m := range telemetry.All {
+		if _, ok := values[m.Name]; !ok && m != telemetry.SlotBound && m != telemetry.SlotSafe {
+			t.Errorf("there is no %s", m.Name)
+		}
+	}
+	if values["audit.streaming"] != 1 {
+		t.Errorf("audit.streaming is %v, want 1", values["audit.streaming"])
 	}
 	for _, gauge := range []string{"audit.lag.bytes", "audit.lag.time", "audit.slot.retained"} {
 		if v, ok := values[gauge]; !ok || v < 0 {
@@ -607,6 +618,9 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("audit.errors is %v, of which gaps %v, want 1 gap and the interruption", values["audit.errors"], values["audit.errors gap"])
 	}
 	a.Stop(t)
+	if n := metricsOf(t, reader)["audit.streaming"]; n != 0 {
+		t.Errorf("audit.streaming is %v when capture has stopped, want 0", n)
+	}
 	a.Client.Close()
 	if after := metricsOf(t, reader); after["audit.changes"] != values["audit.changes"] {
 		t.Errorf("audit.changes is %v after Close, want %v", after["audit.changes"], values["audit.changes"])

@@ -9,6 +9,8 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/metric/noop"
 
+	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/telemetry"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -20,33 +22,43 @@ type instruments struct {
 	registration             metric.Registration
 }
 
-func newInstruments(provider metric.MeterProvider, c *Client) (*instruments, error) {
+func newInstruments(provider metric.MeterProvider, c *Client) (_ *instruments, err error) {
 	if provider == nil {
 		provider = noop.NewMeterProvider()
 	}
 	meter := provider.Meter("github.com/hindsight-go/audit")
 	m := &instruments{}
-	var problems [9]error
-	m.changes, problems[0] = meter.Int64Counter("audit.changes", metric.WithDescription("Changes stored."), metric.WithUnit("{change}"))
-	m.batches, problems[1] = meter.Int64Counter("audit.batches", metric.WithDescription("Store transactions."), metric.WithUnit("{batch}"))
-	m.errors, problems[2] = meter.Int64Counter("audit.errors", metric.WithDescription("Interruptions of capture and failures of its maintenance, by kind."), metric.WithUnit("{error}"))
-	m.duration, problems[3] = meter.Float64Histogram("audit.batch.duration", metric.WithDescription("From the first byte of a batch sent to the store until its commit."), metric.WithUnit("s"))
-	lag, err := meter.Int64ObservableGauge("audit.lag.bytes", metric.WithDescription("WAL between the source's position and the store's."), metric.WithUnit("By"))
-	problems[4] = err
-	lagTime, err := meter.Float64ObservableGauge("audit.lag.time", metric.WithDescription("From commit to storage of the change stored last."), metric.WithUnit("s"))
-	problems[5] = err
-	retained, err := meter.Int64ObservableGauge("audit.slot.retained", metric.WithDescription("WAL that the source keeps for the slot."), metric.WithUnit("By"))
-	problems[6] = err
-	bound, err := meter.Int64ObservableGauge("audit.slot.bound", metric.WithDescription("WAL beyond which the source gives up the slot; not there without a bound."), metric.WithUnit("By"))
-	problems[7] = err
-	safe, err := meter.Int64ObservableGauge("audit.slot.safe", metric.WithDescription("WAL that may still be written before the source gives up the slot; not there without a bound."), metric.WithUnit("By"))
-	problems[8] = err
-	if err := errors.Join(problems[:]...); err != nil {
+	var problems []error
+	gauge := func(of telemetry.Metric) metric.Int64ObservableGauge {
+		g, err := meter.Int64ObservableGauge(of.Name, metric.WithDescription(of.Description), metric.WithUnit(of.Unit))
+		problems = append(problems, err)
+		return g
+	}
+	counter := func(of telemetry.Metric) metric.Int64Counter {
+		n, err := meter.Int64Counter(of.Name, metric.WithDescription(of.Description), metric.WithUnit(of.Unit))
+		problems = append(problems, err)
+		return n
+	}
+	m.changes, m.batches, m.errors = counter(telemetry.Changes), counter(telemetry.Batches), counter(telemetry.Errors)
+	duration := telemetry.BatchDuration
+	m.duration, err = meter.Float64Histogram(duration.Name, metric.WithDescription(duration.Description), metric.WithUnit(duration.Unit))
+	problems = append(problems, err)
+	streaming, lag := gauge(telemetry.Streaming), gauge(telemetry.LagBytes)
+	lagTime, err := meter.Float64ObservableGauge(telemetry.LagTime.Name, metric.WithDescription(telemetry.LagTime.Description), metric.WithUnit(telemetry.LagTime.Unit))
+	problems = append(problems, err)
+	retained, bound, safe := gauge(telemetry.SlotRetained), gauge(telemetry.SlotBound), gauge(telemetry.SlotSafe)
+	if err := errors.Join(problems...); err != nil {
 		return nil, fmt.Errorf("audit: create metrics: %w", err)
 	}
+	m.begin()
 	m.registration, err = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
+		var here int64
+		if c.last.state == capture.Streaming {
+			here = 1
+		}
+		o.ObserveInt64(streaming, here)
 		o.ObserveInt64(lag, c.last.lag)
 		o.ObserveFloat64(lagTime, c.last.lagTime.Seconds())
 		o.ObserveInt64(retained, c.last.slot.Retained)
@@ -57,11 +69,22 @@ func newInstruments(provider metric.MeterProvider, c *Client) (*instruments, err
 			o.ObserveInt64(safe, c.last.slot.Safe)
 		}
 		return nil
-	}, lag, lagTime, retained, bound, safe)
+	}, streaming, lag, lagTime, retained, bound, safe)
 	if err != nil {
 		return nil, fmt.Errorf("audit: create metrics: %w", err)
 	}
 	return m, nil
+}
+
+// begin has all series begin at zero: where one begins with its first error, nobody sees it
+// rise.
+func (m *instruments) begin() {
+	ctx := context.Background()
+	m.changes.Add(ctx, 0)
+	m.batches.Add(ctx, 0)
+	for _, kind := range telemetry.ErrorKinds {
+		m.errors.Add(ctx, 0, metric.WithAttributes(attribute.String("kind", kind)))
+	}
 }
 
 func (m *instruments) close() { _ = m.registration.Unregister() }
