@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/url"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -57,7 +58,8 @@ func containerStarter() (ContainerStarter, error) {
 	if starter := registered.Load(); starter != nil {
 		return *starter, nil
 	}
-	dir, err := moduleBeside()
+	_, file, _, _ := runtime.Caller(0) // empty if it is not known
+	dir, err := moduleBeside(file)
 	if err != nil {
 		return nil, err
 	}

@@ -53,3 +53,6 @@ func StartHeld(ctx context.Context, cmd *exec.Cmd, image string) (RunningContain
 	}
 	return h, nil
 }
+
+// ModuleBeside looks for the module that starts containers beside a source file.
+var ModuleBeside = moduleBeside

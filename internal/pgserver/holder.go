@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 )
@@ -116,12 +115,12 @@ func (r holderReply) err() error {
 }
 
 // moduleBeside gives the directory of [ContainerModule] if this program was
-// built from a checkout of the repository, in which it lies beside this
-// package. In a module that go has downloaded it does not.
-func moduleBeside() (string, error) {
+// built from a checkout of the repository, in which it lies beside the package
+// of file, a source file of this one. In a module that go has downloaded it does
+// not.
+func moduleBeside(file string) (string, error) {
 	notImported := &NoContainersError{Problem: fmt.Sprintf("the program does not import %s", ContainerModule)}
-	_, file, _, ok := runtime.Caller(0)
-	if !ok || !filepath.IsAbs(file) { // built with -trimpath
+	if !filepath.IsAbs(file) { // built with -trimpath
 		return "", notImported
 	}
 	dir := filepath.Join(filepath.Dir(file), "..", "..", "audittest", "auditcontainer")

@@ -156,3 +156,24 @@ func TestHeldContainer_StartEndsWithItsContext(t *testing.T) {
 	// The program sees the end of its input and ends by itself.
 	eventually(t, "the program ended", func() bool { return !running(cmd.Process.Pid) })
 }
+
+func TestModuleBeside(t *testing.T) {
+	t.Parallel()
+	here, err := filepath.Abs("container.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := pgserver.ModuleBeside(here)
+	if want := filepath.Join(filepath.Dir(here), "../../audittest/auditcontainer"); err != nil || dir != want {
+		t.Errorf("in the repository: %q, error %v, want %q", dir, err, want)
+	}
+	// Where go keeps what it has downloaded there are no nested modules, and -trimpath
+	// leaves no directory to look in.
+	downloaded := t.TempDir() + "/audit@v1.0.0/internal/pgserver/container.go"
+	for _, file := range []string{downloaded, "github.com/hindsight-go/audit/internal/pgserver/container.go", ""} {
+		_, err := pgserver.ModuleBeside(file)
+		if none, ok := as[*pgserver.NoContainersError](err); !ok || !strings.Contains(none.Problem, "does not import "+pgserver.ContainerModule) {
+			t.Errorf("%q: error %v, want one that names the import", file, err)
+		}
+	}
+}
