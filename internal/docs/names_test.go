@@ -106,9 +106,15 @@ var (
 // What a document calls by name has that name.
 func TestNamesInTextExist(t *testing.T) {
 	t.Parallel()
-	packages := map[string]api{"audit": exported(t, ".")}
-	for _, name := range []string{"auditpgx", "auditsql", "audithttp", "auditui", "audittest", "capture", "store"} {
-		packages[name] = exported(t, name)
+	packages := map[string]api{"audit": exported(t, "."), "capture": exported(t, "capture"), "store": exported(t, "store")}
+	beside, err := filepath.Glob(filepath.Join(root, "audit*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range beside {
+		if name := filepath.Base(path); !strings.Contains(name, ".") {
+			packages[name] = exported(t, name)
+		}
 	}
 	var tests strings.Builder
 	for _, text := range readAll(t, "_test.go") {
@@ -158,5 +164,29 @@ func TestNamesInTextExist(t *testing.T) {
 	}
 	if known < 100 {
 		t.Errorf("only %d names", known)
+	}
+}
+
+// Whoever gets an error finds in the documents what to do about it.
+func TestEveryErrorIsExplained(t *testing.T) {
+	t.Parallel()
+	var documents strings.Builder
+	for path, text := range readAll(t, ".md") {
+		if path != "CHANGELOG.md" {
+			documents.WriteString(text)
+		}
+	}
+	n := 0
+	for name := range exported(t, ".").names {
+		isType := strings.HasSuffix(name, "Error") && ast.IsExported(name)
+		if !isType && (!strings.HasPrefix(name, "Err") || len(name) < 5) {
+			continue
+		}
+		if n++; !regexp.MustCompile(`\b` + name + `\b`).MatchString(documents.String()) {
+			t.Errorf("no document says what to do about %s", name)
+		}
+	}
+	if n < 30 {
+		t.Errorf("only %d errors", n)
 	}
 }
