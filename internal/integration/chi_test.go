@@ -36,7 +36,7 @@ func chiService(db *auditpgx.DB) http.Handler {
 	return router
 }
 
-func TestChiRecipe(t *testing.T) {
+func TestChi(t *testing.T) {
 	t.Parallel()
 	a, db := newService(t)
 	expectContexts(t, a, chiService(db), "PUT /todo/{id}", "DELETE /api/todo/{id}")
