@@ -96,9 +96,8 @@ func orderOf(ctx context.Context, client *audit.Client, yesterday time.Time, id 
 
 // ordersBefore are all orders as they were before a request.
 func ordersBefore(ctx context.Context, client *audit.Client, request string) ([]Order, error) {
-	var orders []Order
-	err := client.BeforeRequest(request).Table("orders").Where("state = $1", "paid").OrderBy("id").List(ctx, &orders)
-	return orders, err
+	paid := client.BeforeRequest(request).Table("orders").Where("state = $1", "paid").OrderBy("id")
+	return audit.ListAsOf[Order](ctx, paid)
 }
 
 func TestRowsOfYesterday(t *testing.T) {

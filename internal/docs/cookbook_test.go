@@ -127,7 +127,7 @@ func alert(ctx context.Context, client *audit.Client, last audit.Cursor, page fu
 	closed := client.Changes().ForTable("orders").ChangedTo("state", "closed")
 	for event, err := range closed.After(last).Watch(ctx) {
 		if err != nil {
-			return err // ctx has ended, or the store is away: call again with the cursor that was kept
+			return err // audit.IsRetryable: the store is away, call again with the cursor that was kept
 		}
 		page(event.Change)
 		if err := keep(event.Cursor); err != nil {
