@@ -22,40 +22,24 @@ import (
 // A Client need not be started to ask for history, so a separate program can
 // serve it.
 type Client struct {
-	cfg    resolved
-	source *pgxpool.Pool
-	store  *pgxpool.Pool
-	// Whoever holds one of their connections for longer asks the pools above
-	// meanwhile: of one pool, a few at once would wait for each other.
-	snapshots *pgxpool.Pool // of the source
-	streams   *pgxpool.Pool // of the store
-	// reading is source, or of the role of Config.ReadURL: for what runs code of the
-	// source's.
-	reading *pgxpool.Pool
-	// listings is of the store, for what a role lists of it: row-level security
-	// applies there, and is an error in the others.
-	listings *pgxpool.Pool
-	links    connections // of all pools
+	cfg     resolved
+	history *access
+	links   connections // of all pools
 	// sourceLink and storeLink tell whether there is a pooler in between.
 	sourceLink, storeLink *sessionLink
 
-	history *store.Store
 	setup   *capture.Setup
 	metrics *instruments
-	tracer  trace.Tracer   // nil: nobody wants spans
-	kinds   *capture.Kinds // of the source's types
+	tracer  trace.Tracer // nil: nobody wants spans
 
 	starting sync.Mutex // held by Start throughout, so that two calls are one
 
-	mu   sync.Mutex
-	run  *run // guarded by mu: the latest capture, nil before Start
-	last view // guarded by mu: what Status shows
-	// guarded by mu: what time travel asks for again and again
-	database string
-	known    remembered
-	types    columnTypes
-	abort    context.CancelFunc // guarded by mu: ends the latest Start, whatever it is doing
-	closing  chan struct{}      // closed by the first Close, under mu
+	mu      sync.Mutex
+	run     *run // guarded by mu: the latest capture, nil before Start
+	last    view // guarded by mu: what Status shows
+	types   columnTypes
+	abort   context.CancelFunc // guarded by mu: ends the latest Start, whatever it is doing
+	closing chan struct{}      // closed by the first Close, under mu
 
 	directRows int // from how many rows on reverts are tried directly
 
@@ -75,7 +59,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: r, directRows: directRows, closing: make(chan struct{}), stored: newBroadcast(), poke: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
+	c := &Client{cfg: r, history: &access{schema: r.Schema}, directRows: directRows, closing: make(chan struct{}), stored: newBroadcast(), poke: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
 	c.last.state = capture.Stopped
 	c.tail.client, c.tail.feeding = c, make(chan struct{}, 1)
 	if c.metrics, err = newInstruments(r.MeterProvider, c); err != nil {
@@ -113,22 +97,22 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	// Questions to the source are few. Asking first whether the connection is
 	// still there spares the caller an error after a restart of the server.
 	r.source.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return true }
-	if c.source, err = pgxpool.NewWithConfig(ctx, r.source); err != nil {
+	if c.history.source, err = pgxpool.NewWithConfig(ctx, r.source); err != nil {
 		return nil, fmt.Errorf("audit: open source: %w", err)
 	}
-	if c.store, err = pgxpool.NewWithConfig(ctx, r.store); err != nil {
-		c.source.Close()
+	if c.history.store, err = pgxpool.NewWithConfig(ctx, r.store); err != nil {
+		c.history.source.Close()
 		return nil, fmt.Errorf("audit: open store: %w", err)
 	}
 	if err := c.openLongHeld(ctx); err != nil {
-		c.source.Close()
-		c.store.Close()
+		c.history.source.Close()
+		c.history.store.Close()
 		return nil, err
 	}
-	c.kinds = capture.NewKinds(c.source)
-	c.history = store.New(c.store, r.Schema, store.Roles{Owner: r.StoreRoles.Owner})
+	c.history.kinds = capture.NewKinds(c.history.source)
+	c.history.records = store.New(c.history.store, r.Schema, store.Roles{Owner: r.StoreRoles.Owner})
 	c.setup = &capture.Setup{
-		DB: c.source, Slot: r.Slot, Publication: r.Publication, Patterns: r.patterns,
+		DB: c.history.source, Slot: r.Slot, Publication: r.Publication, Patterns: r.patterns,
 		StoreSchema: r.Schema, Logger: r.Logger,
 	}
 	return c, nil
@@ -144,30 +128,30 @@ func (c *Client) openLongHeld(ctx context.Context) (err error) {
 	if c.cfg.read != nil {
 		source = c.cfg.read.Copy()
 	}
-	c.reading = c.source
+	c.history.reading = c.history.source
 	if c.cfg.read != nil {
 		reading := source.Copy()
 		reading.MaxConns = 4
-		if c.reading, err = pgxpool.NewWithConfig(ctx, reading); err != nil {
+		if c.history.reading, err = pgxpool.NewWithConfig(ctx, reading); err != nil {
 			return fmt.Errorf("audit: open source: %w", err)
 		}
 	}
 	source.MaxConns = longHeld
 	source.ConnConfig.Tracer = viewTracer{}
-	if c.snapshots, err = pgxpool.NewWithConfig(ctx, source); err != nil {
+	if c.history.snapshots, err = pgxpool.NewWithConfig(ctx, source); err != nil {
 		return fmt.Errorf("audit: open source: %w", err)
 	}
 	store := c.cfg.store.Copy()
 	store.MaxConns = longHeld
-	if c.streams, err = pgxpool.NewWithConfig(ctx, store); err != nil {
-		c.snapshots.Close()
+	if c.history.streams, err = pgxpool.NewWithConfig(ctx, store); err != nil {
+		c.history.snapshots.Close()
 		return fmt.Errorf("audit: open store: %w", err)
 	}
 	listings := c.cfg.store.Copy()
 	listings.ConnConfig.RuntimeParams["row_security"] = "on"
-	if c.listings, err = pgxpool.NewWithConfig(ctx, listings); err != nil {
-		c.snapshots.Close()
-		c.streams.Close()
+	if c.history.listings, err = pgxpool.NewWithConfig(ctx, listings); err != nil {
+		c.history.snapshots.Close()
+		c.history.streams.Close()
 		return fmt.Errorf("audit: open store: %w", err)
 	}
 	return nil
@@ -224,10 +208,10 @@ func (c *Client) Close() {
 		<-r.done
 	}
 	c.metrics.close()
-	if c.reading != c.source {
-		c.reading.Close()
+	if c.history.reading != c.history.source {
+		c.history.reading.Close()
 	}
-	for _, pool := range []*pgxpool.Pool{c.source, c.store, c.snapshots, c.streams, c.listings} {
+	for _, pool := range []*pgxpool.Pool{c.history.source, c.history.store, c.history.snapshots, c.history.streams, c.history.listings} {
 		pool.Close()
 	}
 }

@@ -110,10 +110,10 @@ func (c *Client) readVersions(ctx context.Context, upTo map[tableKey]LSN) (map[t
 	for key := range upTo {
 		databases, schemas, tables = append(databases, key.database), append(schemas, key.schema), append(tables, key.table)
 	}
-	rows, err := c.listings.Query(ctx, `
+	rows, err := c.history.listings.Query(ctx, `
 		SELECT r.database, r.schema, r."table", r.position, r.columns
 		FROM unnest($1::text[], $2::text[], $3::text[]) AS u (database, schema, "table")
-		JOIN `+c.table("relations")+` AS r USING (database, schema, "table")
+		JOIN `+c.history.table("relations")+` AS r USING (database, schema, "table")
 		ORDER BY r.position`, databases, schemas, tables)
 	if err != nil {
 		return nil, err

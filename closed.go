@@ -2,15 +2,11 @@ package audit
 
 import (
 	"context"
-	"errors"
-	"net"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/puddle/v2"
 )
 
 // open returns ErrClosed once the client is closed.
@@ -21,16 +17,6 @@ func (c *Client) open() error {
 	default:
 		return nil
 	}
-}
-
-// isClosed reports whether a question failed because the client was closed meanwhile.
-func isClosed(err error) bool {
-	if errors.Is(err, ErrClosed) || errors.Is(err, puddle.ErrClosedPool) || errors.Is(err, net.ErrClosed) {
-		return true
-	}
-	// A pool goes on connecting when its caller has gone, and stops when it is closed.
-	var connecting *pgconn.ConnectError
-	return errors.As(err, &connecting) && errors.Is(err, context.Canceled)
 }
 
 // closePatience is for how long Close lets a server answer what it was asked before.

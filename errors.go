@@ -33,11 +33,11 @@ type (
 
 // ErrClosed is returned after [Client.Close] by everything that would ask a server, and
 // by what waits when the client is closed.
-var ErrClosed = errors.New("audit: the client is closed")
+var ErrClosed = errClosed
 
 // ErrStandby is returned where a connection string leads to a standby by what needs the
 // primary: the past, reverts, and all that writes. [Changes] and [Client.Status] answer.
-var ErrStandby = errors.New("audit: the server is a standby: connect to the primary")
+var ErrStandby = errStandby
 
 // ErrNotRunning is returned by [Client.Refresh] on a client that does not
 // capture, and by [Client.Sync] and [Client.Mark] where no instance does.
@@ -89,13 +89,13 @@ func (e *CursorError) Error() string { return "audit: cursor: " + e.Reason }
 var (
 	// ErrNoHistory is returned by a query of a store that was never set up: the
 	// schema is another one, or capture was never started.
-	ErrNoHistory = errors.New("audit: there is no history in this database and schema: call Client.Start once, or set Config.StoreURL and Config.Schema to where it is")
+	ErrNoHistory = errNoHistory
 
 	// ErrRowSecurity is returned by what computes a past or a revert when row-level
 	// security hides rows, of a tracked table or of the history, from the role. A
 	// part of them would give a wrong answer. Use a role with BYPASSRLS, or the
 	// owner. [Changes] lists what the role may see.
-	ErrRowSecurity = errors.New("audit: row-level security hides rows from this role, and the past cannot be computed from a part of them: use the owner of the table, or a role with BYPASSRLS")
+	ErrRowSecurity = errRowSecurity
 
 	// ErrNotFound is returned by [Query.First] when no change matches.
 	ErrNotFound = errors.New("audit: no change matches the query")

@@ -36,11 +36,11 @@ func (c *Client) Extent(ctx context.Context) (Extent, error) {
 	if err := c.open(); err != nil {
 		return Extent{}, err
 	}
-	database, err := c.databaseName(ctx)
+	database, err := c.history.databaseName(ctx)
 	if err != nil {
 		return Extent{}, err
 	}
-	e, err := c.history.Extent(ctx, database)
+	e, err := c.history.records.Extent(ctx, database)
 	switch {
 	case errors.Is(err, store.ErrNoCheckpoint), isUndefined(err):
 		return Extent{}, ErrNoHistory

@@ -63,15 +63,8 @@ func (c *Client) Baseline(ctx context.Context, options *BaselineOptions) (err er
 			return err
 		}
 	}
-	c.forgetFacts()
+	c.history.forgetFacts()
 	return nil
-}
-
-// forgetFacts has the next question read the facts anew.
-func (c *Client) forgetFacts() {
-	c.mu.Lock()
-	c.known = remembered{}
-	c.mu.Unlock()
 }
 
 // trackedNow returns the tables that are tracked at the moment.
@@ -99,7 +92,7 @@ func (c *Client) baseline(ctx context.Context, t *travel, name string, progress 
 	if err != nil {
 		return err
 	}
-	begun, err := c.history.BeginFrame(ctx, store.Frame{Database: t.database, Schema: past.schema, Table: past.name, RelationID: past.oid, Position: now.through})
+	begun, err := c.history.records.BeginFrame(ctx, store.Frame{Database: t.database, Schema: past.schema, Table: past.name, RelationID: past.oid, Position: now.through})
 	if err != nil {
 		return wrap("begin baseline", err)
 	}
@@ -114,7 +107,7 @@ func (c *Client) baseline(ctx context.Context, t *travel, name string, progress 
 		}
 		if err != nil {
 			// Its moment cannot be told any more: from the beginning, then.
-			if dropErr := c.history.DropFrame(ctx, begun.ID); dropErr != nil {
+			if dropErr := c.history.records.DropFrame(ctx, begun.ID); dropErr != nil {
 				return wrap("begin baseline", dropErr)
 			}
 			return c.baseline(ctx, t, name, progress)
@@ -142,7 +135,7 @@ func (f *frame) write(ctx context.Context) error {
 		}
 		f.report(n < frameRows)
 		if n < frameRows {
-			return f.past.client.history.CompleteFrame(ctx, f.Frame)
+			return f.past.client.history.records.CompleteFrame(ctx, f.Frame)
 		}
 	}
 }
@@ -187,7 +180,7 @@ func (f *frame) writeSome(ctx context.Context) (int, error) {
 	if len(rows) == 0 {
 		return 0, nil
 	}
-	if err := past.client.history.AppendFrame(ctx, f.Frame, rows); err != nil {
+	if err := past.client.history.records.AppendFrame(ctx, f.Frame, rows); err != nil {
 		return 0, err
 	}
 	f.Rows += int64(len(rows))
@@ -197,7 +190,7 @@ func (f *frame) writeSome(ctx context.Context) (int, error) {
 // writeWhole stores all rows in one transaction: without a key there is no place
 // to go on from.
 func (f *frame) writeWhole(ctx context.Context) error {
-	n, err := f.past.client.history.WriteFrame(ctx, f.Frame, nil, func(w *store.FrameWriter) error {
+	n, err := f.past.client.history.records.WriteFrame(ctx, f.Frame, nil, func(w *store.FrameWriter) error {
 		return f.past.rows(ctx, func(values [][]byte) error { return w.Write(store.FrameRow{Image: f.past.frameImage(values)}) })
 	})
 	if err != nil {
@@ -218,7 +211,7 @@ func Baseline(ctx context.Context, options *BaselineOptions) error {
 // taken only if it is to be had at once, and only on a table without a page.
 func (c *Client) noteEmpty(ctx context.Context, database, schema, table string, oid uint32) error {
 	var pages int64
-	err := c.source.QueryRow(ctx, `
+	err := c.history.source.QueryRow(ctx, `
 		SELECT coalesce(sum(pg_catalog.pg_relation_size(t.relid)), 1)::bigint
 		FROM (SELECT $1::oid AS relid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree($1::oid) p) t`, oid).Scan(&pages)
 	if err != nil || pages > 0 {
@@ -227,7 +220,7 @@ func (c *Client) noteEmpty(ctx context.Context, database, schema, table string, 
 	ident := pgx.Identifier{schema, table}.Sanitize()
 	var empty bool
 	var here LSN
-	err = pgx.BeginFunc(ctx, c.source, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(ctx, c.history.source, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "LOCK TABLE "+ident+" IN SHARE MODE NOWAIT"); err != nil {
 			return err
 		}
@@ -239,7 +232,7 @@ func (c *Client) noteEmpty(ctx context.Context, database, schema, table string, 
 	if err != nil || !empty {
 		return wrap("look whether the table is empty", err)
 	}
-	_, err = c.history.WriteFrame(ctx, store.Frame{Database: database, Schema: schema, Table: table, RelationID: oid, Position: here}, nil,
+	_, err = c.history.records.WriteFrame(ctx, store.Frame{Database: database, Schema: schema, Table: table, RelationID: oid, Position: here}, nil,
 		func(*store.FrameWriter) error { return nil })
 	return wrap("note that the table is empty", err)
 }
@@ -248,16 +241,16 @@ func (c *Client) noteEmpty(ctx context.Context, database, schema, table string, 
 // drop history, which it returns, of every table that history knows whole at it: what
 // comes behind stays as exact as it was.
 func (c *Client) carryKeyframes(ctx context.Context, before time.Time) (horizon LSN, err error) {
-	horizon, err = c.history.HorizonAt(ctx, before)
+	horizon, err = c.history.records.HorizonAt(ctx, before)
 	if err != nil || horizon == 0 {
 		return horizon, err
 	}
-	database, err := c.databaseName(ctx)
+	database, err := c.history.databaseName(ctx)
 	if err != nil {
 		return horizon, err
 	}
 	t := &travel{client: c, point: AtPosition(Position{LSN: horizon}).of(c), database: database, through: horizon, same: horizon}
-	if t.facts, err = c.freshFacts(ctx, database); err != nil {
+	if t.facts, err = c.history.freshFacts(ctx, database); err != nil {
 		return horizon, err
 	}
 	for _, cov := range t.holding(t.facts.Coverage) {
@@ -269,10 +262,10 @@ func (c *Client) carryKeyframes(ctx context.Context, before time.Time) (horizon 
 }
 
 func (t *travel) carryKeyframe(ctx context.Context, cov store.Coverage) error {
-	past, err := t.tableOf(ctx, cov, t.client.freshTable)
+	past, err := t.tableOf(ctx, cov, t.client.history.freshTable)
 	if err != nil {
-		var history *HistoryError
-		if errors.As(err, &history) {
+		var refusal *HistoryError
+		if errors.As(err, &refusal) {
 			return nil // there is nothing to carry
 		}
 		return err
@@ -291,7 +284,7 @@ func (t *travel) carryKeyframe(ctx context.Context, cov store.Coverage) error {
 	}
 	f := store.Frame{Database: t.database, Schema: past.schema, Table: past.name, RelationID: past.oid, Position: t.through}
 	from := &store.FrameBase{Keyframe: b.keyframe, Horizon: t.facts.Horizon.Position}
-	_, err = t.client.history.WriteFrame(ctx, f, from, func(w *store.FrameWriter) error { return past.carry(ctx, b, w) })
+	_, err = t.client.history.records.WriteFrame(ctx, f, from, func(w *store.FrameWriter) error { return past.carry(ctx, b, w) })
 	return wrap("carry "+past.qualified()+" along", err)
 }
 
@@ -335,9 +328,9 @@ func (p *pastTable) carry(ctx context.Context, b base, w *store.FrameWriter) err
 
 // dropKeyframes drops the keyframes that retention has left behind.
 func (c *Client) dropKeyframes(ctx context.Context) error {
-	database, err := c.databaseName(ctx)
+	database, err := c.history.databaseName(ctx)
 	if err != nil {
 		return err
 	}
-	return c.history.DropFramesBefore(ctx, database)
+	return c.history.records.DropFramesBefore(ctx, database)
 }

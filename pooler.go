@@ -144,7 +144,7 @@ func (c *Client) pooledField(ctx context.Context) (string, error) {
 		field string
 		pool  *pgxpool.Pool
 		link  *sessionLink
-	}{{"SourceURL", c.source, c.sourceLink}, {"StoreURL", c.store, c.storeLink}} {
+	}{{"SourceURL", c.history.source, c.sourceLink}, {"StoreURL", c.history.store, c.storeLink}} {
 		if err := at.pool.Ping(ctx); err != nil {
 			return "", fmt.Errorf("connect by %s: %w", at.field, err)
 		}

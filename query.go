@@ -5,7 +5,6 @@ import (
 	"time"
 
 	sq "github.com/Masterminds/squirrel"
-	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
@@ -182,16 +181,11 @@ func (q Query) upTo() string {
 	return ">="
 }
 
-// table returns the name of one of the store's tables, for use in SQL.
-func (c *Client) table(name string) string {
-	return pgx.Identifier{c.cfg.Schema, name}.Sanitize()
-}
-
 // from selects columns of the changes that the filters leave.
 func (q Query) from(c *Client, columns ...string) sq.SelectBuilder {
 	return q.matching(sq.StatementBuilder.PlaceholderFormat(sq.Dollar).
 		Select(columns...).
-		From(c.table("changes") + " AS c"))
+		From(c.history.table("changes") + " AS c"))
 }
 
 // matching adds the filters to what selects from changes AS c.

@@ -205,7 +205,7 @@ func (q Query) requestWalk(ctx context.Context, back bool) (*requestWalker, erro
 func (c *Client) newestPosition(ctx context.Context) (pglogrepl.LSN, error) {
 	statement := `
 		SELECT c.position
-		FROM ` + c.table("changes") + ` AS c
+		FROM ` + c.history.table("changes") + ` AS c
 		ORDER BY c.position DESC
 		LIMIT 1`
 	found, err := collect(ctx, c, "list requests", sq.Expr(statement), pgx.RowTo[lsnText])
@@ -442,7 +442,7 @@ func (w *requestWalker) addContexts(ctx context.Context, found []foundRequest) e
 // lookUp puts together a statement over the changes of each candidate. The index of
 // requests finds them, whatever the planner knows of the rest.
 func (w *requestWalker) lookUp(candidates []foundRequest, format string) (string, []any, error) {
-	ofRequest := sq.Select("c.*").From(w.client.table("changes") + " AS c").
+	ofRequest := sq.Select("c.*").From(w.client.history.table("changes") + " AS c").
 		Where("c.context IS NOT NULL").
 		Where(requestMember.sql() + " = at.id").
 		Suffix("OFFSET 0")

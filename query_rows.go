@@ -73,13 +73,13 @@ func text(s *string) string {
 // returns, so that the connection is free while the caller looks at them. It reads
 // the changes that row-level security lets the role see.
 func collect[T any](ctx context.Context, c *Client, operation string, b sq.Sqlizer, scan pgx.RowToFunc[T]) ([]T, error) {
-	return collectFrom(ctx, c.listings, operation, b, scan)
+	return collectFrom(ctx, c.history.listings, operation, b, scan)
 }
 
 // collectAll is collect for answers that a part of the changes would make wrong:
 // if row-level security hides any, it returns [ErrRowSecurity].
 func collectAll[T any](ctx context.Context, c *Client, operation string, b sq.Sqlizer, scan pgx.RowToFunc[T]) ([]T, error) {
-	return collectFrom(ctx, c.store, operation, b, scan)
+	return collectFrom(ctx, c.history.store, operation, b, scan)
 }
 
 func collectFrom[T any](ctx context.Context, db capture.Querier, operation string, b sq.Sqlizer, scan pgx.RowToFunc[T]) ([]T, error) {

@@ -15,26 +15,6 @@ import (
 	"github.com/hindsight-go/audit/internal/rowimage"
 )
 
-// wrap adds the operation to an error and keeps nil.
-func wrap(operation string, err error) error {
-	if err == nil {
-		return nil
-	}
-	if isClosed(err) {
-		return fmt.Errorf("%w (%s)", ErrClosed, operation)
-	}
-	if isRowSecurity(err) {
-		return fmt.Errorf("%w (%s: %w)", ErrRowSecurity, operation, err)
-	}
-	if isStandby(err) && !errors.Is(err, ErrStandby) {
-		return fmt.Errorf("%w (%s: %w)", ErrStandby, operation, err)
-	}
-	if isUndefined(err) {
-		return fmt.Errorf("%w (%s: %w)", ErrNoHistory, operation, err)
-	}
-	return fmt.Errorf("audit: %s: %w", operation, err)
-}
-
 func indirect(v reflect.Value) reflect.Value {
 	for v.Kind() == reflect.Pointer || v.Kind() == reflect.Interface {
 		v = v.Elem()

@@ -93,7 +93,7 @@ type checkpoint struct {
 func (c *Client) checkpoints(ctx context.Context) ([]checkpoint, error) {
 	statement := `
 		SELECT database, position
-		FROM ` + c.table("checkpoints") + `
+		FROM ` + c.history.table("checkpoints") + `
 		ORDER BY database`
 	return collect(ctx, c, "watch changes", sq.Expr(statement), func(row pgx.CollectableRow) (p checkpoint, err error) {
 		var lsn lsnText

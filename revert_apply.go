@@ -131,9 +131,9 @@ func (c *Client) applyRevert(ctx context.Context, r Reversal, plan *Plan, dry bo
 // noteCommitted registers that a revert was committed. If that fails, history will tell
 // it: the revert itself has succeeded.
 func (c *Client) noteCommitted(ctx context.Context, id string, here LSN) {
-	database, err := c.databaseName(ctx)
+	database, err := c.history.databaseName(ctx)
 	if err == nil {
-		err = c.history.CommittedRevert(ctx, database, id, here)
+		err = c.history.records.CommittedRevert(ctx, database, id, here)
 	}
 	if err != nil {
 		c.cfg.Logger.WarnContext(ctx, "audit: cannot register that a revert was committed", "revert", id, "error", err)

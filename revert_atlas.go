@@ -188,7 +188,7 @@ func (a *atlas) byVersion(ctx context.Context, v versionAt) (*imageMap, error) {
 				then.Name = "" // it was dropped
 			}
 		}
-		kind, err := a.client.kinds.Of(ctx, c.TypeOID)
+		kind, err := a.client.history.kinds.Of(ctx, c.TypeOID)
 		if err != nil {
 			return nil, wrap("look up type", err)
 		}
@@ -327,7 +327,7 @@ func (a *atlas) describe(ctx context.Context, oid uint32) (*pgcatalog.Table, err
 	case err != nil:
 		return nil, wrap("find table", err)
 	}
-	described, err := pgcatalog.Describe(ctx, a.db, a.client.kinds, oid)
+	described, err := pgcatalog.Describe(ctx, a.db, a.client.history.kinds, oid)
 	return described, wrap("describe table", err)
 }
 

@@ -164,7 +164,7 @@ func (p *planner) findReverts(ctx context.Context) error {
 	if len(p.rows) == 0 {
 		return nil
 	}
-	entries, err := p.client.history.RevertsSince(ctx, p.database, p.firstSelected.LSN)
+	entries, err := p.client.history.records.RevertsSince(ctx, p.database, p.firstSelected.LSN)
 	if err != nil || len(entries) == 0 {
 		return wrap("look for reverts", err)
 	}
@@ -193,7 +193,7 @@ func (p *planner) findReverts(ctx context.Context) error {
 	sql := sq.StatementBuilder.PlaceholderFormat(sq.Dollar).Select("c.schema", `c."table"`, "c.primary_key", "coalesce(c.previous_key, c.primary_key)").Suffix(`
 		FROM unnest(?::text[], ?::bigint[]) AS wanted (document, transaction_id), LATERAL (
 			SELECT c.schema, c."table", c.primary_key, c.previous_key
-			FROM `+p.client.table("changes")+` AS c
+			FROM `+p.client.history.table("changes")+` AS c
 			WHERE c.context IS NOT NULL AND c.context @> wanted.document::jsonb AND c.transaction_id = wanted.transaction_id
 			  AND c.database = ? AND c.position >= ?::pg_lsn AND c.primary_key IS NOT NULL
 			  AND (c.schema, c."table") IN (SELECT * FROM unnest(?::text[], ?::text[]))

@@ -69,7 +69,7 @@ type planner struct {
 func (c *Client) newPlanner(ctx context.Context, r Reversal) (*planner, error) {
 	p := &planner{client: c, r: r, budget: &budget{max: r.memory()}}
 	var err error
-	if p.database, err = c.databaseName(ctx); err != nil {
+	if p.database, err = c.history.databaseName(ctx); err != nil {
 		return nil, err
 	}
 	if !r.asStored {
@@ -80,7 +80,7 @@ func (c *Client) newPlanner(ctx context.Context, r Reversal) (*planner, error) {
 			return nil, err
 		}
 	}
-	if p.facts, err = c.freshFacts(ctx, p.database); err != nil {
+	if p.facts, err = c.history.freshFacts(ctx, p.database); err != nil {
 		return nil, err
 	}
 	if p.sel, err = p.selection(ctx); err != nil {
@@ -119,7 +119,7 @@ func (p *planner) selection(ctx context.Context) (selection, error) {
 	if p.r.unit.Kind != "revert" {
 		return s, nil
 	}
-	entry, found, err := p.client.history.Revert(ctx, p.database, p.r.unit.ID)
+	entry, found, err := p.client.history.records.Revert(ctx, p.database, p.r.unit.ID)
 	if err != nil {
 		return s, wrap("look for the revert", err)
 	}
@@ -463,7 +463,7 @@ func (c *Client) planRevert(ctx context.Context, r Reversal) (plan *Plan, err er
 	}
 	// The connection is held while others are used: one of c.source, of which there
 	// are few, could wait for good for another of them.
-	err = pgx.BeginTxFunc(ctx, c.snapshots, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+	err = pgx.BeginTxFunc(ctx, c.history.snapshots, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		p.tx = tx
 		if err := pinTexts(ctx, tx); err != nil {
 			return err

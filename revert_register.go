@@ -17,7 +17,7 @@ import (
 func (a *applier) register(ctx context.Context) error {
 	of := a.r.unit.stamped()
 	who, _ := FromContext(ctx)
-	return a.client.history.RegisterRevert(ctx, a.p.database, store.Revert{
+	return a.client.history.records.RegisterRevert(ctx, a.p.database, store.Revert{
 		ID: a.id, TransactionID: a.result.TransactionID, UnitKind: of.Kind, UnitID: of.ID, Key: a.r.key,
 		Partial: a.isPartial(), User: who.User(), Reason: clip(a.r.reason, reasonBytes),
 	})
@@ -41,7 +41,7 @@ func (p *planner) pastWithKey(ctx context.Context) (*PastRevert, error) {
 	if p.r.key == "" {
 		return nil, nil
 	}
-	entries, err := p.client.history.RevertsWithKey(ctx, p.database, p.r.key)
+	entries, err := p.client.history.records.RevertsWithKey(ctx, p.database, p.r.key)
 	if err != nil {
 		return nil, wrap("look for reverts", err)
 	}
@@ -54,7 +54,7 @@ func (p *planner) pastOfUnit(ctx context.Context) (*PastRevert, error) {
 		return nil, nil
 	}
 	unit := p.r.unit.stamped()
-	entries, err := p.client.history.RevertsOf(ctx, p.database, unit.Kind, unit.ID)
+	entries, err := p.client.history.records.RevertsOf(ctx, p.database, unit.Kind, unit.ID)
 	if err != nil {
 		return nil, wrap("look for reverts", err)
 	}

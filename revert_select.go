@@ -57,7 +57,7 @@ func (s selection) statement(c *Client, from Position) (string, []any, error) {
 		}
 		sql += ` UNION ALL (SELECT c.*
 			FROM unnest(?::text[], ?::int[]) AS more (position, sequence)
-			JOIN ` + c.table("changes") + ` c ON c.position = more.position::pg_lsn AND c.sequence = more.sequence AND c.database = ?
+			JOIN ` + c.history.table("changes") + ` c ON c.position = more.position::pg_lsn AND c.sequence = more.sequence AND c.database = ?
 			WHERE (c.position, c.sequence) >= (?::pg_lsn, ?::int))`
 		args = append(args, positions, sequences, s.database, from.LSN.String(), from.Sequence)
 	}
@@ -95,7 +95,7 @@ func (s selection) part(c *Client, q Query, from Position) (string, []any, error
 // first TRUNCATE on, the selection has a connection of its own.
 func (s selection) each(ctx context.Context, c *Client, yield func(*selectedChange) error) error {
 	var from Position
-	err := s.read(ctx, c, c.store, from, func(change *selectedChange) error {
+	err := s.read(ctx, c, c.history.store, from, func(change *selectedChange) error {
 		if change.operation == Truncate {
 			if !s.inOrder() { // what is read on from there has to be all that is left
 				return errUnordered

@@ -76,7 +76,7 @@ func (t *truncated) deleted(key string, values [][]byte) *selectedChange {
 // tableBefore is the table of a change just before the change's transaction.
 func (c *collapse) tableBefore(ctx context.Context, ch *selectedChange) (*pastTable, error) {
 	client, through := c.atlas.client, ch.position.LSN-1
-	database, err := client.databaseName(ctx)
+	database, err := client.history.databaseName(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +89,7 @@ func (c *collapse) tableBefore(ctx context.Context, ch *selectedChange) (*pastTa
 	if err != nil {
 		return nil, err
 	}
-	past, err := t.tableOf(ctx, cov, client.recentTable)
+	past, err := t.tableOf(ctx, cov, client.history.recentTable)
 	if err != nil || !past.columns.HasDerived() {
 		return past, err
 	}
@@ -99,7 +99,7 @@ func (c *collapse) tableBefore(ctx context.Context, ch *selectedChange) (*pastTa
 			t.point.columns = append(t.point.columns, column.Name)
 		}
 	}
-	return t.tableOf(ctx, cov, client.recentTable)
+	return t.tableOf(ctx, cov, client.history.recentTable)
 }
 
 func (t *truncated) refuse(reason string, cause error) error {
@@ -122,9 +122,9 @@ func (t *truncated) explain(err error) error {
 
 // readOwn reads what the transaction of the TRUNCATE did to the table before it.
 func (t *truncated) readOwn(ctx context.Context) error {
-	rows, err := t.past.client.store.Query(ctx, `
+	rows, err := t.past.client.history.store.Query(ctx, `
 		SELECT c.sequence, c.primary_key, c.previous_key, c.operation, c.before, c.after, c.defect
-		FROM `+t.past.client.table("changes")+` c
+		FROM `+t.past.client.history.table("changes")+` c
 		WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3 AND c.position = $4 AND c.sequence < $5
 		ORDER BY c.sequence`,
 		t.change.table, t.change.schema, t.past.database, t.change.position.LSN.String(), t.change.position.Sequence)

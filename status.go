@@ -5,10 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
-
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hindsight-go/audit/capture"
 	"github.com/hindsight-go/audit/store"
@@ -195,7 +192,7 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	v.pending = slices.Clone(v.pending)
 	c.mu.Unlock()
 	s := Status{State: v.state, Err: v.err, Position: v.durable, Slot: SlotStatus{Name: c.cfg.Slot}}
-	if err := c.source.QueryRow(ctx, "SELECT current_database(), (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END)::text").Scan(&s.Database, &s.SourcePosition); err != nil {
+	if err := c.history.source.QueryRow(ctx, "SELECT current_database(), (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END)::text").Scan(&s.Database, &s.SourcePosition); err != nil {
 		return s, fmt.Errorf("audit: status: ask the source: %w", err)
 	}
 	if v.setup != nil {
@@ -215,7 +212,7 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 		s.Warnings = append(s.Warnings, walWarnings(slot)...)
 	}
 
-	checkpoint, err := c.history.Checkpoint(ctx, s.Database)
+	checkpoint, err := c.history.records.Checkpoint(ctx, s.Database)
 	if errors.Is(err, store.ErrNoCheckpoint) || isUndefined(err) {
 		return s, nil // nothing was ever captured
 	}
@@ -226,10 +223,10 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	if s.SourcePosition > s.Position {
 		s.LagBytes = int64(s.SourcePosition - s.Position)
 	}
-	if s.Gaps, err = c.history.Gaps(ctx, s.Database); err != nil {
+	if s.Gaps, err = c.history.records.Gaps(ctx, s.Database); err != nil {
 		return s, fmt.Errorf("audit: status: %w", err)
 	}
-	covered, err := c.history.Coverage(ctx, s.Database)
+	covered, err := c.history.records.Coverage(ctx, s.Database)
 	if err != nil {
 		return s, fmt.Errorf("audit: status: %w", err)
 	}
@@ -300,7 +297,7 @@ func (c *Client) observe(ctx context.Context, r *run) error {
 		r.reader.Break(holder, fmt.Errorf("the server does not stream to us any more: slot %q is held by process %d, not %d", slot.Name, slot.ActivePID, holder))
 	}
 	var here LSN
-	if err := c.source.QueryRow(ctx, "SELECT pg_catalog.pg_current_wal_flush_lsn()::text").Scan(&here); err != nil {
+	if err := c.history.source.QueryRow(ctx, "SELECT pg_catalog.pg_current_wal_flush_lsn()::text").Scan(&here); err != nil {
 		return fmt.Errorf("read position: %w", err)
 	}
 	c.mu.Lock()
@@ -324,36 +321,4 @@ func (c *Client) observe(ctx context.Context, r *run) error {
 		c.cfg.Logger.Error("audit: dropped the replication slot, which held more WAL than Config.MaxRetainedWAL; history will have a gap", "slot", slot.Name, "retained", slot.Retained)
 	}
 	return nil
-}
-
-// isRowSecurity reports whether the server refused because a policy of row-level
-// security would hide rows.
-func isRowSecurity(err error) bool {
-	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && pgErr.Code == "42501" && pgErr.Routine == "check_enable_rls"
-}
-
-// isStandby reports whether the server refused since it only replays the WAL of another.
-// The codes mean other things as well, and texts are in the server's language.
-func isStandby(err error) bool {
-	var pgErr *pgconn.PgError
-	if !errors.As(err, &pgErr) {
-		return errors.Is(err, ErrStandby)
-	}
-	switch pgErr.Code {
-	case "25006":
-		return pgErr.Routine == "PreventCommandDuringRecovery"
-	case "0A000":
-		return pgErr.Routine == "call_bool_check_hook" // READ WRITE, as we begin transactions
-	case "55000":
-		return strings.HasPrefix(pgErr.Routine, "pg_current_wal_")
-	}
-	return false
-}
-
-func isUndefined(err error) bool { return isCode(err, "42P01", "3F000") }
-
-func isCode(err error, codes ...string) bool {
-	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && slices.Contains(codes, pgErr.Code)
 }

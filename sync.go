@@ -108,7 +108,7 @@ func (c *Client) writeBarrier(ctx context.Context, b *barrier) error {
 	b.nonces = append(b.nonces, text)
 	c.barriers.expect(text)
 	write := func() error {
-		return c.source.QueryRow(ctx, "SELECT current_database(), pg_catalog.pg_logical_emit_message(true, $1, $2)::text WHERE NOT pg_catalog.pg_is_in_recovery()", c.cfg.ContextPrefix+capture.SyncSuffix, text).Scan(&b.database, &b.written)
+		return c.history.source.QueryRow(ctx, "SELECT current_database(), pg_catalog.pg_logical_emit_message(true, $1, $2)::text WHERE NOT pg_catalog.pg_is_in_recovery()", c.cfg.ContextPrefix+capture.SyncSuffix, text).Scan(&b.database, &b.written)
 	}
 	err := write()
 	if pgconn.SafeToRetry(err) { // the pool's connection was from before a restart
@@ -153,7 +153,7 @@ func (c *Client) waitFor(ctx context.Context, b *barrier, idle func(ctx context.
 			return 0, fmt.Errorf("capture has failed: %w", v.err)
 		case v.state != capture.Streaming || time.Since(looked) > barrierLook:
 			looked = time.Now()
-			at, err := c.history.Barrier(ctx, b.database, b.nonces)
+			at, err := c.history.records.Barrier(ctx, b.database, b.nonces)
 			// An error because ctx has ended is told below, in other words.
 			// That of a connection from before a restart of the server passes.
 			if err != nil && ctx.Err() == nil && (isClosed(err) || !isUndefined(err) && !isConnectionLost(err)) {
@@ -188,7 +188,7 @@ func (c *Client) waitFor(ctx context.Context, b *barrier, idle func(ctx context.
 
 // idle asks whether to go on although this instance does not capture.
 func (c *Client) idle(ctx context.Context, database string, ask func(ctx context.Context, slot string) error) error {
-	at, err := c.history.Checkpoint(ctx, database)
+	at, err := c.history.records.Checkpoint(ctx, database)
 	if err != nil && ctx.Err() == nil && (isClosed(err) || !errors.Is(err, store.ErrNoCheckpoint) && !isUndefined(err) && !isConnectionLost(err)) {
 		return err
 	}
@@ -202,7 +202,7 @@ func (c *Client) capturedElsewhere(ctx context.Context, slot string) error {
 		slot = c.cfg.Slot
 	}
 	var active bool
-	err := c.source.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1 AND s.active)", slot).Scan(&active)
+	err := c.history.source.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1 AND s.active)", slot).Scan(&active)
 	if err == nil && !active && c.state() == capture.Stopped {
 		return fmt.Errorf("nobody streams from slot %q: %w", slot, ErrNotRunning)
 	}

@@ -64,9 +64,9 @@ func (p *pastTable) base(ctx context.Context) (base, error) {
 func (p *pastTable) liveBase(later []truncation) error {
 	if gap, ok := p.gapIn(p.through, maxLSN); ok {
 		e := p.refuse(ErrInGap, gap.Reason, gap.To)
-		var history *HistoryError
-		if errors.As(e, &history) {
-			history.EarliestTime = gap.ToTime
+		var refusal *HistoryError
+		if errors.As(e, &refusal) {
+			refusal.EarliestTime = gap.ToTime
 		}
 		return e
 	}

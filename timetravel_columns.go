@@ -24,7 +24,7 @@ type pastVersion struct {
 func (p *pastTable) columnsOf(ctx context.Context, v store.Version) (*pgcatalog.Columns, error) {
 	list := make([]pgcatalog.Column, len(v.Columns))
 	for i, c := range v.Columns {
-		kind, err := p.client.kinds.Of(ctx, c.TypeOID)
+		kind, err := p.client.history.kinds.Of(ctx, c.TypeOID)
 		if err != nil {
 			return nil, wrap("look up type", err)
 		}
@@ -34,7 +34,7 @@ func (p *pastTable) columnsOf(ctx context.Context, v store.Version) (*pgcatalog.
 			Rewritten: c.Rewritten,
 		}
 		if c.Type == "" {
-			if err := p.client.source.QueryRow(ctx, "SELECT coalesce(pg_catalog.format_type($1, $2), 'text')", c.TypeOID, c.TypeMod).Scan(&list[i].TypeName); err != nil {
+			if err := p.client.history.source.QueryRow(ctx, "SELECT coalesce(pg_catalog.format_type($1, $2), 'text')", c.TypeOID, c.TypeMod).Scan(&list[i].TypeName); err != nil {
 				return nil, wrap("look up type", err)
 			}
 		}

@@ -75,9 +75,9 @@ func (p *pastTable) deferrableEvents(ctx context.Context, span nameSpan, s side,
 // if the transaction says nothing of that: rows came and went, and another one may
 // have had the key all the time.
 func (p *pastTable) settle(ctx context.Context, span nameSpan, s side, e event) (event, bool, error) {
-	rows, err := p.client.store.Query(ctx, `
+	rows, err := p.client.history.store.Query(ctx, `
 		SELECT coalesce(c.primary_key = $5, false) AND c.operation <> 'DELETE', coalesce(c.previous_key, c.primary_key) = $5 AND c.operation <> 'CREATE', c.before, c.after
-		FROM `+p.client.table("changes")+` c
+		FROM `+p.client.history.table("changes")+` c
 		WHERE c.position = $1 AND c."table" = $2 AND c.schema = $3 AND c.database = $4 AND (c.primary_key = $5 OR c.previous_key = $5)`+span.within()+`
 		ORDER BY c.sequence`, e.position.String(), span.name, span.schema, p.database, e.key)
 	if err != nil {

@@ -79,7 +79,7 @@ func (p *pastTable) choose(ctx context.Context, span nameSpan, from, to LSN) (st
 	if p.live != nil {
 		// Nothing that takes a lock: a TRUNCATE that waits for this snapshot would have it.
 		var estimate float64
-		err := p.client.source.QueryRow(ctx, `
+		err := p.client.history.source.QueryRow(ctx, `
 			SELECT coalesce(sum(greatest(c.reltuples, c.relpages, pg_catalog.pg_stat_get_live_tuples(c.oid))), 0)::float8
 			FROM pg_catalog.pg_class c
 			WHERE c.oid = $1 OR c.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree($1) WHERE isleaf)`, p.oid).Scan(&estimate)
@@ -89,9 +89,9 @@ func (p *pastTable) choose(ctx context.Context, span nameSpan, from, to LSN) (st
 		rows = max(rows, int64(estimate))
 	}
 	var n int64
-	err := p.client.store.QueryRow(ctx, `
+	err := p.client.history.store.QueryRow(ctx, `
 		SELECT count(*)
-		FROM (SELECT FROM `+p.client.table("changes")+` c
+		FROM (SELECT FROM `+p.client.history.table("changes")+` c
 			WHERE c."table" = $1 AND c.position > $2 AND c.position <= $3
 			LIMIT $4) counted`, span.name, from.String(), to.String(), rows*probeCost).Scan(&n)
 	if err != nil {
@@ -193,9 +193,9 @@ func (p *pastTable) events(ctx context.Context, s side, yield func(event) error)
 
 // scanEvents reads the changes in order.
 func (p *pastTable) scanEvents(ctx context.Context, span nameSpan, s side, once func(event) error) error {
-	rows, err := p.client.streams.Query(ctx, `
+	rows, err := p.client.history.streams.Query(ctx, `
 		SELECT c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, `+s.images()+`, c.defect
-		FROM `+p.client.table("changes")+` c
+		FROM `+p.client.history.table("changes")+` c
 		WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3
 		  AND c.position > $4 AND c.position <= $5 AND c.primary_key IS NOT NULL`+span.within()+`
 		ORDER BY `+s.order(), span.name, span.schema, p.database, s.from.String(), s.to.String())
@@ -264,8 +264,8 @@ func (p *pastTable) probeEvents(ctx context.Context, span nameSpan, s side, once
 	if err != nil {
 		return err
 	}
-	changes := p.client.table("changes")
-	rows, err := p.client.streams.Query(ctx, `
+	changes := p.client.history.table("changes")
+	rows, err := p.client.history.streams.Query(ctx, `
 		WITH RECURSIVE keys (key) AS (
 			(SELECT c.primary_key FROM `+changes+` c
 			 WHERE c."table" = $1 AND c.primary_key IS NOT NULL
@@ -333,9 +333,9 @@ func (e event) before(o event) bool {
 // moves returns, for each key that a row on the side had before its key was
 // changed, the event of that which counts.
 func (p *pastTable) moves(ctx context.Context, span nameSpan, s side) (map[string]event, error) {
-	rows, err := p.client.streams.Query(ctx, `
+	rows, err := p.client.history.streams.Query(ctx, `
 		SELECT c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, `+s.images()+`, c.defect
-		FROM `+p.client.table("changes")+` c
+		FROM `+p.client.history.table("changes")+` c
 		WHERE c."table" = $1 AND c.previous_key IS NOT NULL AND c.schema = $2 AND c.database = $3
 		  AND c.position > $4 AND c.position <= $5`+span.within()+`
 		ORDER BY `+s.order(), span.name, span.schema, p.database, s.from.String(), s.to.String())
@@ -370,9 +370,9 @@ func (p *pastTable) truncations(ctx context.Context) ([]truncation, error) {
 		where = append(where, fmt.Sprintf(`c."table" = $%d AND c.schema = $%d AND c.position > $%d AND c.position <= $%d`, n+1, n+2, n+3, n+4)+span.within())
 		args = append(args, span.name, span.schema, span.from.String(), span.to.String())
 	}
-	rows, err := p.client.streams.Query(ctx, `
+	rows, err := p.client.history.streams.Query(ctx, `
 		SELECT c.position, c.sequence, coalesce(c.defect LIKE '%only the partition %', false)
-		FROM `+p.client.table("changes")+` c
+		FROM `+p.client.history.table("changes")+` c
 		WHERE c.database = $1 AND c.primary_key IS NULL AND c.operation = 'TRUNCATE' AND (`+strings.Join(where, " OR ")+`)
 		ORDER BY c.position, c.sequence`, args...)
 	if err != nil {

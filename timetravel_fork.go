@@ -101,7 +101,7 @@ func (f Fork) Run(ctx context.Context) (_ *ForkResult, err error) {
 		tables = append(tables, past)
 	}
 	result := &ForkResult{Completeness: t.completeness(nil), Rows: make(map[string]int64)}
-	conn, err := c.snapshots.Acquire(ctx)
+	conn, err := c.history.snapshots.Acquire(ctx)
 	if err != nil {
 		return nil, wrap("connect to the source", err)
 	}

@@ -43,7 +43,7 @@ func (s callScope) String() string {
 
 // readImplicit reads which functions run without their names being written.
 func (g *guard) readImplicit(ctx context.Context) error {
-	rows, err := g.view.client.source.Query(ctx, `
+	rows, err := g.view.client.history.source.Query(ctx, `
 		WITH implicit (operator, domain, oid) AS (
 			SELECT o.oprname, '', o.oprcode::oid FROM pg_catalog.pg_operator o WHERE o.oid >= 16384
 			UNION
@@ -83,7 +83,7 @@ func (g *guard) readFunctions(ctx context.Context, names []string) error {
 	for _, name := range names {
 		g.functions[name] = nil
 	}
-	rows, err := g.view.client.source.Query(ctx, `
+	rows, err := g.view.client.history.source.Query(ctx, `
 		SELECT p.oid, n.nspname, p.proname, l.lanname, p.provolatile::text, p.oid < 16384,
 			CASE WHEN p.prokind = 'a' THEN '' WHEN pg_catalog.to_jsonb(p) ->> 'prosqlbody' IS NULL THEN coalesce(p.prosrc, '') ELSE pg_catalog.pg_get_functiondef(p.oid) END,
 			(pg_catalog.to_jsonb(p) ->> 'prosqlbody') IS NOT NULL,

@@ -136,7 +136,7 @@ func (p Point) lately(ctx context.Context, name string) (*pastTable, error) {
 	case last.Until != 0: // else it was dropped a moment ago
 		t.through, t.same = last.Until-1, last.Until-1
 	}
-	return t.tableOf(ctx, last, t.client.freshTable)
+	return t.tableOf(ctx, last, t.client.history.freshTable)
 }
 
 // versionsOf returns the versions of a row until the moment, oldest first.
@@ -349,7 +349,7 @@ func (p *pastTable) changesBefore(ctx context.Context, changes []Change, values 
 	before := *p.travel
 	before.point = AtPosition(Position{LSN: turned.after}).of(p.client)
 	before.through, before.same = turned.after, turned.after
-	older, err := before.tableOf(ctx, p.covered, p.client.recentTable)
+	older, err := before.tableOf(ctx, p.covered, p.client.history.recentTable)
 	if err != nil {
 		return nil, err
 	}
@@ -372,9 +372,9 @@ func (p *pastTable) changesBefore(ctx context.Context, changes []Change, values 
 // condition holds.
 func (p *pastTable) changesIn(ctx context.Context, from, to LSN, condition string) (found bool, err error) {
 	for _, span := range p.names {
-		err := p.client.store.QueryRow(ctx, `
+		err := p.client.history.store.QueryRow(ctx, `
 			SELECT EXISTS (
-				SELECT FROM `+p.client.table("changes")+` c
+				SELECT FROM `+p.client.history.table("changes")+` c
 				WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3 AND c.position > $4 AND c.position <= $5 AND `+condition+span.within()+`)`,
 			span.name, span.schema, p.database, max(from, span.from).String(), min(to, span.to).String()).Scan(&found)
 		if err != nil || found {

@@ -136,9 +136,9 @@ func (p *pastTable) keylessChanges(ctx context.Context, s side, span nameSpan, o
 	if s.from >= s.to {
 		return nil
 	}
-	rows, err := p.client.streams.Query(ctx, `
+	rows, err := p.client.history.streams.Query(ctx, `
 		SELECT c.position, c.sequence, c.transaction_id, c.before, c.after, c.defect
-		FROM `+p.client.table("changes")+` c
+		FROM `+p.client.history.table("changes")+` c
 		WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3
 		  AND c.position > $4 AND c.position <= $5 AND c.operation <> 'TRUNCATE'`+span.within()+`
 		  AND ($6::bigint[] IS NULL OR c.transaction_id = ANY ($6))`,

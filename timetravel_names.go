@@ -34,7 +34,7 @@ func (c *Client) applicationPath(ctx context.Context, p Point) (string, error) {
 		return c.cfg.path, nil
 	}
 	var path string
-	err := c.source.QueryRow(ctx, `
+	err := c.history.source.QueryRow(ctx, `
 		SELECT coalesce((
 			SELECT pg_catalog.substr(setting, pg_catalog.length('search_path=') + 1)
 			FROM pg_catalog.pg_db_role_setting s
@@ -85,7 +85,7 @@ func (v *pastView) need(ctx context.Context, names []string) error {
 
 // look reads what the source has of the names now.
 func (v *pastView) look(ctx context.Context, names []string) error {
-	rows, err := v.client.source.Query(ctx, `
+	rows, err := v.client.history.source.Query(ctx, `
 		SELECT c.oid, n.nspname, c.relname, c.relkind::text,
 			CASE WHEN c.relkind = 'v' THEN coalesce(pg_catalog.pg_get_viewdef(c.oid), '') ELSE '' END,
 			array(

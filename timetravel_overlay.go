@@ -38,7 +38,7 @@ func (p *pastTable) checkDomains(ctx context.Context, whole bool) error {
 	if p.client.cfg.TrustOwners {
 		return nil
 	}
-	rows, err := p.client.reading.Query(ctx, `
+	rows, err := p.client.history.reading.Query(ctx, `
 		WITH RECURSIVE parts (root, oid, inner_) AS (
 			SELECT t.oid, t.oid, false FROM pg_catalog.unnest($1::oid[]) t (oid)
 			UNION

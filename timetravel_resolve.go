@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/hindsight-go/audit/capture"
-	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -25,28 +24,15 @@ type travel struct {
 	at time.Time
 }
 
-// factsAge is how long what the store knows beside the changes may be used again.
-// Nothing of it changes for moments that are long past, but for coverage that
-// turns out to have ended: that is found out every few seconds.
-const factsAge = time.Second
-
-// remembered is the facts at some moment, and what the source's catalog said of
-// tables since, by OID.
-type remembered struct {
-	facts  *store.Facts
-	read   time.Time
-	tables map[uint32]*pgcatalog.Table
-}
-
 // travel begins a question: it finds out which position the point means, and
 // waits until the store holds everything up to it.
 func (c *Client) travel(ctx context.Context, p Point) (*travel, error) {
 	t := &travel{client: c, point: p}
 	var err error
-	if t.database, err = c.databaseName(ctx); err != nil {
+	if t.database, err = c.history.databaseName(ctx); err != nil {
 		return nil, err
 	}
-	if t.facts, err = c.recentFacts(ctx, t.database); err != nil {
+	if t.facts, err = c.history.recentFacts(ctx, t.database); err != nil {
 		return nil, err
 	}
 	if err := t.resolve(ctx); err != nil {
@@ -75,83 +61,13 @@ func (p Point) travel(ctx context.Context) (*travel, error) {
 	return c.travel(ctx, p)
 }
 
-// databaseName returns the name of the source's database, the key of everything
-// in the store. It never changes.
-func (c *Client) databaseName(ctx context.Context) (string, error) {
-	c.mu.Lock()
-	name := c.database
-	c.mu.Unlock()
-	if name != "" {
-		return name, nil
-	}
-	if err := c.source.QueryRow(ctx, "SELECT pg_catalog.current_database()").Scan(&name); err != nil {
-		return "", wrap("ask the source for its name", err)
-	}
-	c.mu.Lock()
-	c.database = name
-	c.mu.Unlock()
-	return name, nil
-}
-
-// recentFacts returns the facts as of a moment ago.
-func (c *Client) recentFacts(ctx context.Context, database string) (*store.Facts, error) {
-	c.mu.Lock()
-	known := c.known
-	c.mu.Unlock()
-	if known.facts != nil && time.Since(known.read) < factsAge {
-		return known.facts, nil
-	}
-	return c.freshFacts(ctx, database)
-}
-
-// freshFacts reads the facts.
-func (c *Client) freshFacts(ctx context.Context, database string) (*store.Facts, error) {
-	read := time.Now()
-	facts, err := c.history.Facts(ctx, database)
-	switch {
-	case errors.Is(err, store.ErrNoCheckpoint), isUndefined(err):
-		return nil, ErrNoHistory
-	case err != nil:
-		return nil, wrap("read facts of history", err)
-	}
-	c.mu.Lock()
-	c.known = remembered{facts: &facts, read: read, tables: make(map[uint32]*pgcatalog.Table)}
-	c.mu.Unlock()
-	return &facts, nil
-}
-
-// recentTable describes a table as it was a moment ago; nil if it is gone.
-func (c *Client) recentTable(ctx context.Context, oid uint32) (*pgcatalog.Table, error) {
-	c.mu.Lock()
-	table, ok := c.known.tables[oid]
-	c.mu.Unlock()
-	if ok {
-		return table, nil
-	}
-	return c.freshTable(ctx, oid)
-}
-
-// freshTable describes a table as it is; nil if it is gone.
-func (c *Client) freshTable(ctx context.Context, oid uint32) (*pgcatalog.Table, error) {
-	table, err := pgcatalog.Describe(ctx, c.source, c.kinds, oid)
-	if err != nil && !errors.Is(err, pgcatalog.ErrNoTable) {
-		return nil, wrap("describe table", err)
-	}
-	c.mu.Lock()
-	if c.known.tables != nil {
-		c.known.tables[oid] = table
-	}
-	c.mu.Unlock()
-	return table, nil
-}
-
 // catchUp waits until the store holds everything that was committed before the
 // call, and reads the facts anew.
 func (t *travel) catchUp(ctx context.Context) error {
 	if err := t.client.awaitCapture(ctx, t.fail); err != nil {
 		return err
 	}
-	facts, err := t.client.freshFacts(ctx, t.database)
+	facts, err := t.client.history.freshFacts(ctx, t.database)
 	if err != nil {
 		return err
 	}
@@ -182,9 +98,9 @@ func (c *Client) awaitCapture(ctx context.Context, fail func(reason error, detai
 	cause := context.Cause(waiting)
 	cancel(nil)
 	<-watched
-	var history *HistoryError
-	if err != nil && errors.As(cause, &history) {
-		return history
+	var refusal *HistoryError
+	if err != nil && errors.As(cause, &refusal) {
+		return refusal
 	}
 	return wrap("wait for capture", err)
 }
@@ -231,7 +147,7 @@ func (t *travel) resolve(ctx context.Context) error {
 	case pointBeforeTransaction, pointAfterTransaction, pointBeforeRequest, pointAfterRequest:
 		return t.resolveUnit(ctx)
 	case pointMark:
-		position, ok, err := t.client.history.Mark(ctx, t.database, t.point.name)
+		position, ok, err := t.client.history.records.Mark(ctx, t.database, t.point.name)
 		if err != nil {
 			return wrap("read mark", err)
 		}
@@ -240,7 +156,7 @@ func (t *travel) resolve(ctx context.Context) error {
 		}
 		t.through = position
 	case pointNow:
-		here, err := t.client.position(ctx)
+		here, err := t.client.history.position(ctx)
 		if err != nil {
 			return wrap("ask the source", err)
 		}
@@ -252,7 +168,7 @@ func (t *travel) resolve(ctx context.Context) error {
 }
 
 func (t *travel) refuseFuture(ctx context.Context) error {
-	here, err := t.client.position(ctx)
+	here, err := t.client.history.position(ctx)
 	if err != nil {
 		return wrap("ask the source", err)
 	}
@@ -270,21 +186,21 @@ func (t *travel) refuseFuture(ctx context.Context) error {
 func cutSQL(c *Client, comparison string) string {
 	return `
 		SELECT least(
-			(SELECT m.position FROM ` + c.table("commit_times") + ` m
+			(SELECT m.position FROM ` + c.history.table("commit_times") + ` m
 			 WHERE m.database = $1 AND m.committed_at ` + comparison + ` $2
 			 ORDER BY m.committed_at, m.position
 			 LIMIT 1),
-			(SELECT c.position FROM ` + c.table("changes") + ` c
+			(SELECT c.position FROM ` + c.history.table("changes") + ` c
 			 WHERE c.database = $1 AND c.committed_at ` + comparison + ` $2
 			   AND c.position > coalesce((
-				SELECT m.position FROM ` + c.table("commit_times") + ` m
+				SELECT m.position FROM ` + c.history.table("commit_times") + ` m
 				WHERE m.database = $1 AND NOT m.committed_at ` + comparison + ` $2
 				ORDER BY m.committed_at DESC, m.position DESC
 				LIMIT 1), '0/0')
 			 ORDER BY c.position
 			 LIMIT 1)),
-			(SELECT max(h.until_time) FROM ` + c.table("retention") + ` h),
-			(SELECT max(j.ahead_at) FROM ` + c.table("clock_jumps") + ` j WHERE j.database = $1 AND j.back_to <= $2 AND j.ahead_at > $2)`
+			(SELECT max(h.until_time) FROM ` + c.history.table("retention") + ` h),
+			(SELECT max(j.ahead_at) FROM ` + c.history.table("clock_jumps") + ` j WHERE j.database = $1 AND j.back_to <= $2 AND j.ahead_at > $2)`
 }
 
 // resolveTime maps a time to a position.
@@ -299,11 +215,11 @@ func (t *travel) resolveTime(ctx context.Context) error {
 	for range 3 {
 		var cut *lsnText
 		var dropped, ahead *time.Time
-		if err := t.client.store.QueryRow(ctx, cutSQL(t.client, comparison), t.database, storeTime(t.at)).Scan(&cut, &dropped, &ahead); err != nil {
+		if err := t.client.history.store.QueryRow(ctx, cutSQL(t.client, comparison), t.database, storeTime(t.at)).Scan(&cut, &dropped, &ahead); err != nil {
 			return wrap("find the position of a time", err)
 		}
 		if dropped != nil && dropped.After(t.facts.Horizon.Time) {
-			facts, err := t.client.freshFacts(ctx, t.database) // somebody else did so just now
+			facts, err := t.client.history.freshFacts(ctx, t.database) // somebody else did so just now
 			if err != nil {
 				return err
 			}
@@ -319,7 +235,7 @@ func (t *travel) resolveTime(ctx context.Context) error {
 		}
 		// Everything there is was committed until then, but more may come. What
 		// comes behind a barrier that is later than the time does not.
-		now, err := t.client.sourceTime(ctx)
+		now, err := t.client.history.sourceTime(ctx)
 		if err != nil {
 			return wrap("ask the source for its time", err)
 		}
@@ -354,8 +270,8 @@ func (t *travel) widen(ctx context.Context) error {
 		return nil
 	}
 	var last *lsnText
-	err := t.client.store.QueryRow(ctx, `
-		SELECT (SELECT c.position FROM `+t.client.table("changes")+` c
+	err := t.client.history.store.QueryRow(ctx, `
+		SELECT (SELECT c.position FROM `+t.client.history.table("changes")+` c
 			WHERE c.database = $1 AND c.position <= $2
 			ORDER BY c.position DESC
 			LIMIT 1)`, t.database, t.through.String()).Scan(&last)
@@ -453,7 +369,7 @@ func (c *Client) Mark(ctx context.Context, name string) (Position, error) {
 	if err != nil {
 		return Position{}, wrap("mark", err)
 	}
-	set, err := c.history.SetMark(ctx, b.database, name, target, time.Now())
+	set, err := c.history.records.SetMark(ctx, b.database, name, target, time.Now())
 	if err != nil {
 		return Position{}, wrap("mark", err)
 	}
@@ -477,11 +393,11 @@ func (c *Client) Marks(ctx context.Context) ([]NamedMark, error) {
 	if err := c.open(); err != nil {
 		return nil, err
 	}
-	database, err := c.databaseName(ctx)
+	database, err := c.history.databaseName(ctx)
 	if err != nil {
 		return nil, err
 	}
-	stored, err := c.history.Marks(ctx, database)
+	stored, err := c.history.records.Marks(ctx, database)
 	if err != nil {
 		return nil, wrap("read marks", err)
 	}
@@ -502,7 +418,7 @@ type Token string
 // later, read history with its write in it. Any SQL client gets the same with
 // SELECT pg_current_wal_insert_lsn().
 func (c *Client) Token(ctx context.Context) (Token, error) {
-	here, err := c.position(ctx)
+	here, err := c.history.position(ctx)
 	if err != nil {
 		return "", wrap("make token", err)
 	}
@@ -524,10 +440,10 @@ func (c *Client) WaitFor(ctx context.Context, token Token) error {
 		return &PointError{Reason: "WaitFor: the token is " + err.Error()}
 	}
 	t := &travel{client: c, point: AtPosition(Position{LSN: lsn})}
-	if t.database, err = c.databaseName(ctx); err != nil {
+	if t.database, err = c.history.databaseName(ctx); err != nil {
 		return err
 	}
-	if t.facts, err = c.recentFacts(ctx, t.database); err != nil {
+	if t.facts, err = c.history.recentFacts(ctx, t.database); err != nil {
 		return err
 	}
 	if lsn <= t.facts.Checkpoint.Position {

@@ -73,7 +73,7 @@ func (p *pastTable) begin(ctx context.Context) (base, *snapshot, error) {
 func (p *pastTable) refresh(ctx context.Context) error {
 	for _, cov := range p.facts.Coverage {
 		if cov.RelationID == p.oid && cov.From == p.covered.From && cov.Schema == p.covered.Schema && cov.Table == p.covered.Table {
-			fresh, err := p.travel.tableOf(ctx, cov, p.client.freshTable)
+			fresh, err := p.travel.tableOf(ctx, cov, p.client.history.freshTable)
 			if err != nil {
 				return err
 			}
@@ -290,9 +290,9 @@ func (p *pastTable) unseen(ctx context.Context, s *snapshot) (map[string]event, 
 	}
 	found := make(map[string]event)
 	for _, span := range p.names {
-		rows, err := p.client.store.Query(ctx, `
+		rows, err := p.client.history.store.Query(ctx, `
 			SELECT c.primary_key, c.previous_key
-			FROM `+p.client.table("changes")+` c
+			FROM `+p.client.history.table("changes")+` c
 			WHERE c."table" = $2 AND c.schema = $3 AND c.database = $4
 			  AND c.position > $5 AND c.position <= $6 AND c.primary_key IS NOT NULL
 			  AND c.transaction_id = ANY ($1)`+span.within(), s.hidden, span.name, span.schema, p.database, span.from.String(), min(p.through, span.to).String())
@@ -438,9 +438,9 @@ func (p *pastTable) keyText(values [][]byte) string {
 func (p *pastTable) keyframeRows(ctx context.Context, b base, yield func(key string, values [][]byte, missing []int) error) error {
 	index := p.versionAt(b.position, math.MaxInt)
 	for after := int64(-1); ; {
-		rows, err := p.client.streams.Query(ctx, `
+		rows, err := p.client.history.streams.Query(ctx, `
 			SELECT r.ordinal, r.primary_key, r.image
-			FROM `+p.client.table("keyframe_rows")+` r
+			FROM `+p.client.history.table("keyframe_rows")+` r
 			WHERE r.keyframe = $1 AND r.ordinal > $2
 			ORDER BY r.ordinal
 			LIMIT $3`, b.keyframe, after, pageRows)
@@ -554,7 +554,7 @@ func (p *pastTable) deriveSome(ctx context.Context, statement string, at []int, 
 	}
 	// The expressions may call code of the table's owner: it may read, and whatever
 	// else it does is undone.
-	tx, err := p.client.reading.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})
+	tx, err := p.client.history.reading.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})
 	if err != nil {
 		return err
 	}
@@ -622,7 +622,7 @@ func (p *pastTable) checkFormer(ctx context.Context, statement string) error {
 	if p.client.cfg.TrustOwners {
 		return nil
 	}
-	tx, err := p.client.reading.Begin(ctx)
+	tx, err := p.client.history.reading.Begin(ctx)
 	if err != nil {
 		return wrap("look at generated columns", err)
 	}
@@ -667,7 +667,7 @@ func (p *pastTable) checkOwners(ctx context.Context) error {
 		return nil
 	}
 	var function *string
-	err := p.client.reading.QueryRow(ctx, `
+	err := p.client.history.reading.QueryRow(ctx, `
 		SELECT (SELECT f.oid::regprocedure::text
 			FROM pg_catalog.pg_attrdef a
 			JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid = a.oid

@@ -47,7 +47,7 @@ const liveSettings = `
 // everything that it shows. The tables are locked first, against TRUNCATE and
 // ALTER TABLE only: those would be seen by an older snapshot.
 func (t *travel) snapshot(ctx context.Context, tables []*pgcatalog.Table, mode pgx.TxAccessMode) (*snapshot, error) {
-	conn, err := t.client.snapshots.Acquire(ctx)
+	conn, err := t.client.history.snapshots.Acquire(ctx)
 	if err != nil {
 		return nil, wrap("connect to the source", err)
 	}
@@ -78,8 +78,8 @@ func (t *travel) snapshot(ctx context.Context, tables []*pgcatalog.Table, mode p
 // findHidden looks which transactions that the snapshot does not show are in the
 // moment.
 func (s *snapshot) findHidden(ctx context.Context, t *travel) error {
-	changes := t.client.table("changes")
-	rows, err := t.client.store.Query(ctx, `
+	changes := t.client.history.table("changes")
+	rows, err := t.client.history.store.Query(ctx, `
 		SELECT running.xid
 		FROM pg_catalog.unnest($1::bigint[]) running (xid)
 		WHERE EXISTS (

@@ -84,7 +84,7 @@ func (t *travel) table(ctx context.Context, name string) (*pastTable, error) {
 	}
 	// What the catalog said a moment ago will do: it is asked again before the live
 	// table is read.
-	p, err := t.tableOf(ctx, cov, t.client.recentTable)
+	p, err := t.tableOf(ctx, cov, t.client.history.recentTable)
 	if err == nil && p.live == nil && t.point.kind == pointNow {
 		return nil, p.refuse(ErrNotTracked, "it was dropped", 0)
 	}
@@ -223,7 +223,7 @@ func (t *travel) lentSince(name pgcatalog.Name, holders []uint32) bool {
 // renamedTo returns the stays of a table that has been given the name so lately
 // that history does not know it yet.
 func (t *travel) renamedTo(ctx context.Context, name pgcatalog.Name) ([]store.Coverage, error) {
-	rows, err := t.client.source.Query(ctx, `
+	rows, err := t.client.history.source.Query(ctx, `
 		SELECT c.oid
 		FROM pg_catalog.pg_class c
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -295,7 +295,7 @@ func (t *travel) holding(stays []store.Coverage) []store.Coverage {
 func (t *travel) notTracked(ctx context.Context, name pgcatalog.Name) error {
 	e := &HistoryError{Table: pgcatalog.Qualified(name.Schema, name.Table), Asked: t.point.String(), Reason: ErrNotTracked}
 	var exists bool
-	err := t.client.source.QueryRow(ctx, `
+	err := t.client.history.source.QueryRow(ctx, `
 		SELECT EXISTS (
 			SELECT FROM pg_catalog.pg_class c
 			JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace

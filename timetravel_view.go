@@ -207,7 +207,7 @@ func (t *travel) liveTables(ctx context.Context) ([]*pgcatalog.Table, error) {
 	for _, cov := range t.facts.Coverage {
 		oids = append(oids, cov.RelationID)
 	}
-	rows, err := t.client.source.Query(ctx, `
+	rows, err := t.client.history.source.Query(ctx, `
 		SELECT n.nspname, c.relname
 		FROM pg_catalog.pg_class c
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -266,9 +266,9 @@ func quoteLiteral(s string) string { return "'" + strings.ReplaceAll(s, "'", "''
 // add finds a table and whether there is a past of it.
 func (v *pastView) add(ctx context.Context, name string) (*viewTable, error) {
 	past, err := v.lookedUp(ctx, name)
-	var history *HistoryError
+	var refusal *HistoryError
 	var columns *ColumnsError
-	if errors.As(err, &history) || errors.As(err, &columns) {
+	if errors.As(err, &refusal) || errors.As(err, &columns) {
 		parsed, _ := pgcatalog.ParseName(name)
 		v.missing[parsed] = err
 		return nil, nil
@@ -284,7 +284,7 @@ func (v *pastView) add(ctx context.Context, name string) (*viewTable, error) {
 	if table.base, err = past.base(ctx); err == nil && table.base.kind == baseLive {
 		err = past.refuseUnpublished(pass(ctx), v.snapshot.tx)
 	}
-	if errors.As(err, &history) {
+	if errors.As(err, &refusal) {
 		table.mode, table.err, err = viewBroken, err, nil
 		v.missing[pgcatalog.Name{Schema: past.schema, Table: past.name}] = table.err
 	}
@@ -341,9 +341,9 @@ func (p *pastTable) changedSince(ctx context.Context) (bool, error) {
 			continue
 		}
 		var changed bool
-		err := p.client.store.QueryRow(ctx, `
+		err := p.client.history.store.QueryRow(ctx, `
 			SELECT EXISTS (
-				SELECT FROM `+p.client.table("changes")+` c
+				SELECT FROM `+p.client.history.table("changes")+` c
 				WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3
 				  AND c.position > $4 AND c.position <= $5`+span.within()+`)`, span.name, span.schema, p.database, from.String(), to.String()).Scan(&changed)
 		if err != nil || changed {

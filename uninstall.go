@@ -21,10 +21,10 @@ func (c *Client) UninstallSQL(ctx context.Context) (source, history []string, er
 		return nil, nil, err
 	}
 	var database string
-	if err := c.source.QueryRow(ctx, "SELECT current_database()").Scan(&database); err != nil {
+	if err := c.history.source.QueryRow(ctx, "SELECT current_database()").Scan(&database); err != nil {
 		return nil, nil, fmt.Errorf("audit: uninstall: %w", err)
 	}
-	identities, err := c.history.Identities(ctx, database)
+	identities, err := c.history.records.Identities(ctx, database)
 	if err != nil && !isUndefined(err) {
 		return nil, nil, fmt.Errorf("audit: uninstall: %w", err)
 	}
@@ -72,7 +72,7 @@ func (c *Client) Uninstall(ctx context.Context) error {
 	}
 	for _, sql := range history {
 		// 2BP01: the schema holds something that is not ours, and stays.
-		if _, err := c.store.Exec(ctx, sql); err != nil && !isCode(err, "2BP01") {
+		if _, err := c.history.store.Exec(ctx, sql); err != nil && !isCode(err, "2BP01") {
 			return fmt.Errorf("audit: uninstall: %s: %w", sql, err)
 		}
 	}
@@ -83,7 +83,7 @@ func (c *Client) Uninstall(ctx context.Context) error {
 // application's way, again and again until ctx ends.
 func (c *Client) runWithRetry(ctx context.Context, sql string) error {
 	for wait := 50 * time.Millisecond; ; wait = min(wait*2, time.Second) {
-		err := pgx.BeginFunc(ctx, c.source, func(tx pgx.Tx) error {
+		err := pgx.BeginFunc(ctx, c.history.source, func(tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '100ms'"); err != nil {
 				return err
 			}
