@@ -13,6 +13,7 @@ import (
 
 	"github.com/hindsight-go/audit/capture"
 	"github.com/hindsight-go/audit/internal/deadpeer"
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -23,7 +24,7 @@ import (
 // serve it.
 type Client struct {
 	cfg     resolved
-	history *access
+	history *history.History
 	links   connections // of all pools
 	// sourceLink and storeLink tell whether there is a pooler in between.
 	sourceLink, storeLink *sessionLink
@@ -59,7 +60,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: r, history: &access{schema: r.Schema}, directRows: directRows, closing: make(chan struct{}), stored: newBroadcast(), poke: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
+	c := &Client{cfg: r, history: &history.History{Schema: r.Schema}, directRows: directRows, closing: make(chan struct{}), stored: newBroadcast(), poke: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
 	c.last.state = capture.Stopped
 	c.tail.client, c.tail.feeding = c, make(chan struct{}, 1)
 	if c.metrics, err = newInstruments(r.MeterProvider, c); err != nil {
@@ -97,22 +98,22 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	// Questions to the source are few. Asking first whether the connection is
 	// still there spares the caller an error after a restart of the server.
 	r.source.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return true }
-	if c.history.source, err = pgxpool.NewWithConfig(ctx, r.source); err != nil {
+	if c.history.Source, err = pgxpool.NewWithConfig(ctx, r.source); err != nil {
 		return nil, fmt.Errorf("audit: open source: %w", err)
 	}
-	if c.history.store, err = pgxpool.NewWithConfig(ctx, r.store); err != nil {
-		c.history.source.Close()
+	if c.history.Store, err = pgxpool.NewWithConfig(ctx, r.store); err != nil {
+		c.history.Source.Close()
 		return nil, fmt.Errorf("audit: open store: %w", err)
 	}
 	if err := c.openLongHeld(ctx); err != nil {
-		c.history.source.Close()
-		c.history.store.Close()
+		c.history.Source.Close()
+		c.history.Store.Close()
 		return nil, err
 	}
-	c.history.kinds = capture.NewKinds(c.history.source)
-	c.history.records = store.New(c.history.store, r.Schema, store.Roles{Owner: r.StoreRoles.Owner})
+	c.history.Kinds = capture.NewKinds(c.history.Source)
+	c.history.Records = store.New(c.history.Store, r.Schema, store.Roles{Owner: r.StoreRoles.Owner})
 	c.setup = &capture.Setup{
-		DB: c.history.source, Slot: r.Slot, Publication: r.Publication, Patterns: r.patterns,
+		DB: c.history.Source, Slot: r.Slot, Publication: r.Publication, Patterns: r.patterns,
 		StoreSchema: r.Schema, Logger: r.Logger,
 	}
 	return c, nil
@@ -128,30 +129,30 @@ func (c *Client) openLongHeld(ctx context.Context) (err error) {
 	if c.cfg.read != nil {
 		source = c.cfg.read.Copy()
 	}
-	c.history.reading = c.history.source
+	c.history.Reading = c.history.Source
 	if c.cfg.read != nil {
 		reading := source.Copy()
 		reading.MaxConns = 4
-		if c.history.reading, err = pgxpool.NewWithConfig(ctx, reading); err != nil {
+		if c.history.Reading, err = pgxpool.NewWithConfig(ctx, reading); err != nil {
 			return fmt.Errorf("audit: open source: %w", err)
 		}
 	}
 	source.MaxConns = longHeld
 	source.ConnConfig.Tracer = viewTracer{}
-	if c.history.snapshots, err = pgxpool.NewWithConfig(ctx, source); err != nil {
+	if c.history.SourceLong, err = pgxpool.NewWithConfig(ctx, source); err != nil {
 		return fmt.Errorf("audit: open source: %w", err)
 	}
 	store := c.cfg.store.Copy()
 	store.MaxConns = longHeld
-	if c.history.streams, err = pgxpool.NewWithConfig(ctx, store); err != nil {
-		c.history.snapshots.Close()
+	if c.history.StoreLong, err = pgxpool.NewWithConfig(ctx, store); err != nil {
+		c.history.SourceLong.Close()
 		return fmt.Errorf("audit: open store: %w", err)
 	}
 	listings := c.cfg.store.Copy()
 	listings.ConnConfig.RuntimeParams["row_security"] = "on"
-	if c.history.listings, err = pgxpool.NewWithConfig(ctx, listings); err != nil {
-		c.history.snapshots.Close()
-		c.history.streams.Close()
+	if c.history.Listings, err = pgxpool.NewWithConfig(ctx, listings); err != nil {
+		c.history.SourceLong.Close()
+		c.history.StoreLong.Close()
 		return fmt.Errorf("audit: open store: %w", err)
 	}
 	return nil
@@ -208,10 +209,10 @@ func (c *Client) Close() {
 		<-r.done
 	}
 	c.metrics.close()
-	if c.history.reading != c.history.source {
-		c.history.reading.Close()
+	if c.history.Reading != c.history.Source {
+		c.history.Reading.Close()
 	}
-	for _, pool := range []*pgxpool.Pool{c.history.source, c.history.store, c.history.snapshots, c.history.streams, c.history.listings} {
+	for _, pool := range []*pgxpool.Pool{c.history.Source, c.history.Store, c.history.SourceLong, c.history.StoreLong, c.history.Listings} {
 		pool.Close()
 	}
 }

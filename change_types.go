@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -58,8 +59,8 @@ func (c *Client) describeColumns(ctx context.Context, changes []Change) error {
 	}
 	known := c.types.of(newest)
 	read, err := c.readVersions(ctx, newest)
-	if err != nil && !isCode(err, "42501") && !isUndefined(err) {
-		return wrap("read changes", err)
+	if err != nil && !history.IsCode(err, "42501") && !history.IsUndefined(err) {
+		return history.OpError("read changes", err)
 	}
 	c.types.add(read)
 	maps.Copy(known, read)
@@ -110,10 +111,10 @@ func (c *Client) readVersions(ctx context.Context, upTo map[tableKey]LSN) (map[t
 	for key := range upTo {
 		databases, schemas, tables = append(databases, key.database), append(schemas, key.schema), append(tables, key.table)
 	}
-	rows, err := c.history.listings.Query(ctx, `
+	rows, err := c.history.Listings.Query(ctx, `
 		SELECT r.database, r.schema, r."table", r.position, r.columns
 		FROM unnest($1::text[], $2::text[], $3::text[]) AS u (database, schema, "table")
-		JOIN `+c.history.table("relations")+` AS r USING (database, schema, "table")
+		JOIN `+c.history.Relation("relations")+` AS r USING (database, schema, "table")
 		ORDER BY r.position`, databases, schemas, tables)
 	if err != nil {
 		return nil, err

@@ -143,7 +143,7 @@ func (e *SecretKeyError) Error() string {
 
 // checkColumns refuses keys that are to be withheld, and logs which columns are.
 func (c *Client) checkColumns(ctx context.Context) error {
-	rows, err := c.history.source.Query(ctx, `
+	rows, err := c.history.Source.Query(ctx, `
 		SELECT n.nspname, c.relname, a.attname,
 			EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND a.attnum = ANY (i.indkey))
 		FROM pg_catalog.pg_class c

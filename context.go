@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hindsight-go/audit/internal/history"
 )
 
 const (
@@ -189,5 +191,5 @@ func Stamp(ctx context.Context, tx Execer) error {
 		return err
 	}
 	_, err = tx.Exec(ctx, stampSQL, StampPrefix, string(content))
-	return wrap("stamp context", err)
+	return history.OpError("stamp context", err)
 }

@@ -6,6 +6,7 @@ import (
 	"reflect"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -33,11 +34,11 @@ type (
 
 // ErrClosed is returned after [Client.Close] by everything that would ask a server, and
 // by what waits when the client is closed.
-var ErrClosed = errClosed
+var ErrClosed = history.ErrClosed
 
 // ErrStandby is returned where a connection string leads to a standby by what needs the
 // primary: the past, reverts, and all that writes. [Changes] and [Client.Status] answer.
-var ErrStandby = errStandby
+var ErrStandby = history.ErrStandby
 
 // ErrNotRunning is returned by [Client.Refresh] on a client that does not
 // capture, and by [Client.Sync] and [Client.Mark] where no instance does.
@@ -89,13 +90,13 @@ func (e *CursorError) Error() string { return "audit: cursor: " + e.Reason }
 var (
 	// ErrNoHistory is returned by a query of a store that was never set up: the
 	// schema is another one, or capture was never started.
-	ErrNoHistory = errNoHistory
+	ErrNoHistory = history.ErrNoHistory
 
 	// ErrRowSecurity is returned by what computes a past or a revert when row-level
 	// security hides rows, of a tracked table or of the history, from the role. A
 	// part of them would give a wrong answer. Use a role with BYPASSRLS, or the
 	// owner. [Changes] lists what the role may see.
-	ErrRowSecurity = errRowSecurity
+	ErrRowSecurity = history.ErrRowSecurity
 
 	// ErrNotFound is returned by [Query.First] when no change matches.
 	ErrNotFound = errors.New("audit: no change matches the query")

@@ -12,7 +12,7 @@ import (
 // Explain has the server tell seen the plan of every statement that a query of the
 // client runs, as auto_explain writes it: analyzed, with buffers, in JSON.
 func Explain(ctx context.Context, c *Client, seen func(plan string)) error {
-	for _, pool := range []**pgxpool.Pool{&c.history.listings, &c.history.store, &c.history.streams} {
+	for _, pool := range []**pgxpool.Pool{&c.history.Listings, &c.history.Store, &c.history.StoreLong} {
 		config := (*pool).Config()
 		for name, value := range map[string]string{
 			"session_preload_libraries": "auto_explain", "client_min_messages": "log",

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -36,16 +37,16 @@ func (c *Client) Extent(ctx context.Context) (Extent, error) {
 	if err := c.open(); err != nil {
 		return Extent{}, err
 	}
-	database, err := c.history.databaseName(ctx)
+	database, err := c.history.Database(ctx)
 	if err != nil {
 		return Extent{}, err
 	}
-	e, err := c.history.records.Extent(ctx, database)
+	e, err := c.history.Records.Extent(ctx, database)
 	switch {
-	case errors.Is(err, store.ErrNoCheckpoint), isUndefined(err):
+	case errors.Is(err, store.ErrNoCheckpoint), history.IsUndefined(err):
 		return Extent{}, ErrNoHistory
 	case err != nil:
-		return Extent{}, wrap("ask how far history reaches", err)
+		return Extent{}, history.OpError("ask how far history reaches", err)
 	}
 	return Extent{
 		Database: database, Stored: e.Stored, Dropped: e.Dropped, DroppedUntil: e.DroppedUntil.UTC(),

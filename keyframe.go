@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
@@ -63,7 +64,7 @@ func (c *Client) Baseline(ctx context.Context, options *BaselineOptions) (err er
 			return err
 		}
 	}
-	c.history.forgetFacts()
+	c.history.Forget()
 	return nil
 }
 
@@ -92,9 +93,9 @@ func (c *Client) baseline(ctx context.Context, t *travel, name string, progress 
 	if err != nil {
 		return err
 	}
-	begun, err := c.history.records.BeginFrame(ctx, store.Frame{Database: t.database, Schema: past.schema, Table: past.name, RelationID: past.oid, Position: now.through})
+	begun, err := c.history.Records.BeginFrame(ctx, store.Frame{Database: t.database, Schema: past.schema, Table: past.name, RelationID: past.oid, Position: now.through})
 	if err != nil {
-		return wrap("begin baseline", err)
+		return history.OpError("begin baseline", err)
 	}
 	if begun.Position != now.through || begun.Schema != past.schema || begun.Table != past.name {
 		// One that was interrupted: at its own moment.
@@ -107,15 +108,15 @@ func (c *Client) baseline(ctx context.Context, t *travel, name string, progress 
 		}
 		if err != nil {
 			// Its moment cannot be told any more: from the beginning, then.
-			if dropErr := c.history.records.DropFrame(ctx, begun.ID); dropErr != nil {
-				return wrap("begin baseline", dropErr)
+			if dropErr := c.history.Records.DropFrame(ctx, begun.ID); dropErr != nil {
+				return history.OpError("begin baseline", dropErr)
 			}
 			return c.baseline(ctx, t, name, progress)
 		}
 	}
 	f := &frame{Frame: begun, past: past, progress: progress}
 	if err := f.write(ctx); err != nil {
-		return wrap("take baseline of "+past.qualified(), err)
+		return history.OpError("take baseline of "+past.qualified(), err)
 	}
 	return nil
 }
@@ -135,7 +136,7 @@ func (f *frame) write(ctx context.Context) error {
 		}
 		f.report(n < frameRows)
 		if n < frameRows {
-			return f.past.client.history.records.CompleteFrame(ctx, f.Frame)
+			return f.past.client.history.Records.CompleteFrame(ctx, f.Frame)
 		}
 	}
 }
@@ -180,7 +181,7 @@ func (f *frame) writeSome(ctx context.Context) (int, error) {
 	if len(rows) == 0 {
 		return 0, nil
 	}
-	if err := past.client.history.records.AppendFrame(ctx, f.Frame, rows); err != nil {
+	if err := past.client.history.Records.AppendFrame(ctx, f.Frame, rows); err != nil {
 		return 0, err
 	}
 	f.Rows += int64(len(rows))
@@ -190,7 +191,7 @@ func (f *frame) writeSome(ctx context.Context) (int, error) {
 // writeWhole stores all rows in one transaction: without a key there is no place
 // to go on from.
 func (f *frame) writeWhole(ctx context.Context) error {
-	n, err := f.past.client.history.records.WriteFrame(ctx, f.Frame, nil, func(w *store.FrameWriter) error {
+	n, err := f.past.client.history.Records.WriteFrame(ctx, f.Frame, nil, func(w *store.FrameWriter) error {
 		return f.past.rows(ctx, func(values [][]byte) error { return w.Write(store.FrameRow{Image: f.past.frameImage(values)}) })
 	})
 	if err != nil {
@@ -211,46 +212,46 @@ func Baseline(ctx context.Context, options *BaselineOptions) error {
 // taken only if it is to be had at once, and only on a table without a page.
 func (c *Client) noteEmpty(ctx context.Context, database, schema, table string, oid uint32) error {
 	var pages int64
-	err := c.history.source.QueryRow(ctx, `
+	err := c.history.Source.QueryRow(ctx, `
 		SELECT coalesce(sum(pg_catalog.pg_relation_size(t.relid)), 1)::bigint
 		FROM (SELECT $1::oid AS relid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree($1::oid) p) t`, oid).Scan(&pages)
 	if err != nil || pages > 0 {
-		return wrap("look whether the table is empty", err)
+		return history.OpError("look whether the table is empty", err)
 	}
 	ident := pgx.Identifier{schema, table}.Sanitize()
 	var empty bool
 	var here LSN
-	err = pgx.BeginFunc(ctx, c.history.source, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(ctx, c.history.Source, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "LOCK TABLE "+ident+" IN SHARE MODE NOWAIT"); err != nil {
 			return err
 		}
 		return tx.QueryRow(ctx, "SELECT NOT EXISTS (SELECT FROM "+ident+"), pg_catalog.pg_current_wal_insert_lsn()::text").Scan(&empty, &here)
 	})
-	if isCode(err, "55P03", "42P01", "42501") {
+	if history.IsCode(err, "55P03", "42P01", "42501") {
 		return nil // somebody is at it, or it is gone, or not ours to lock: no harm
 	}
 	if err != nil || !empty {
-		return wrap("look whether the table is empty", err)
+		return history.OpError("look whether the table is empty", err)
 	}
-	_, err = c.history.records.WriteFrame(ctx, store.Frame{Database: database, Schema: schema, Table: table, RelationID: oid, Position: here}, nil,
+	_, err = c.history.Records.WriteFrame(ctx, store.Frame{Database: database, Schema: schema, Table: table, RelationID: oid, Position: here}, nil,
 		func(*store.FrameWriter) error { return nil })
-	return wrap("note that the table is empty", err)
+	return history.OpError("note that the table is empty", err)
 }
 
 // carryKeyframes makes keyframes at the position up to which retention is about to
 // drop history, which it returns, of every table that history knows whole at it: what
 // comes behind stays as exact as it was.
 func (c *Client) carryKeyframes(ctx context.Context, before time.Time) (horizon LSN, err error) {
-	horizon, err = c.history.records.HorizonAt(ctx, before)
+	horizon, err = c.history.Records.HorizonAt(ctx, before)
 	if err != nil || horizon == 0 {
 		return horizon, err
 	}
-	database, err := c.history.databaseName(ctx)
+	database, err := c.history.Database(ctx)
 	if err != nil {
 		return horizon, err
 	}
 	t := &travel{client: c, point: AtPosition(Position{LSN: horizon}).of(c), database: database, through: horizon, same: horizon}
-	if t.facts, err = c.history.freshFacts(ctx, database); err != nil {
+	if t.facts, err = c.history.FreshFacts(ctx, database); err != nil {
 		return horizon, err
 	}
 	for _, cov := range t.holding(t.facts.Coverage) {
@@ -262,7 +263,7 @@ func (c *Client) carryKeyframes(ctx context.Context, before time.Time) (horizon 
 }
 
 func (t *travel) carryKeyframe(ctx context.Context, cov store.Coverage) error {
-	past, err := t.tableOf(ctx, cov, t.client.history.freshTable)
+	past, err := t.tableOf(ctx, cov, t.client.history.FreshTable)
 	if err != nil {
 		var refusal *HistoryError
 		if errors.As(err, &refusal) {
@@ -284,8 +285,8 @@ func (t *travel) carryKeyframe(ctx context.Context, cov store.Coverage) error {
 	}
 	f := store.Frame{Database: t.database, Schema: past.schema, Table: past.name, RelationID: past.oid, Position: t.through}
 	from := &store.FrameBase{Keyframe: b.keyframe, Horizon: t.facts.Horizon.Position}
-	_, err = t.client.history.records.WriteFrame(ctx, f, from, func(w *store.FrameWriter) error { return past.carry(ctx, b, w) })
-	return wrap("carry "+past.qualified()+" along", err)
+	_, err = t.client.history.Records.WriteFrame(ctx, f, from, func(w *store.FrameWriter) error { return past.carry(ctx, b, w) })
+	return history.OpError("carry "+past.qualified()+" along", err)
 }
 
 // carry writes the table as it was, from a base before the moment, a page of rows at a
@@ -328,9 +329,9 @@ func (p *pastTable) carry(ctx context.Context, b base, w *store.FrameWriter) err
 
 // dropKeyframes drops the keyframes that retention has left behind.
 func (c *Client) dropKeyframes(ctx context.Context) error {
-	database, err := c.history.databaseName(ctx)
+	database, err := c.history.Database(ctx)
 	if err != nil {
 		return err
 	}
-	return c.history.records.DropFramesBefore(ctx, database)
+	return c.history.Records.DropFramesBefore(ctx, database)
 }

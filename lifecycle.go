@@ -85,7 +85,7 @@ func (c *Client) Start(ctx context.Context) error {
 	c.abort = func() { cancelStart(); cancelRun() }
 	c.last = view{state: capture.Starting}
 	c.mu.Unlock()
-	c.history.store.Reset() // connections from before a restart of the server are no reason to fail
+	c.history.Store.Reset() // connections from before a restart of the server are no reason to fail
 	facts, err := c.prepareSource(deadpeer.Impatient(startCtx))
 	if err != nil {
 		cancelRun()
@@ -211,7 +211,7 @@ func (c *Client) newReader(r *run) *capture.Reader {
 	return capture.New(capture.Config{
 		Connect:       &c.cfg.source.ConnConfig.Config,
 		BeforeConnect: c.cfg.BeforeConnect,
-		Catalog:       c.history.source,
+		Catalog:       c.history.Source,
 		Slot:          c.cfg.Slot,
 		Publication:   c.cfg.Publication,
 		Prefix:        c.cfg.ContextPrefix,
@@ -235,7 +235,7 @@ func (c *Client) newReader(r *run) *capture.Reader {
 }
 
 func (c *Client) openWriter(ctx context.Context, r *run, progress func()) (capture.Sink, capture.LSN, error) {
-	w, from, err := c.history.records.NewWriter(ctx, store.WriterConfig{
+	w, from, err := c.history.Records.NewWriter(ctx, store.WriterConfig{
 		Database: r.facts.Database, Environment: c.cfg.Environment, MaxContext: c.cfg.MaxContextBytes, MaxRow: c.cfg.MaxRowBytes,
 		DigestKey: c.cfg.DigestKey,
 		Caution:   r.caution, CautionUntil: r.until,
@@ -282,7 +282,7 @@ func (c *Client) recover(ctx context.Context, r *run, err error) error {
 		c.cfg.Logger.Error("audit: the publication was dropped under the slot", "publication", c.cfg.Publication)
 		r.undecodable = c.durable()
 	case errors.Is(err, capture.ErrTimeline):
-		c.history.source.Reset() // its connections are to the server of before
+		c.history.Source.Reset() // its connections are to the server of before
 	}
 	return err
 }
@@ -290,7 +290,7 @@ func (c *Client) recover(ctx context.Context, r *run, err error) error {
 // leaveOut records that the one transaction behind the checkpoint cannot be had, and
 // goes on behind it: all that follows would otherwise never be.
 func (c *Client) leaveOut(ctx context.Context, r *run, to capture.LSN, reason string, cause error) error {
-	checkpoint, err := c.history.records.Checkpoint(ctx, r.facts.Database)
+	checkpoint, err := c.history.Records.Checkpoint(ctx, r.facts.Database)
 	if err != nil {
 		return errors.Join(cause, err)
 	}
@@ -301,11 +301,11 @@ func (c *Client) leaveOut(ctx context.Context, r *run, to capture.LSN, reason st
 	if c.cfg.OnGap == StopAtGap {
 		return capture.Permanent(gap)
 	}
-	now, err := c.history.sourceTime(ctx)
+	now, err := c.history.SourceTime(ctx)
 	if err != nil {
 		return errors.Join(cause, err)
 	}
-	if err := c.history.records.RecordGap(ctx, r.facts.Database, checkpoint, to, now, reason); err != nil {
+	if err := c.history.Records.RecordGap(ctx, r.facts.Database, checkpoint, to, now, reason); err != nil {
 		return errors.Join(cause, err)
 	}
 	r.caution, r.until, r.unsendable, r.failures = store.CautionNone, 0, 0, 0
@@ -406,7 +406,7 @@ func (c *Client) keepStatistics(ctx context.Context) {
 			return
 		case <-tick.C:
 			if c.state() == capture.Streaming {
-				c.maintenanceFailed(ctx, c.history.records.AnalyzeNew(ctx))
+				c.maintenanceFailed(ctx, c.history.Records.AnalyzeNew(ctx))
 			}
 		}
 	}
@@ -444,13 +444,13 @@ func (c *Client) requestRefresh() {
 }
 
 func (c *Client) keepPartitions(ctx context.Context) error {
-	if err := c.history.records.EnsurePartitions(ctx); err != nil {
+	if err := c.history.Records.EnsurePartitions(ctx); err != nil {
 		return err
 	}
 	if c.cfg.Retention == 0 {
 		return nil
 	}
-	locked, release, err := c.history.records.LockRetention(ctx)
+	locked, release, err := c.history.Records.LockRetention(ctx)
 	if errors.Is(err, store.ErrRetentionLocked) {
 		return nil // which does it
 	}
@@ -475,7 +475,7 @@ func (c *Client) retain(ctx context.Context, before time.Time) error {
 	if err != nil {
 		return err // what they are made of must not be dropped
 	}
-	dropped, err := c.history.records.DropBefore(ctx, before, horizon)
+	dropped, err := c.history.Records.DropBefore(ctx, before, horizon)
 	if err != nil {
 		return err
 	}
@@ -483,7 +483,7 @@ func (c *Client) retain(ctx context.Context, before time.Time) error {
 		c.cfg.Logger.Info("audit: dropped history past its retention", "partition", name)
 	}
 	if len(dropped) > 0 {
-		c.history.forgetFacts()
+		c.history.Forget()
 	}
 	return c.dropKeyframes(ctx)
 }

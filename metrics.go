@@ -10,6 +10,7 @@ import (
 	"go.opentelemetry.io/otel/metric/noop"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/telemetry"
 	"github.com/hindsight-go/audit/store"
 )
@@ -108,7 +109,7 @@ func (m *instruments) failed(err error) {
 		kind = "refused"
 	case errors.Is(err, store.ErrFenced):
 		kind = "fenced"
-	case isCode(err, "55P03"), errors.As(err, &locked):
+	case history.IsCode(err, "55P03"), errors.As(err, &locked):
 		kind = "lock"
 	}
 	m.errors.Add(context.Background(), 1, metric.WithAttributes(attribute.String("kind", kind)))

@@ -13,6 +13,8 @@ import (
 	"github.com/jackc/pgx/v5/multitracer"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/hindsight-go/audit/internal/history"
 )
 
 // PoolerError is returned by [Client.Start] where a connection string leads to a pooler,
@@ -109,7 +111,7 @@ func (l *sessionLink) throughPooler(ctx context.Context, config *pgconn.Config) 
 // probe connects once, and looks whether our settings have come to the server.
 func probe(ctx context.Context, config *pgconn.Config) (pooled bool, err error) {
 	conn, err := pgconn.ConnectConfig(ctx, config)
-	if isCode(err, "08P01") { // unsupported startup parameter
+	if history.IsCode(err, "08P01") { // unsupported startup parameter
 		plain := config.Copy()
 		withoutSettings(plain)
 		if conn, err = pgconn.ConnectConfig(ctx, plain); err != nil {
@@ -144,7 +146,7 @@ func (c *Client) pooledField(ctx context.Context) (string, error) {
 		field string
 		pool  *pgxpool.Pool
 		link  *sessionLink
-	}{{"SourceURL", c.history.source, c.sourceLink}, {"StoreURL", c.history.store, c.storeLink}} {
+	}{{"SourceURL", c.history.Source, c.sourceLink}, {"StoreURL", c.history.Store, c.storeLink}} {
 		if err := at.pool.Ping(ctx); err != nil {
 			return "", fmt.Errorf("connect by %s: %w", at.field, err)
 		}

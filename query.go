@@ -185,7 +185,7 @@ func (q Query) upTo() string {
 func (q Query) from(c *Client, columns ...string) sq.SelectBuilder {
 	return q.matching(sq.StatementBuilder.PlaceholderFormat(sq.Dollar).
 		Select(columns...).
-		From(c.history.table("changes") + " AS c"))
+		From(c.history.Relation("changes") + " AS c"))
 }
 
 // matching adds the filters to what selects from changes AS c.

@@ -95,7 +95,7 @@ func (t *tail) ask(ctx context.Context, q *question, asked []*matches) error {
 		return err
 	}
 	// The statement is another each time: it is not to be kept.
-	rows, err := t.client.history.listings.Query(ctx, statement, append([]any{pgx.QueryExecModeDescribeExec}, args...)...)
+	rows, err := t.client.history.Listings.Query(ctx, statement, append([]any{pgx.QueryExecModeDescribeExec}, args...)...)
 	if err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func (t *tail) ask(ctx context.Context, q *question, asked []*matches) error {
 // with other values. The values are rows to the server, so that the statement is the same each
 // time, however many filters there are.
 func (t *tail) askAlike(ctx context.Context, q *question, sql string, asked []*matches) error {
-	conn, err := t.client.history.listings.Acquire(ctx)
+	conn, err := t.client.history.Listings.Acquire(ctx)
 	if err != nil {
 		return err
 	}
@@ -214,7 +214,7 @@ func (t *tail) typesOf(ctx context.Context, conn *pgx.Conn, sql string) ([]*pgty
 	if ok {
 		return types, nil
 	}
-	statement, err := sq.Dollar.ReplacePlaceholders("SELECT FROM " + t.client.history.table("changes") + " AS c WHERE " + sql)
+	statement, err := sq.Dollar.ReplacePlaceholders("SELECT FROM " + t.client.history.Relation("changes") + " AS c WHERE " + sql)
 	if err != nil {
 		return nil, err
 	}

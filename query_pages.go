@@ -10,6 +10,8 @@ import (
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/history"
 )
 
 const (
@@ -324,7 +326,7 @@ func (p *pages) unfence(ctx context.Context) error {
 	if len(ends) == 1 && ends[0] != nil {
 		end, err := parseLSN(*ends[0])
 		if err != nil {
-			return wrap("read changes", err)
+			return history.OpError("read changes", err)
 		}
 		p.end = &end
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
@@ -205,7 +206,7 @@ func (q Query) requestWalk(ctx context.Context, back bool) (*requestWalker, erro
 func (c *Client) newestPosition(ctx context.Context) (pglogrepl.LSN, error) {
 	statement := `
 		SELECT c.position
-		FROM ` + c.history.table("changes") + ` AS c
+		FROM ` + c.history.Relation("changes") + ` AS c
 		ORDER BY c.position DESC
 		LIMIT 1`
 	found, err := collect(ctx, c, "list requests", sq.Expr(statement), pgx.RowTo[lsnText])
@@ -332,7 +333,7 @@ func (w *requestWalker) next(ctx context.Context) ([]foundRequest, error) {
 func (w *requestWalker) describe(ctx context.Context, candidates []foundRequest) ([]foundRequest, error) {
 	statement, args, err := w.counts(candidates)
 	if err != nil {
-		return nil, wrap("list requests", err)
+		return nil, history.OpError("list requests", err)
 	}
 	dropped := make([]bool, len(candidates))
 	_, err = collect(ctx, w.client, "list requests", sq.Expr(statement, args...), func(row pgx.CollectableRow) (struct{}, error) {
@@ -409,7 +410,7 @@ func (w *requestWalker) addContexts(ctx context.Context, found []foundRequest) e
 			LIMIT 1
 		) AS first`)
 	if err != nil {
-		return wrap("list requests", err)
+		return history.OpError("list requests", err)
 	}
 	var claims []revertClaim
 	claimed := make(map[int]revertClaim)
@@ -442,7 +443,7 @@ func (w *requestWalker) addContexts(ctx context.Context, found []foundRequest) e
 // lookUp puts together a statement over the changes of each candidate. The index of
 // requests finds them, whatever the planner knows of the rest.
 func (w *requestWalker) lookUp(candidates []foundRequest, format string) (string, []any, error) {
-	ofRequest := sq.Select("c.*").From(w.client.history.table("changes") + " AS c").
+	ofRequest := sq.Select("c.*").From(w.client.history.Relation("changes") + " AS c").
 		Where("c.context IS NOT NULL").
 		Where(requestMember.sql() + " = at.id").
 		Suffix("OFFSET 0")

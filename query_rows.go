@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/history"
 )
 
 // changeColumns are the columns that scanChange reads.
@@ -73,24 +74,24 @@ func text(s *string) string {
 // returns, so that the connection is free while the caller looks at them. It reads
 // the changes that row-level security lets the role see.
 func collect[T any](ctx context.Context, c *Client, operation string, b sq.Sqlizer, scan pgx.RowToFunc[T]) ([]T, error) {
-	return collectFrom(ctx, c.history.listings, operation, b, scan)
+	return collectFrom(ctx, c.history.Listings, operation, b, scan)
 }
 
 // collectAll is collect for answers that a part of the changes would make wrong:
 // if row-level security hides any, it returns [ErrRowSecurity].
 func collectAll[T any](ctx context.Context, c *Client, operation string, b sq.Sqlizer, scan pgx.RowToFunc[T]) ([]T, error) {
-	return collectFrom(ctx, c.history.store, operation, b, scan)
+	return collectFrom(ctx, c.history.Store, operation, b, scan)
 }
 
 func collectFrom[T any](ctx context.Context, db capture.Querier, operation string, b sq.Sqlizer, scan pgx.RowToFunc[T]) ([]T, error) {
 	statement, args, err := b.ToSql()
 	if err != nil {
-		return nil, wrap(operation, err)
+		return nil, history.OpError(operation, err)
 	}
 	rows, err := db.Query(ctx, statement, args...)
 	if err != nil {
-		return nil, wrap(operation, err)
+		return nil, history.OpError(operation, err)
 	}
 	result, err := pgx.CollectRows(rows, scan)
-	return result, wrap(operation, err)
+	return result, history.OpError(operation, err)
 }

@@ -120,7 +120,7 @@ func nextWindow(window, looked int, spent, budget time.Duration) int {
 func (p *pages) windowEnd(ctx context.Context, changes int) (*searchEnd, error) {
 	b := sq.StatementBuilder.PlaceholderFormat(sq.Dollar).
 		Select("c.position", "c.sequence", "c.database", "c.committed_at").
-		From(p.client.history.table("changes") + " AS c")
+		From(p.client.history.Relation("changes") + " AS c")
 	for _, condition := range p.query.indexed {
 		b = b.Where(condition)
 	}

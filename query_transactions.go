@@ -227,7 +227,7 @@ func (c *Client) contextsAt(ctx context.Context, marks []mark) (map[mark][]byte,
 	statement := `
 		SELECT c.position, c.sequence, c.database, c.context
 		FROM unnest($1::text[], $2::integer[], $3::text[]) AS at (position, sequence, database)
-		JOIN ` + c.history.table("changes") + ` AS c
+		JOIN ` + c.history.Relation("changes") + ` AS c
 			ON c.position = at.position::pg_lsn
 			AND c.sequence = at.sequence
 			AND c.database = at.database`

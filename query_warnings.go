@@ -9,6 +9,7 @@ import (
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
@@ -87,12 +88,12 @@ func (q Query) tableWarnings(ctx context.Context, client *Client) ([]error, erro
 	schemas, tables := q.tableNames()
 	statement := `
 		WITH names AS (
-			SELECT r.database, r.relation_id, r.schema, r."table" FROM ` + client.history.table("relations") + ` AS r
+			SELECT r.database, r.relation_id, r.schema, r."table" FROM ` + client.history.Relation("relations") + ` AS r
 			UNION
-			SELECT v.database, v.relation_id, v.schema, v."table" FROM ` + client.history.table("coverage") + ` AS v
+			SELECT v.database, v.relation_id, v.schema, v."table" FROM ` + client.history.Relation("coverage") + ` AS v
 		)
 		SELECT EXISTS (SELECT FROM names AS n WHERE n."table" = u."table" AND u.schema IN ('', n.schema))
-				OR EXISTS (SELECT FROM ` + client.history.table("changes") + ` AS c WHERE c."table" = u."table" AND u.schema IN ('', c.schema)),
+				OR EXISTS (SELECT FROM ` + client.history.Relation("changes") + ` AS c WHERE c."table" = u."table" AND u.schema IN ('', c.schema)),
 			coalesce((SELECT array_agg(DISTINCT ARRAY[o.schema, o."table"]::text[])
 				FROM names AS n
 				JOIN names AS o USING (database, relation_id)
@@ -149,7 +150,7 @@ func (q Query) columnWarnings(ctx context.Context, client *Client) ([]error, err
 	schemas, tables := q.tableNames()
 	statement, err := sq.Dollar.ReplacePlaceholders(`
 		WITH versions AS (
-			SELECT r.columns FROM ` + client.history.table("relations") + ` AS r
+			SELECT r.columns FROM ` + client.history.Relation("relations") + ` AS r
 			WHERE cardinality(?::text[]) = 0
 			   OR EXISTS (SELECT FROM unnest(?::text[], ?::text[]) AS a (schema, "table") WHERE a."table" = r."table" AND a.schema IN ('', r.schema))
 		)
@@ -174,7 +175,7 @@ func (q Query) columnWarnings(ctx context.Context, client *Client) ([]error, err
 // unlessDenied is nil for a role that may read the changes and nothing else, which gets
 // no warnings.
 func unlessDenied(err error) error {
-	if isCode(err, "42501") {
+	if history.IsCode(err, "42501") {
 		return nil
 	}
 	return err

@@ -10,6 +10,8 @@ import (
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/history"
 )
 
 const (
@@ -93,7 +95,7 @@ type checkpoint struct {
 func (c *Client) checkpoints(ctx context.Context) ([]checkpoint, error) {
 	statement := `
 		SELECT database, position
-		FROM ` + c.history.table("checkpoints") + `
+		FROM ` + c.history.Relation("checkpoints") + `
 		ORDER BY database`
 	return collect(ctx, c, "watch changes", sq.Expr(statement), func(row pgx.CollectableRow) (p checkpoint, err error) {
 		var lsn lsnText
@@ -111,7 +113,7 @@ func (q Query) watch(ctx context.Context) (*watcher, error) {
 	}
 	f, err := newFollower(q)
 	if err != nil {
-		return nil, wrap("watch changes", err)
+		return nil, history.OpError("watch changes", err)
 	}
 	w := &watcher{client: client, query: q, marks: map[string]Position{}, left: -1, follower: f}
 	if q.limit > 0 {

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
@@ -88,14 +89,14 @@ func (c *Client) applyRevert(ctx context.Context, r Reversal, plan *Plan, dry bo
 	// Without the settings of texts: triggers find what role and database have for them.
 	config, err := connConfig(ctx, c.cfg.source, slices.Collect(maps.Keys(textSettings))...)
 	if err != nil {
-		return nil, wrap("connect to the source", err)
+		return nil, history.OpError("connect to the source", err)
 	}
 	// Hardly a statement comes twice: to prepare them first would be another round trip
 	// for each.
 	config.DefaultQueryExecMode = pgx.QueryExecModeExec
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
-		return nil, wrap("connect to the source", err)
+		return nil, history.OpError("connect to the source", err)
 	}
 	defer closeConn(ctx, conn)
 	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite}, func(tx pgx.Tx) error {
@@ -113,8 +114,8 @@ func (c *Client) applyRevert(ctx context.Context, r Reversal, plan *Plan, dry bo
 	case dry && errors.Is(err, errRollback):
 		result.DryRun = true
 		return result, nil
-	case isStandby(err):
-		return nil, wrap("revert", err)
+	case history.IsStandby(err):
+		return nil, history.OpError("revert", err)
 	case err != nil:
 		return nil, err
 	case result.ID != "":
@@ -131,9 +132,9 @@ func (c *Client) applyRevert(ctx context.Context, r Reversal, plan *Plan, dry bo
 // noteCommitted registers that a revert was committed. If that fails, history will tell
 // it: the revert itself has succeeded.
 func (c *Client) noteCommitted(ctx context.Context, id string, here LSN) {
-	database, err := c.history.databaseName(ctx)
+	database, err := c.history.Database(ctx)
 	if err == nil {
-		err = c.history.records.CommittedRevert(ctx, database, id, here)
+		err = c.history.Records.CommittedRevert(ctx, database, id, here)
 	}
 	if err != nil {
 		c.cfg.Logger.WarnContext(ctx, "audit: cannot register that a revert was committed", "revert", id, "error", err)
@@ -217,7 +218,7 @@ func (a *applier) run(ctx context.Context, plan *Plan) (*Result, error) {
 			continue
 		}
 		if _, err := a.tx.Exec(ctx, "SELECT pg_catalog.pg_advisory_xact_lock($1)", lockKey(name)); err != nil {
-			return nil, wrap("lock the revert", err)
+			return nil, history.OpError("lock the revert", err)
 		}
 	}
 	p, err := a.client.newPlanner(ctx, a.r)
@@ -429,7 +430,7 @@ func (a *applier) write(ctx context.Context) error {
 		return err
 	}
 	if err := a.tx.QueryRow(ctx, "SELECT pg_catalog.pg_current_xact_id()::text::bigint").Scan(&a.result.TransactionID); err != nil {
-		return wrap("read transaction id", err)
+		return history.OpError("read transaction id", err)
 	}
 	a.result.ID = a.id
 	a.result.Inserted, a.result.Updated, a.result.Deleted = a.plan.Inserts, a.plan.Updates, a.plan.Deletes

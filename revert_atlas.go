@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/wal"
 	"github.com/hindsight-go/audit/store"
@@ -137,7 +138,7 @@ func (a *atlas) byName(ctx context.Context, name pgcatalog.Name) (*imageMap, err
 		return nil, &UnrevertableError{Table: pgcatalog.Qualified(name.Schema, name.Table), Reason: "the table is not there any more"}
 	}
 	if err != nil {
-		return nil, wrap("find table", err)
+		return nil, history.OpError("find table", err)
 	}
 	t, err := a.target(ctx, name, oid)
 	if err != nil {
@@ -188,9 +189,9 @@ func (a *atlas) byVersion(ctx context.Context, v versionAt) (*imageMap, error) {
 				then.Name = "" // it was dropped
 			}
 		}
-		kind, err := a.client.history.kinds.Of(ctx, c.TypeOID)
+		kind, err := a.client.history.Kinds.Of(ctx, c.TypeOID)
 		if err != nil {
-			return nil, wrap("look up type", err)
+			return nil, history.OpError("look up type", err)
 		}
 		at := slices.IndexFunc(t.Columns.List, func(now pgcatalog.Column) bool { return sameColumn(then, now) })
 		found := imageColumn{at: at, kind: kind}
@@ -214,13 +215,13 @@ func (a *atlas) byVersion(ctx context.Context, v versionAt) (*imageMap, error) {
 func (a *atlas) columnNames(ctx context.Context, oid uint32) (map[int16]string, error) {
 	rows, err := a.db.Query(ctx, "SELECT a.attnum, a.attname FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped", oid)
 	if err != nil {
-		return nil, wrap("describe partition", err)
+		return nil, history.OpError("describe partition", err)
 	}
 	names := make(map[int16]string)
 	var number int16
 	var name string
 	_, err = pgx.ForEachRow(rows, []any{&number, &name}, func() error { names[number] = name; return nil })
-	return names, wrap("describe partition", err)
+	return names, history.OpError("describe partition", err)
 }
 
 // foreignReason is why a change cannot be read that has columns which no version has.
@@ -254,7 +255,7 @@ func (a *atlas) target(ctx context.Context, name pgcatalog.Name, oid uint32) (*t
 		return nil, &UnrevertableError{Table: label, Reason: "the table was dropped since, so its rows have no place to go back to"}
 	}
 	if err != nil {
-		return nil, wrap("find table", err)
+		return nil, history.OpError("find table", err)
 	}
 	if t := a.targets[root]; t != nil {
 		return t, nil
@@ -325,10 +326,10 @@ func (a *atlas) describe(ctx context.Context, oid uint32) (*pgcatalog.Table, err
 	case isDenied(err):
 		return nil, &ApplyError{Table: t.label(), Action: Update, cause: err}
 	case err != nil:
-		return nil, wrap("find table", err)
+		return nil, history.OpError("find table", err)
 	}
-	described, err := pgcatalog.Describe(ctx, a.db, a.client.history.kinds, oid)
-	return described, wrap("describe table", err)
+	described, err := pgcatalog.Describe(ctx, a.db, a.client.history.Kinds, oid)
+	return described, history.OpError("describe table", err)
 }
 
 // unaltered refuses a plan whose tables are no longer as it knows them.
@@ -341,7 +342,7 @@ func (p *planner) unaltered(ctx context.Context, tx pgx.Tx) error {
 		}
 		seen[r.table] = true
 		now, err := a.describe(ctx, r.table.OID)
-		stale := errors.Is(err, pgcatalog.ErrNoTable) || errors.Is(err, pgx.ErrNoRows) || isCode(err, "42P01")
+		stale := errors.Is(err, pgcatalog.ErrNoTable) || errors.Is(err, pgx.ErrNoRows) || history.IsCode(err, "42P01")
 		if err != nil && !stale {
 			return err
 		}

@@ -3,6 +3,8 @@ package audit
 import (
 	"context"
 	"slices"
+
+	"github.com/hindsight-go/audit/internal/history"
 )
 
 // different finds the rows of a group that are not as they were to be written. staged is
@@ -111,7 +113,7 @@ func (a *applier) checkDeferred(ctx context.Context) error {
 		return a.constraints(ctx, "IMMEDIATE", true)
 	}
 	_, err := a.tx.Exec(ctx, "SET CONSTRAINTS ALL IMMEDIATE")
-	return a.p.steps[0].group.commitError(wrap("check deferred constraints", err))
+	return a.p.steps[0].group.commitError(history.OpError("check deferred constraints", err))
 }
 
 // alone tells that the revert is one statement that puts rows back or restores them:

@@ -57,7 +57,7 @@ func (c *Client) registeredClaims(ctx context.Context, claims []revertClaim) (ma
 	entries, err := collect(ctx, c, "look for reverts", sq.Expr(`
 		SELECT DISTINCT r.database, r.id, r.transaction_id
 		FROM unnest($1::text[], $2::text[]) AS claimed (database, id)
-		JOIN `+c.history.table("reverts")+` AS r ON r.database = claimed.database AND r.id = claimed.id`, databases, ids),
+		JOIN `+c.history.Relation("reverts")+` AS r ON r.database = claimed.database AND r.id = claimed.id`, databases, ids),
 		func(row pgx.CollectableRow) (claim revertClaim, err error) {
 			var transaction int64
 			err = row.Scan(&claim.database, &claim.id, &transaction)

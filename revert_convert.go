@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
@@ -104,7 +105,7 @@ func (p *planner) conversion(ctx context.Context, from pastType, to *pgcatalog.C
 		LEFT JOIN pg_catalog.pg_cast forth ON forth.castsource = f.oid AND forth.casttarget = t.oid
 		LEFT JOIN pg_catalog.pg_cast back ON back.castsource = t.oid AND back.casttarget = f.oid
 		WHERE t.side = 2`, from.oid, from.mod, to.TypeOID).Scan(&c.from, &c.bare, &c.there, &c.implicit, &c.back, &c.settings)
-	return c, wrap("look up types", err)
+	return c, history.OpError("look up types", err)
 }
 
 // sql converts the text s.x, as its value and whether that is what was asked.
@@ -200,7 +201,7 @@ func (p *planner) convertPart(ctx context.Context, at pastColumn, c conversion, 
 		if isDataError(err) {
 			return &UnrevertableError{Table: at.table.label(), Position: part[0].row.first(), Reason: retypedReason(column, c.from), cause: err}
 		}
-		return wrap("convert values of "+at.table.label(), err)
+		return history.OpError("convert values of "+at.table.label(), err)
 	}
 	if err != nil {
 		return refuse(err)

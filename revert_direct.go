@@ -115,7 +115,7 @@ func (p *planner) replaced(ctx context.Context, rows []*netRow) (bool, error) {
 		for _, name := range p.namesOf(&conflictOrigin{oid: t.OID, schema: t.Schema, table: t.Name}) {
 			limit := laterRead * len(rows)
 			sql := sq.StatementBuilder.PlaceholderFormat(sq.Dollar).Select("c.operation", "coalesce(c.primary_key, '')", "coalesce(c.previous_key, '')").
-				From(p.client.history.table("changes")+" AS c").
+				From(p.client.history.Relation("changes")+" AS c").
 				Where(`c."table" = ? AND c.schema = ? AND c.database = ? AND c.position > ?::pg_lsn`, name.Table, name.Schema, p.database, w.behind.String()).
 				Limit(uint64(limit))
 			read, found := 0, false

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/history"
 )
 
 // environment switches between the settings that the comparison of texts needs,
@@ -46,11 +47,11 @@ func pinEnvironment(ctx context.Context, tx pgx.Tx, noTriggers bool) (*environme
 	names := slices.Concat(slices.Collect(maps.Keys(textSettings)), slices.Collect(maps.Keys(inputSettings)), []string{triggerRole})
 	rows, err := tx.Query(ctx, "SELECT n, pg_catalog.current_setting(n) FROM unnest($1::text[]) n", names)
 	if err != nil {
-		return nil, wrap("read settings", err)
+		return nil, history.OpError("read settings", err)
 	}
 	var name, value string
 	if _, err := pgx.ForEachRow(rows, []any{&name, &value}, func() error { e.home[name] = value; return nil }); err != nil {
-		return nil, wrap("read settings", err)
+		return nil, history.OpError("read settings", err)
 	}
 	maps.Copy(e.pins, textSettings)
 	maps.Copy(e.pins, inputSettings)
@@ -86,7 +87,7 @@ func (e *environment) set(ctx context.Context, tx capture.Querier, settings map[
 	var n int
 	err := tx.QueryRow(ctx, "SELECT count(pg_catalog.set_config(n, v, true)) FROM unnest($1::text[], $2::text[]) AS s (n, v)", names, values).Scan(&n)
 	if err != nil {
-		return wrap("change settings", err)
+		return history.OpError("change settings", err)
 	}
 	if e.inPlace == nil {
 		e.inPlace = make(map[string]string)

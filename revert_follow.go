@@ -69,7 +69,7 @@ func (p *planner) laterChanges(ctx context.Context, t *target, after Position, q
 		qualified[i] = pgcatalog.Qualified(name.Schema, name.Table)
 	}
 	s := selection{query: q.ForTable(qualified...), database: p.database, sorted: true}
-	return s.read(ctx, p.client, p.client.history.streams, Position{LSN: after.LSN, Sequence: after.Sequence + 1}, func(ch *selectedChange) error {
+	return s.read(ctx, p.client, p.client.history.StoreLong, Position{LSN: after.LSN, Sequence: after.Sequence + 1}, func(ch *selectedChange) error {
 		if p.isSelected(ch.position) {
 			return nil
 		}
@@ -206,11 +206,11 @@ func (p *planner) covers(ctx context.Context, unit Unit, change Change, depth in
 	if past, ok := change.Revert(); ok && past.ID == unit.ID {
 		return true, nil
 	}
-	undone, found, err := p.client.history.records.Revert(ctx, p.database, unit.ID)
+	undone, found, err := p.client.history.Records.Revert(ctx, p.database, unit.ID)
 	if err != nil || !found || undone.UnitKind != "revert" || depth > 1000 {
 		return false, err
 	}
-	redone, found, err := p.client.history.records.Revert(ctx, p.database, undone.UnitID)
+	redone, found, err := p.client.history.Records.Revert(ctx, p.database, undone.UnitID)
 	if err != nil || !found {
 		return false, err
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/rowimage"
 	"github.com/hindsight-go/audit/internal/wal"
@@ -122,7 +123,7 @@ func (g *group) inspectError(err error, retyped bool) error {
 	if retyped && isDataError(err) {
 		return &UnrevertableError{Table: g.table.label(), Reason: "a column has another type since, which cannot take what history has of it", cause: err}
 	}
-	return wrap("compare with the live rows of "+g.table.label(), err)
+	return history.OpError("compare with the live rows of "+g.table.label(), err)
 }
 
 // note keeps what was found of a row: live values, whether each of them is as
@@ -234,7 +235,7 @@ func (t *target) untouched(ctx context.Context, tx pgx.Tx) (map[int16]datum, err
 		FROM pg_catalog.pg_attribute a
 		WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped`, t.OID)
 	if err != nil {
-		return nil, wrap("read defaults", err)
+		return nil, history.OpError("read defaults", err)
 	}
 	values := make(map[int16]datum)
 	var at int16
@@ -247,5 +248,5 @@ func (t *target) untouched(ctx context.Context, tx pgx.Tx) (map[int16]datum, err
 		values[at] = d
 		return nil
 	})
-	return values, wrap("read defaults", err)
+	return values, history.OpError("read defaults", err)
 }

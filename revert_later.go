@@ -7,6 +7,7 @@ import (
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
@@ -164,9 +165,9 @@ func (p *planner) findReverts(ctx context.Context) error {
 	if len(p.rows) == 0 {
 		return nil
 	}
-	entries, err := p.client.history.records.RevertsSince(ctx, p.database, p.firstSelected.LSN)
+	entries, err := p.client.history.Records.RevertsSince(ctx, p.database, p.firstSelected.LSN)
 	if err != nil || len(entries) == 0 {
-		return wrap("look for reverts", err)
+		return history.OpError("look for reverts", err)
 	}
 	var documents []string
 	var transactions []int64
@@ -174,7 +175,7 @@ func (p *planner) findReverts(ctx context.Context) error {
 		p.reverts[entry.ID] = entry
 		document, err := filterJSON(map[string]any{revertIDName: entry.ID})
 		if err != nil {
-			return wrap("look for reverts", err)
+			return history.OpError("look for reverts", err)
 		}
 		if p.r.unit != (Unit{Kind: "revert", ID: entry.ID}) { // else all of it is selected
 			documents, transactions = append(documents, document), append(transactions, int64(entry.TransactionID))
@@ -193,7 +194,7 @@ func (p *planner) findReverts(ctx context.Context) error {
 	sql := sq.StatementBuilder.PlaceholderFormat(sq.Dollar).Select("c.schema", `c."table"`, "c.primary_key", "coalesce(c.previous_key, c.primary_key)").Suffix(`
 		FROM unnest(?::text[], ?::bigint[]) AS wanted (document, transaction_id), LATERAL (
 			SELECT c.schema, c."table", c.primary_key, c.previous_key
-			FROM `+p.client.history.table("changes")+` AS c
+			FROM `+p.client.history.Relation("changes")+` AS c
 			WHERE c.context IS NOT NULL AND c.context @> wanted.document::jsonb AND c.transaction_id = wanted.transaction_id
 			  AND c.database = ? AND c.position >= ?::pg_lsn AND c.primary_key IS NOT NULL
 			  AND (c.schema, c."table") IN (SELECT * FROM unnest(?::text[], ?::text[]))

@@ -174,7 +174,7 @@ func (p *planner) findOriginsIn(ctx context.Context, schema, table string, confl
 // gave them or took from them. Each key is looked up by itself: where the statistics of
 // a partition are not there yet, the server reads the whole table for a list of keys.
 func (p *planner) laterOf(schema, table string, keys []string) sq.Sqlizer {
-	changes := p.client.history.table("changes")
+	changes := p.client.history.Relation("changes")
 	under := func(column string) string {
 		return `(SELECT c.* FROM ` + changes + ` AS c
 			WHERE c."table" = ? AND c.schema = ? AND c.database = ? AND c.` + column + ` = wanted.key AND c.position >= ?::pg_lsn

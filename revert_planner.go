@@ -9,6 +9,7 @@ import (
 	sq "github.com/Masterminds/squirrel"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
@@ -69,7 +70,7 @@ type planner struct {
 func (c *Client) newPlanner(ctx context.Context, r Reversal) (*planner, error) {
 	p := &planner{client: c, r: r, budget: &budget{max: r.memory()}}
 	var err error
-	if p.database, err = c.history.databaseName(ctx); err != nil {
+	if p.database, err = c.history.Database(ctx); err != nil {
 		return nil, err
 	}
 	if !r.asStored {
@@ -80,7 +81,7 @@ func (c *Client) newPlanner(ctx context.Context, r Reversal) (*planner, error) {
 			return nil, err
 		}
 	}
-	if p.facts, err = c.history.freshFacts(ctx, p.database); err != nil {
+	if p.facts, err = c.history.FreshFacts(ctx, p.database); err != nil {
 		return nil, err
 	}
 	if p.sel, err = p.selection(ctx); err != nil {
@@ -119,9 +120,9 @@ func (p *planner) selection(ctx context.Context) (selection, error) {
 	if p.r.unit.Kind != "revert" {
 		return s, nil
 	}
-	entry, found, err := p.client.history.records.Revert(ctx, p.database, p.r.unit.ID)
+	entry, found, err := p.client.history.Records.Revert(ctx, p.database, p.r.unit.ID)
 	if err != nil {
-		return s, wrap("look for the revert", err)
+		return s, history.OpError("look for the revert", err)
 	}
 	if !found {
 		return s, fmt.Errorf("%w: the register has no %s", ErrNothingSelected, p.r.unit)
@@ -463,7 +464,7 @@ func (c *Client) planRevert(ctx context.Context, r Reversal) (plan *Plan, err er
 	}
 	// The connection is held while others are used: one of c.source, of which there
 	// are few, could wait for good for another of them.
-	err = pgx.BeginTxFunc(ctx, c.history.snapshots, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+	err = pgx.BeginTxFunc(ctx, c.history.SourceLong, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		p.tx = tx
 		if err := pinTexts(ctx, tx); err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 
 	sq "github.com/Masterminds/squirrel"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -17,7 +18,7 @@ import (
 func (a *applier) register(ctx context.Context) error {
 	of := a.r.unit.stamped()
 	who, _ := FromContext(ctx)
-	return a.client.history.records.RegisterRevert(ctx, a.p.database, store.Revert{
+	return a.client.history.Records.RegisterRevert(ctx, a.p.database, store.Revert{
 		ID: a.id, TransactionID: a.result.TransactionID, UnitKind: of.Kind, UnitID: of.ID, Key: a.r.key,
 		Partial: a.isPartial(), User: who.User(), Reason: clip(a.r.reason, reasonBytes),
 	})
@@ -41,9 +42,9 @@ func (p *planner) pastWithKey(ctx context.Context) (*PastRevert, error) {
 	if p.r.key == "" {
 		return nil, nil
 	}
-	entries, err := p.client.history.records.RevertsWithKey(ctx, p.database, p.r.key)
+	entries, err := p.client.history.Records.RevertsWithKey(ctx, p.database, p.r.key)
 	if err != nil {
-		return nil, wrap("look for reverts", err)
+		return nil, history.OpError("look for reverts", err)
 	}
 	return p.client.lastRevert(ctx, p.database, entries)
 }
@@ -54,9 +55,9 @@ func (p *planner) pastOfUnit(ctx context.Context) (*PastRevert, error) {
 		return nil, nil
 	}
 	unit := p.r.unit.stamped()
-	entries, err := p.client.history.records.RevertsOf(ctx, p.database, unit.Kind, unit.ID)
+	entries, err := p.client.history.Records.RevertsOf(ctx, p.database, unit.Kind, unit.ID)
 	if err != nil {
-		return nil, wrap("look for reverts", err)
+		return nil, history.OpError("look for reverts", err)
 	}
 	return p.client.lastRevert(ctx, p.database, entries)
 }
@@ -78,7 +79,7 @@ func (c *Client) pastRevert(ctx context.Context, database string, entry store.Re
 	of := Unit{Kind: entry.UnitKind, ID: entry.UnitID}
 	document, err := filterJSON(map[string]any{revertIDName: entry.ID})
 	if err != nil {
-		return nil, wrap("look for reverts", err)
+		return nil, history.OpError("look for reverts", err)
 	}
 	q := Query{client: c}.InDatabase(database).InTransaction(entry.TransactionID).
 		filter(sq.Expr(`(c.context IS NOT NULL AND c.context @> ?::jsonb)`, document)).Limit(1)

@@ -6,6 +6,8 @@ import (
 	"maps"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/history"
 )
 
 // behindSavepoint does something, and goes back to where it began after an error for
@@ -14,19 +16,19 @@ import (
 func (a *applier) behindSavepoint(ctx context.Context, do func() error, back func(error) bool) error {
 	name, settings := pgx.Identifier{"audit_revert_" + a.id[:12]}.Sanitize(), maps.Clone(a.env.inPlace)
 	if _, err := a.tx.Exec(ctx, "SAVEPOINT "+name); err != nil {
-		return wrap("set a savepoint", err)
+		return history.OpError("set a savepoint", err)
 	}
 	err := do()
 	if err == nil {
 		_, err = a.tx.Exec(ctx, "RELEASE SAVEPOINT "+name)
-		return wrap("release the savepoint", err)
+		return history.OpError("release the savepoint", err)
 	}
 	if !back(err) {
 		return err
 	}
 	for _, command := range []string{"ROLLBACK TO SAVEPOINT ", "RELEASE SAVEPOINT "} {
 		if _, backErr := a.tx.Exec(ctx, command+name); backErr != nil {
-			return errors.Join(err, wrap("go back to the savepoint", backErr))
+			return errors.Join(err, history.OpError("go back to the savepoint", backErr))
 		}
 	}
 	a.env.inPlace = settings

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/history"
 )
 
 // selectionColumns are those that readSelected reads, all as text, which is what
@@ -57,7 +58,7 @@ func (s selection) statement(c *Client, from Position) (string, []any, error) {
 		}
 		sql += ` UNION ALL (SELECT c.*
 			FROM unnest(?::text[], ?::int[]) AS more (position, sequence)
-			JOIN ` + c.history.table("changes") + ` c ON c.position = more.position::pg_lsn AND c.sequence = more.sequence AND c.database = ?
+			JOIN ` + c.history.Relation("changes") + ` c ON c.position = more.position::pg_lsn AND c.sequence = more.sequence AND c.database = ?
 			WHERE (c.position, c.sequence) >= (?::pg_lsn, ?::int))`
 		args = append(args, positions, sequences, s.database, from.LSN.String(), from.Sequence)
 	}
@@ -95,7 +96,7 @@ func (s selection) part(c *Client, q Query, from Position) (string, []any, error
 // first TRUNCATE on, the selection has a connection of its own.
 func (s selection) each(ctx context.Context, c *Client, yield func(*selectedChange) error) error {
 	var from Position
-	err := s.read(ctx, c, c.history.store, from, func(change *selectedChange) error {
+	err := s.read(ctx, c, c.history.Store, from, func(change *selectedChange) error {
 		if change.operation == Truncate {
 			if !s.inOrder() { // what is read on from there has to be all that is left
 				return errUnordered
@@ -110,11 +111,11 @@ func (s selection) each(ctx context.Context, c *Client, yield func(*selectedChan
 	}
 	config, err := connConfig(ctx, c.cfg.store)
 	if err != nil {
-		return wrap("connect to the store", err)
+		return history.OpError("connect to the store", err)
 	}
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
-		return wrap("connect to the store", err)
+		return history.OpError("connect to the store", err)
 	}
 	defer closeConn(ctx, conn)
 	return s.read(ctx, c, conn, from, yield)
@@ -130,7 +131,7 @@ var errTruncated = errors.New("audit: truncated")
 func (s selection) read(ctx context.Context, c *Client, db capture.Querier, from Position, yield func(*selectedChange) error) error {
 	sql, args, err := s.statement(c, from)
 	if err != nil {
-		return wrap("read selection", err)
+		return history.OpError("read selection", err)
 	}
 	// Leaving the rows early would read the rest of them: cutting the connection
 	// does not.
@@ -138,7 +139,7 @@ func (s selection) read(ctx context.Context, c *Client, db capture.Querier, from
 	defer cancel()
 	rows, err := db.Query(ctx, sql, args...)
 	if err != nil {
-		return wrap("read selection", err)
+		return history.OpError("read selection", err)
 	}
 	defer rows.Close()
 	var last Position
@@ -146,7 +147,7 @@ func (s selection) read(ctx context.Context, c *Client, db capture.Querier, from
 		change, err := readSelected(rows)
 		if err != nil {
 			cancel()
-			return wrap("read selection", err)
+			return history.OpError("read selection", err)
 		}
 		if change.position == last { // a cascade met what was selected
 			continue
@@ -161,7 +162,7 @@ func (s selection) read(ctx context.Context, c *Client, db capture.Querier, from
 			return err
 		}
 	}
-	return wrap("read selection", rows.Err())
+	return history.OpError("read selection", rows.Err())
 }
 
 func readSelected(rows pgx.Rows) (selectedChange, error) {

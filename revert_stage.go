@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
@@ -228,10 +229,10 @@ func (g *group) stageTable(ctx context.Context, tx pgx.Tx, name string) (*stage,
 	}
 	ident := pgx.Identifier{"pg_temp", name}.Sanitize()
 	if _, err := tx.Exec(ctx, fmt.Sprintf("CREATE TEMPORARY TABLE %s (%s) ON COMMIT DROP", pgx.Identifier{name}.Sanitize(), strings.Join(definitions, ", "))); err != nil {
-		return nil, wrap("make temporary table", err)
+		return nil, history.OpError("make temporary table", err)
 	}
 	if _, err := tx.Conn().PgConn().CopyFrom(ctx, &stageReader{rows: g.rows, columns: columns}, "COPY "+ident+" FROM STDIN"); err != nil {
-		return nil, wrap("fill temporary table", err)
+		return nil, history.OpError("fill temporary table", err)
 	}
 	return &stage{from: ident + " AS s", table: ident}, nil
 }

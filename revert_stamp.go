@@ -1,6 +1,10 @@
 package audit
 
-import "context"
+import (
+	"context"
+
+	"github.com/hindsight-go/audit/internal/history"
+)
 
 // stampContext is what the revert stamps: the context of whoever does it, and what
 // it is.
@@ -39,5 +43,5 @@ func stampOr(ctx context.Context, tx Execer, content string) error {
 		content = string(own)
 	}
 	_, err = tx.Exec(ctx, stampSQL, StampPrefix, content)
-	return wrap("stamp context", err)
+	return history.OpError("stamp context", err)
 }

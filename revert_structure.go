@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
@@ -123,7 +124,7 @@ func (p *planner) referenced(ctx context.Context, g *group) ([]Conflict, error) 
 			JOIN %s AS c ON %s`,
 			pgcatalog.KeyArray("c", f.ChildKey), covered, s.from, g.table.from(), g.table.on(), f.ChildIdent(), strings.Join(on, " AND ")), s.args...)
 		if err != nil {
-			return nil, wrap("look for references", err)
+			return nil, history.OpError("look for references", err)
 		}
 		var n int32
 		var key []string
@@ -149,7 +150,7 @@ func (p *planner) referenced(ctx context.Context, g *group) ([]Conflict, error) 
 			return p.budget.err()
 		})
 		if err != nil {
-			return nil, wrap("look for references", err)
+			return nil, history.OpError("look for references", err)
 		}
 	}
 	return found, nil

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
@@ -80,7 +81,7 @@ func (c *Client) describeTargets(ctx context.Context, db capture.Querier, target
 	slices.Sort(oids)
 	all, err := pgcatalog.ReadConstraints(ctx, db, oids)
 	if err != nil {
-		return wrap("read constraints", err)
+		return history.OpError("read constraints", err)
 	}
 	for oid, t := range targets {
 		if t.Constraints = *all[oid]; !t.keyless {

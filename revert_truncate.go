@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/rowimage"
 	"github.com/hindsight-go/audit/internal/wal"
@@ -76,7 +77,7 @@ func (t *truncated) deleted(key string, values [][]byte) *selectedChange {
 // tableBefore is the table of a change just before the change's transaction.
 func (c *collapse) tableBefore(ctx context.Context, ch *selectedChange) (*pastTable, error) {
 	client, through := c.atlas.client, ch.position.LSN-1
-	database, err := client.history.databaseName(ctx)
+	database, err := client.history.Database(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +90,7 @@ func (c *collapse) tableBefore(ctx context.Context, ch *selectedChange) (*pastTa
 	if err != nil {
 		return nil, err
 	}
-	past, err := t.tableOf(ctx, cov, client.history.recentTable)
+	past, err := t.tableOf(ctx, cov, client.history.Table)
 	if err != nil || !past.columns.HasDerived() {
 		return past, err
 	}
@@ -99,7 +100,7 @@ func (c *collapse) tableBefore(ctx context.Context, ch *selectedChange) (*pastTa
 			t.point.columns = append(t.point.columns, column.Name)
 		}
 	}
-	return t.tableOf(ctx, cov, client.history.recentTable)
+	return t.tableOf(ctx, cov, client.history.Table)
 }
 
 func (t *truncated) refuse(reason string, cause error) error {
@@ -122,26 +123,26 @@ func (t *truncated) explain(err error) error {
 
 // readOwn reads what the transaction of the TRUNCATE did to the table before it.
 func (t *truncated) readOwn(ctx context.Context) error {
-	rows, err := t.past.client.history.store.Query(ctx, `
+	rows, err := t.past.client.history.Store.Query(ctx, `
 		SELECT c.sequence, c.primary_key, c.previous_key, c.operation, c.before, c.after, c.defect
-		FROM `+t.past.client.history.table("changes")+` c
+		FROM `+t.past.client.history.Relation("changes")+` c
 		WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3 AND c.position = $4 AND c.sequence < $5
 		ORDER BY c.sequence`,
 		t.change.table, t.change.schema, t.past.database, t.change.position.LSN.String(), t.change.position.Sequence)
 	if err != nil {
-		return wrap("read changes before the truncation", err)
+		return history.OpError("read changes before the truncation", err)
 	}
 	defer rows.Close()
 	for rows.Next() {
 		o := ownChange{position: t.change.position.LSN}
 		if err := rows.Scan(&o.sequence, &o.key, &o.previous, &o.operation, &o.before, &o.after, &o.remarks); err != nil {
-			return wrap("read changes before the truncation", err)
+			return history.OpError("read changes before the truncation", err)
 		}
 		if err := t.note(o); err != nil {
 			return err
 		}
 	}
-	return wrap("read changes before the truncation", rows.Err())
+	return history.OpError("read changes before the truncation", rows.Err())
 }
 
 // ownChange is a change in the transaction of a TRUNCATE.

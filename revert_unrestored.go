@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/wal"
 )
@@ -56,7 +57,7 @@ func (a *atlas) leaveOut(ctx context.Context, t *target) error {
 	if !a.r.noTriggers {
 		set, err := columnsSetByTriggers(ctx, a.db, t.OID)
 		if err != nil {
-			return wrap("read triggers", err)
+			return history.OpError("read triggers", err)
 		}
 		for _, name := range set {
 			t.unrestored[name] = UnrestoredByTrigger

@@ -131,7 +131,7 @@ func (w *historyWalk) changes(keys map[string]Position, columns string) sq.Sqliz
 	var parts []string
 	for _, name := range w.p.namesOf(&conflictOrigin{oid: w.table.OID, schema: w.table.Schema, table: w.table.Name}) {
 		for _, column := range []string{"primary_key", "previous_key"} {
-			parts = append(parts, `(SELECT c.* FROM `+w.p.client.history.table("changes")+` AS c
+			parts = append(parts, `(SELECT c.* FROM `+w.p.client.history.Relation("changes")+` AS c
 				WHERE c."table" = ? AND c.schema = ? AND c.database = ? AND c.`+column+` = wanted.key
 				  AND c.position >= wanted.position::pg_lsn AND (c.position > wanted.position::pg_lsn OR c.sequence > wanted.sequence)
 				OFFSET 0)`)

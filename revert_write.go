@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
@@ -59,7 +60,7 @@ func (a *applier) stage(ctx context.Context, g *group) (*stage, error) {
 	}
 	var may bool
 	if err := a.tx.QueryRow(ctx, "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY')").Scan(&may); err != nil {
-		return nil, wrap("ask for privileges", err)
+		return nil, history.OpError("ask for privileges", err)
 	}
 	if !may {
 		return g.stageArrays(), nil
@@ -149,7 +150,7 @@ func (a *applier) finishMoved(ctx context.Context, g *group) ([]AdjustedRow, err
 func (g *group) applyError(err error) error {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) || isTransient(pg.Code) {
-		return wrap("write "+g.table.label(), err)
+		return history.OpError("write "+g.table.label(), err)
 	}
 	if strings.HasPrefix(pg.Code, "22") && slices.ContainsFunc(g.rows, func(r *netRow) bool { return r.retyped }) {
 		return g.inspectError(err, true)
@@ -202,11 +203,11 @@ func (a *applier) constraints(ctx context.Context, mode string, restore bool) er
 		return nil
 	}
 	if _, err := a.tx.Exec(ctx, "SET CONSTRAINTS "+strings.Join(all, ", ")+" "+mode); err != nil {
-		return a.p.steps[0].group.commitError(wrap("check deferred constraints", err))
+		return a.p.steps[0].group.commitError(history.OpError("check deferred constraints", err))
 	}
 	if restore && len(deferred) > 0 {
 		_, err := a.tx.Exec(ctx, "SET CONSTRAINTS "+strings.Join(deferred, ", ")+" DEFERRED")
-		return wrap("defer constraints", err)
+		return history.OpError("defer constraints", err)
 	}
 	return nil
 }
@@ -228,7 +229,7 @@ func (a *applier) validate(ctx context.Context) error {
 			var violated bool
 			err := a.tx.QueryRow(ctx, fmt.Sprintf("SELECT EXISTS (SELECT FROM %s AS c WHERE %s AND NOT %s)", f.ChildIdent(), given, there)).Scan(&violated)
 			if err != nil {
-				return wrap("check foreign keys", err)
+				return history.OpError("check foreign keys", err)
 			}
 			if violated {
 				return &ApplyError{Table: f.ChildName(), Action: Update, Constraint: f.Name, cause: errForeignKey}

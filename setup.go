@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -39,7 +40,7 @@ func (c *Client) prepareSource(ctx context.Context) (capture.Facts, error) {
 		}
 		return facts, fmt.Errorf("audit: start: %w", err)
 	}
-	if err := c.history.records.Migrate(ctx); err != nil {
+	if err := c.history.Records.Migrate(ctx); err != nil {
 		return facts, fmt.Errorf("audit: start: %w", err)
 	}
 	r := &run{facts: facts}
@@ -63,15 +64,15 @@ func (c *Client) prepareSource(ctx context.Context) (capture.Facts, error) {
 // schema must not be tracked.
 func (c *Client) locateStore(ctx context.Context) error {
 	const identity = "SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()) || '/' || current_database()"
-	var source, history string
-	if err := c.history.source.QueryRow(ctx, identity).Scan(&source); err != nil {
+	var source, stored string
+	if err := c.history.Source.QueryRow(ctx, identity).Scan(&source); err != nil {
 		return fmt.Errorf("connect to the source: %w", err)
 	}
-	if err := c.history.store.QueryRow(ctx, identity).Scan(&history); err != nil {
+	if err := c.history.Store.QueryRow(ctx, identity).Scan(&stored); err != nil {
 		return fmt.Errorf("connect to the store: %w", err)
 	}
 	c.setup.StoreSchema = ""
-	if source == history {
+	if source == stored {
 		c.setup.StoreSchema = c.cfg.Schema
 	}
 	return nil
@@ -85,7 +86,7 @@ func (c *Client) check(ctx context.Context) (capture.Facts, error) {
 		return facts, err
 	}
 	var problems []capture.Problem
-	what, sql, storeErr := c.history.records.Check(ctx)
+	what, sql, storeErr := c.history.Records.Check(ctx)
 	if storeErr != nil {
 		return facts, storeErr
 	}
@@ -130,8 +131,8 @@ func (c *Client) boundProblems(ctx context.Context, facts capture.Facts, readabl
 	if !readable {
 		return problems, nil
 	}
-	checkpoints, err := c.history.records.Checkpoints(ctx)
-	if err != nil && !isUndefined(err) {
+	checkpoints, err := c.history.Records.Checkpoints(ctx)
+	if err != nil && !history.IsUndefined(err) {
 		return nil, err
 	}
 	for _, cp := range checkpoints {
@@ -144,7 +145,7 @@ func (c *Client) boundProblems(ctx context.Context, facts capture.Facts, readabl
 			continue // it goes on where it ended
 		}
 		var left bool
-		err := c.history.source.QueryRow(ctx, `
+		err := c.history.Source.QueryRow(ctx, `
 			SELECT s.system_identifier::text = $3 AND NOT EXISTS (SELECT FROM pg_catalog.pg_database d WHERE d.datname = $1)
 				AND EXISTS (SELECT FROM pg_catalog.pg_replication_slots r WHERE r.slot_name = $2 AND r.database = current_database())
 			FROM pg_catalog.pg_control_system() s`, cp.Database, cp.Slot, cp.SystemIdentifier).Scan(&left)
@@ -163,20 +164,20 @@ func (c *Client) boundProblems(ctx context.Context, facts capture.Facts, readabl
 // encodingProblem says what the store cannot hold of what the source has, or nothing:
 // sooner or later a key or a name would come that it refuses.
 func (c *Client) encodingProblem(ctx context.Context) (string, error) {
-	var source, history string
-	if err := c.history.source.QueryRow(ctx, "SELECT current_setting('server_encoding')").Scan(&source); err != nil {
+	var source, stored string
+	if err := c.history.Source.QueryRow(ctx, "SELECT current_setting('server_encoding')").Scan(&source); err != nil {
 		return "", fmt.Errorf("look at the source: %w", err)
 	}
-	if err := c.history.store.QueryRow(ctx, "SELECT current_setting('server_encoding')").Scan(&history); err != nil {
+	if err := c.history.Store.QueryRow(ctx, "SELECT current_setting('server_encoding')").Scan(&stored); err != nil {
 		return "", fmt.Errorf("look at the store: %w", err)
 	}
-	if history != source && history != "UTF8" && history != "SQL_ASCII" {
-		return fmt.Sprintf("the store's encoding, %s, lacks characters that the source's, %s, has: keep the history in a database made with ENCODING 'UTF8' (Config.StoreURL)", history, source), nil
+	if stored != source && stored != "UTF8" && stored != "SQL_ASCII" {
+		return fmt.Sprintf("the store's encoding, %s, lacks characters that the source's, %s, has: keep the history in a database made with ENCODING 'UTF8' (Config.StoreURL)", stored, source), nil
 	}
 	var same string
-	err := c.history.store.QueryRow(ctx, "SELECT $1::text", c.cfg.Environment).Scan(&same)
-	if isCode(err, "22P05", "22021") {
-		return fmt.Sprintf("Config.Environment has a character that the store's encoding, %s, lacks: choose another name", history), nil
+	err := c.history.Store.QueryRow(ctx, "SELECT $1::text", c.cfg.Environment).Scan(&same)
+	if history.IsCode(err, "22P05", "22021") {
+		return fmt.Sprintf("Config.Environment has a character that the store's encoding, %s, lacks: choose another name", stored), nil
 	}
 	if err != nil {
 		return "", fmt.Errorf("look at the store: %w", err)
@@ -186,7 +187,7 @@ func (c *Client) encodingProblem(ctx context.Context) (string, error) {
 
 func (c *Client) makeSource(ctx context.Context, r *run) error {
 	// Before anything is made here: is it the source that the history is of?
-	checkpoint, err := c.history.records.Checkpoint(ctx, r.facts.Database)
+	checkpoint, err := c.history.Records.Checkpoint(ctx, r.facts.Database)
 	switch {
 	case err == nil:
 		if _, err := c.sameSource(ctx, checkpoint); err != nil {
@@ -195,7 +196,7 @@ func (c *Client) makeSource(ctx context.Context, r *run) error {
 	case !errors.Is(err, store.ErrNoCheckpoint):
 		return err
 	}
-	if err := c.history.records.EnsurePartitions(ctx); err != nil {
+	if err := c.history.Records.EnsurePartitions(ctx); err != nil {
 		return err
 	}
 	repaired, err := c.setup.EnsurePublication(ctx, r.facts.Version)
@@ -267,7 +268,7 @@ func (c *Client) ensureSlot(ctx context.Context, r *run, locked bool) (capture.R
 	if slotErr != nil && !errors.Is(slotErr, capture.ErrNoSlot) {
 		return capture.Resume{}, slotErr
 	}
-	checkpoint, err := c.history.records.Checkpoint(ctx, r.facts.Database)
+	checkpoint, err := c.history.Records.Checkpoint(ctx, r.facts.Database)
 	first := errors.Is(err, store.ErrNoCheckpoint)
 	if err != nil && !first {
 		return capture.Resume{}, err
@@ -318,7 +319,7 @@ func (c *Client) ensureSlot(ctx context.Context, r *run, locked bool) (capture.R
 func (c *Client) sameSource(ctx context.Context, checkpoint store.Checkpoint) (timeline int32, err error) {
 	var system, walFile string
 	var end capture.LSN
-	err = c.history.source.QueryRow(ctx, `
+	err = c.history.Source.QueryRow(ctx, `
 		SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()), pg_catalog.pg_current_wal_flush_lsn()::text,
 			pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn())`).Scan(&system, &end, &walFile)
 	if err != nil {
@@ -345,21 +346,21 @@ func (c *Client) sameSource(ctx context.Context, checkpoint store.Checkpoint) (t
 		return 0, err
 	}
 	c.cfg.Logger.Info("audit: the source is on a new timeline", "from", checkpoint.Timeline, "to", timeline)
-	return timeline, c.history.records.SetTimeline(ctx, checkpoint.Database, timeline)
+	return timeline, c.history.Records.SetTimeline(ctx, checkpoint.Database, timeline)
 }
 
 func (c *Client) firstCheckpoint(ctx context.Context, r *run, at capture.LSN) (store.Checkpoint, error) {
-	now, err := c.history.sourceTime(ctx)
+	now, err := c.history.SourceTime(ctx)
 	if err != nil {
 		return store.Checkpoint{}, err
 	}
-	err = c.history.records.CreateCheckpoint(ctx, store.Checkpoint{
+	err = c.history.Records.CreateCheckpoint(ctx, store.Checkpoint{
 		Database: r.facts.Database, Slot: c.cfg.Slot, SystemIdentifier: r.facts.SystemIdentifier, Timeline: r.facts.Timeline, Position: at,
 	}, now)
 	if err != nil {
 		return store.Checkpoint{}, err
 	}
-	return c.history.records.Checkpoint(ctx, r.facts.Database)
+	return c.history.Records.Checkpoint(ctx, r.facts.Database)
 }
 
 func (c *Client) newSlot(ctx context.Context, r *run, was capture.Slot, drop bool) (store.Checkpoint, error) {
@@ -401,18 +402,18 @@ func (c *Client) bridgeGap(ctx context.Context, r *run, checkpoint store.Checkpo
 		to = at
 	}
 	checkpoint.Slot = c.cfg.Slot
-	now, err := c.history.sourceTime(ctx)
+	now, err := c.history.SourceTime(ctx)
 	if err != nil {
 		return checkpoint, err
 	}
-	if err := c.history.records.RecordGap(ctx, r.facts.Database, checkpoint, to, now, reason); err != nil {
+	if err := c.history.Records.RecordGap(ctx, r.facts.Database, checkpoint, to, now, reason); err != nil {
 		return checkpoint, err
 	}
 	c.metrics.failed(gap)
 	c.cfg.Logger.Error("audit: history has a gap", "from", checkpoint.Position, "to", to, "reason", reason)
 	r.forgetLooks()
 	c.requestRefresh()
-	return c.history.records.Checkpoint(ctx, r.facts.Database)
+	return c.history.Records.Checkpoint(ctx, r.facts.Database)
 }
 
 // SetupSQL returns the script that makes, beforehand, everything Start would
@@ -441,7 +442,7 @@ func (c *Client) SetupSQL(ctx context.Context, role string) (string, error) {
 		return "", fmt.Errorf("audit: setup script: %w", err)
 	}
 	var database string
-	if err := c.history.source.QueryRow(ctx, "SELECT current_database()").Scan(&database); err != nil {
+	if err := c.history.Source.QueryRow(ctx, "SELECT current_database()").Scan(&database); err != nil {
 		return "", fmt.Errorf("audit: setup script: %w", err)
 	}
 	roles := store.Roles{Owner: c.cfg.StoreRoles.Owner, Writer: c.cfg.StoreRoles.Writer, Reader: c.cfg.StoreRoles.Reader}

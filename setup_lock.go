@@ -25,7 +25,7 @@ func (c *Client) lockSetup(ctx context.Context, r *run, patience time.Duration) 
 		return nil, nil, err
 	}
 	begun, said := time.Now(), false
-	locked, holder, unlock, err := c.history.records.LockSetup(ctx, r.facts.Database, patience, func(held *store.SetupLockedError) {
+	locked, holder, unlock, err := c.history.Records.LockSetup(ctx, r.facts.Database, patience, func(held *store.SetupLockedError) {
 		c.noteSetup(held)
 		if !said && time.Since(begun) > 2*time.Second {
 			said = true

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -192,7 +193,7 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	v.pending = slices.Clone(v.pending)
 	c.mu.Unlock()
 	s := Status{State: v.state, Err: v.err, Position: v.durable, Slot: SlotStatus{Name: c.cfg.Slot}}
-	if err := c.history.source.QueryRow(ctx, "SELECT current_database(), (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END)::text").Scan(&s.Database, &s.SourcePosition); err != nil {
+	if err := c.history.Source.QueryRow(ctx, "SELECT current_database(), (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END)::text").Scan(&s.Database, &s.SourcePosition); err != nil {
 		return s, fmt.Errorf("audit: status: ask the source: %w", err)
 	}
 	if v.setup != nil {
@@ -212,8 +213,8 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 		s.Warnings = append(s.Warnings, walWarnings(slot)...)
 	}
 
-	checkpoint, err := c.history.records.Checkpoint(ctx, s.Database)
-	if errors.Is(err, store.ErrNoCheckpoint) || isUndefined(err) {
+	checkpoint, err := c.history.Records.Checkpoint(ctx, s.Database)
+	if errors.Is(err, store.ErrNoCheckpoint) || history.IsUndefined(err) {
 		return s, nil // nothing was ever captured
 	}
 	if err != nil {
@@ -223,10 +224,10 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	if s.SourcePosition > s.Position {
 		s.LagBytes = int64(s.SourcePosition - s.Position)
 	}
-	if s.Gaps, err = c.history.records.Gaps(ctx, s.Database); err != nil {
+	if s.Gaps, err = c.history.Records.Gaps(ctx, s.Database); err != nil {
 		return s, fmt.Errorf("audit: status: %w", err)
 	}
-	covered, err := c.history.records.Coverage(ctx, s.Database)
+	covered, err := c.history.Records.Coverage(ctx, s.Database)
 	if err != nil {
 		return s, fmt.Errorf("audit: status: %w", err)
 	}
@@ -297,7 +298,7 @@ func (c *Client) observe(ctx context.Context, r *run) error {
 		r.reader.Break(holder, fmt.Errorf("the server does not stream to us any more: slot %q is held by process %d, not %d", slot.Name, slot.ActivePID, holder))
 	}
 	var here LSN
-	if err := c.history.source.QueryRow(ctx, "SELECT pg_catalog.pg_current_wal_flush_lsn()::text").Scan(&here); err != nil {
+	if err := c.history.Source.QueryRow(ctx, "SELECT pg_catalog.pg_current_wal_flush_lsn()::text").Scan(&here); err != nil {
 		return fmt.Errorf("read position: %w", err)
 	}
 	c.mu.Lock()

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/wal"
 )
@@ -65,7 +66,7 @@ func (c *Client) lookAtStructures(ctx context.Context, r *run, tracked []capture
 			oids = append(oids, t.OID)
 		}
 	}
-	rows, err := c.history.source.Query(ctx, capture.DigestsSQL, oids)
+	rows, err := c.history.Source.Query(ctx, capture.DigestsSQL, oids)
 	if err != nil {
 		return false, fmt.Errorf("look at structures: %w", err)
 	}
@@ -83,7 +84,7 @@ func (c *Client) lookAtStructures(ctx context.Context, r *run, tracked []capture
 		if digest, there := shapes[oid]; !there || r.shapes[oid] == digest {
 			continue
 		}
-		s, err := capture.LookUpStructure(ctx, c.history.source, oid)
+		s, err := capture.LookUpStructure(ctx, c.history.Source, oid)
 		if err != nil {
 			return false, err
 		}
@@ -94,7 +95,7 @@ func (c *Client) lookAtStructures(ctx context.Context, r *run, tracked []capture
 		changed = append(changed, s)
 	}
 	if len(changed) > 0 {
-		known, err := c.history.records.Structures(ctx, r.facts.Database)
+		known, err := c.history.Records.Structures(ctx, r.facts.Database)
 		if err != nil {
 			return false, err
 		}
@@ -132,11 +133,11 @@ func (c *Client) lookForDropped(ctx context.Context, r *run, shapes map[uint32]s
 	if r.shapes != nil && !slices.ContainsFunc(slices.Collect(maps.Keys(r.shapes)), func(oid uint32) bool { return shapes[oid] == "" }) {
 		return nil
 	}
-	known, err := c.history.records.Structures(ctx, r.facts.Database)
+	known, err := c.history.Records.Structures(ctx, r.facts.Database)
 	if err != nil {
 		return err
 	}
-	token, err := c.history.records.Token(ctx, r.facts.Database)
+	token, err := c.history.Records.Token(ctx, r.facts.Database)
 	if err != nil {
 		return err
 	}
@@ -144,7 +145,7 @@ func (c *Client) lookForDropped(ctx context.Context, r *run, shapes map[uint32]s
 		if k.Dropped || k.Root != 0 || shapes[oid] != "" {
 			continue
 		}
-		s, err := capture.LookUpStructure(ctx, c.history.source, oid)
+		s, err := capture.LookUpStructure(ctx, c.history.Source, oid)
 		if err != nil {
 			return err
 		}
@@ -152,7 +153,7 @@ func (c *Client) lookForDropped(ctx context.Context, r *run, shapes map[uint32]s
 			continue // it has another name, or is a part of another table
 		}
 		gone := wal.Structure{OID: oid, Schema: k.Schema, Table: k.Table, Dropped: true}
-		if err := c.emitStructure(ctx, c.history.source, token, &gone, max(k.At, r.looks.until(here), 1)); err != nil {
+		if err := c.emitStructure(ctx, c.history.Source, token, &gone, max(k.At, r.looks.until(here), 1)); err != nil {
 			return fmt.Errorf("tell that %s is gone: %w", pgcatalog.Qualified(k.Schema, k.Table), err)
 		}
 	}
@@ -179,7 +180,7 @@ func (c *Client) attached(ctx context.Context, known, found *wal.Structure) (boo
 		if slices.Contains(known.Parts, oid) {
 			continue
 		}
-		part, err := capture.LookUpStructure(ctx, c.history.source, oid)
+		part, err := capture.LookUpStructure(ctx, c.history.Source, oid)
 		if err != nil {
 			return false, err
 		}
@@ -187,13 +188,13 @@ func (c *Client) attached(ctx context.Context, known, found *wal.Structure) (boo
 			continue
 		}
 		var rows bool
-		err = pgx.BeginTxFunc(ctx, c.history.source, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		err = pgx.BeginTxFunc(ctx, c.history.Source, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, "SET LOCAL row_security = off"); err != nil { // a policy is code of the table's owner
 				return err
 			}
 			return tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM ONLY "+pgx.Identifier{part.Schema, part.Table}.Sanitize()+")").Scan(&rows)
 		})
-		if rows || isCode(err, "42501", "42P01") { // who may not look cannot tell
+		if rows || history.IsCode(err, "42501", "42P01") { // who may not look cannot tell
 			return true, nil
 		}
 		if err != nil {
@@ -206,11 +207,11 @@ func (c *Client) attached(ctx context.Context, known, found *wal.Structure) (boo
 // tellStructure writes a table's structure into the source's WAL. While it does,
 // nobody can alter the table, if the role may lock it.
 func (c *Client) tellStructure(ctx context.Context, r *run, s *wal.Structure, after LSN) (told bool, err error) {
-	token, err := c.history.records.Token(ctx, r.facts.Database)
+	token, err := c.history.Records.Token(ctx, r.facts.Database)
 	if err != nil {
 		return false, err
 	}
-	err = pgx.BeginFunc(ctx, c.history.source, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(ctx, c.history.Source, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '100ms'; SET LOCAL idle_in_transaction_session_timeout = '3s'"); err != nil {
 			return err
 		}
@@ -230,7 +231,7 @@ func (c *Client) tellStructure(ctx context.Context, r *run, s *wal.Structure, af
 		told = true
 		return c.emitStructure(ctx, tx, token, s, after)
 	})
-	if isCode(err, "55P03", "42P01") { // it is being altered, or is gone
+	if history.IsCode(err, "55P03", "42P01") { // it is being altered, or is gone
 		return false, nil
 	}
 	if err != nil {
@@ -242,11 +243,11 @@ func (c *Client) tellStructure(ctx context.Context, r *run, s *wal.Structure, af
 // structures returns what capture goes on from: the tables as they are known, and
 // the tokens of messages about them.
 func (c *Client) structures(ctx context.Context, r *run) (map[uint32]*wal.Structure, []string, error) {
-	known, err := c.history.records.Structures(ctx, r.facts.Database)
+	known, err := c.history.Records.Structures(ctx, r.facts.Database)
 	if err != nil {
 		return nil, nil, err
 	}
-	own, err := c.history.records.Token(ctx, r.facts.Database)
+	own, err := c.history.Records.Token(ctx, r.facts.Database)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -27,10 +28,10 @@ import (
 func (c *Client) Sync(ctx context.Context) error {
 	b, err := c.barrier(ctx)
 	if err != nil {
-		return wrap("sync", err)
+		return history.OpError("sync", err)
 	}
 	_, err = c.waitFor(ctx, b, c.capturedElsewhere)
-	return wrap("sync", err)
+	return history.OpError("sync", err)
 }
 
 // barrier is a message in the source's WAL: whatever was committed before the call that
@@ -108,7 +109,7 @@ func (c *Client) writeBarrier(ctx context.Context, b *barrier) error {
 	b.nonces = append(b.nonces, text)
 	c.barriers.expect(text)
 	write := func() error {
-		return c.history.source.QueryRow(ctx, "SELECT current_database(), pg_catalog.pg_logical_emit_message(true, $1, $2)::text WHERE NOT pg_catalog.pg_is_in_recovery()", c.cfg.ContextPrefix+capture.SyncSuffix, text).Scan(&b.database, &b.written)
+		return c.history.Source.QueryRow(ctx, "SELECT current_database(), pg_catalog.pg_logical_emit_message(true, $1, $2)::text WHERE NOT pg_catalog.pg_is_in_recovery()", c.cfg.ContextPrefix+capture.SyncSuffix, text).Scan(&b.database, &b.written)
 	}
 	err := write()
 	if pgconn.SafeToRetry(err) { // the pool's connection was from before a restart
@@ -153,10 +154,10 @@ func (c *Client) waitFor(ctx context.Context, b *barrier, idle func(ctx context.
 			return 0, fmt.Errorf("capture has failed: %w", v.err)
 		case v.state != capture.Streaming || time.Since(looked) > barrierLook:
 			looked = time.Now()
-			at, err := c.history.records.Barrier(ctx, b.database, b.nonces)
+			at, err := c.history.Records.Barrier(ctx, b.database, b.nonces)
 			// An error because ctx has ended is told below, in other words.
 			// That of a connection from before a restart of the server passes.
-			if err != nil && ctx.Err() == nil && (isClosed(err) || !isUndefined(err) && !isConnectionLost(err)) {
+			if err != nil && ctx.Err() == nil && (history.IsClosed(err) || !history.IsUndefined(err) && !isConnectionLost(err)) {
 				return 0, err
 			}
 			if at != 0 {
@@ -171,7 +172,7 @@ func (c *Client) waitFor(ctx context.Context, b *barrier, idle func(ctx context.
 		}
 		if time.Since(written) > again {
 			written, again = time.Now(), min(2*again, barrierAgainMost)
-			if err := c.writeBarrier(ctx, b); err != nil && isClosed(err) {
+			if err := c.writeBarrier(ctx, b); err != nil && history.IsClosed(err) {
 				return 0, err
 			}
 		}
@@ -188,8 +189,8 @@ func (c *Client) waitFor(ctx context.Context, b *barrier, idle func(ctx context.
 
 // idle asks whether to go on although this instance does not capture.
 func (c *Client) idle(ctx context.Context, database string, ask func(ctx context.Context, slot string) error) error {
-	at, err := c.history.records.Checkpoint(ctx, database)
-	if err != nil && ctx.Err() == nil && (isClosed(err) || !errors.Is(err, store.ErrNoCheckpoint) && !isUndefined(err) && !isConnectionLost(err)) {
+	at, err := c.history.Records.Checkpoint(ctx, database)
+	if err != nil && ctx.Err() == nil && (history.IsClosed(err) || !errors.Is(err, store.ErrNoCheckpoint) && !history.IsUndefined(err) && !isConnectionLost(err)) {
 		return err
 	}
 	return ask(ctx, at.Slot)
@@ -202,7 +203,7 @@ func (c *Client) capturedElsewhere(ctx context.Context, slot string) error {
 		slot = c.cfg.Slot
 	}
 	var active bool
-	err := c.history.source.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1 AND s.active)", slot).Scan(&active)
+	err := c.history.Source.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1 AND s.active)", slot).Scan(&active)
 	if err == nil && !active && c.state() == capture.Stopped {
 		return fmt.Errorf("nobody streams from slot %q: %w", slot, ErrNotRunning)
 	}
@@ -213,5 +214,5 @@ func (c *Client) capturedElsewhere(ctx context.Context, slot string) error {
 // that is about to stop or to start.
 func isConnectionLost(err error) bool {
 	var pgErr *pgconn.PgError
-	return !errors.As(err, &pgErr) || isCode(err, "57P01", "57P02", "57P03")
+	return !errors.As(err, &pgErr) || history.IsCode(err, "57P01", "57P02", "57P03")
 }

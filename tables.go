@@ -68,7 +68,7 @@ func (c *Client) refreshTables(ctx context.Context, r *run, whole bool) error {
 
 // join makes new tables tracked, whatever coverage says.
 func (c *Client) join(ctx context.Context, r *run) ([]capture.Tracked, []capture.Pending, error) {
-	here, err := c.history.position(ctx)
+	here, err := c.history.Position(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -78,20 +78,20 @@ func (c *Client) join(ctx context.Context, r *run) ([]capture.Tracked, []capture
 	var may bool
 	return c.setup.Join(ctx, func(ctx context.Context, identities map[uint32]string) (err error) {
 		if known == nil {
-			if known, err = c.history.records.Structures(ctx, r.facts.Database); err != nil {
+			if known, err = c.history.Records.Structures(ctx, r.facts.Database); err != nil {
 				return err
 			}
-			if token, err = c.history.records.Token(ctx, r.facts.Database); err != nil {
+			if token, err = c.history.Records.Token(ctx, r.facts.Database); err != nil {
 				return err
 			}
-			if err = c.history.source.QueryRow(ctx, `
+			if err = c.history.Source.QueryRow(ctx, `
 				SELECT coalesce(pg_catalog.bool_and(pg_catalog.has_function_privilege(p.oid, 'EXECUTE')), false)
 				FROM pg_catalog.pg_proc p -- which has another argument from 17 on
 				WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.proname = 'pg_logical_emit_message' AND p.proargtypes[2] = 'text'::regtype`).Scan(&may); err != nil {
 				return fmt.Errorf("look for the right to write messages: %w", err)
 			}
 		}
-		return c.history.records.RememberIdentities(ctx, r.facts.Database, identities)
+		return c.history.Records.RememberIdentities(ctx, r.facts.Database, identities)
 	}, func(ctx context.Context, tx pgx.Tx, oids []uint32) error {
 		if !may {
 			return nil // the next look at the structures says so
@@ -148,7 +148,7 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]captu
 	seen := catalogSeen{structures: r.seen.structures}
 	r.seen = catalogSeen{}
 	r.rest.Store(0)
-	checkpoint, err := c.history.records.Checkpoint(ctx, r.facts.Database)
+	checkpoint, err := c.history.Records.Checkpoint(ctx, r.facts.Database)
 	if err != nil {
 		return err
 	}
@@ -170,11 +170,11 @@ func (c *Client) joinTables(ctx context.Context, r *run, joined map[uint32]captu
 	if err != nil {
 		return err
 	}
-	after, err := c.history.position(ctx)
+	after, err := c.history.Position(ctx)
 	if err != nil {
 		return err
 	}
-	covered, err := c.history.records.Coverage(ctx, r.facts.Database)
+	covered, err := c.history.Records.Coverage(ctx, r.facts.Database)
 	if err != nil {
 		return err
 	}
@@ -242,10 +242,10 @@ type look struct {
 }
 
 func (c *Client) lookFrom(ctx context.Context) (l look, err error) {
-	if l.position, err = c.history.position(ctx); err != nil {
+	if l.position, err = c.history.Position(ctx); err != nil {
 		return l, err
 	}
-	rows, err := c.history.source.Query(ctx, `
+	rows, err := c.history.Source.Query(ctx, `
 		WITH locks AS MATERIALIZED (SELECT * FROM pg_catalog.pg_locks)
 		SELECT DISTINCT l.transactionid::text
 		FROM locks l
@@ -313,7 +313,7 @@ func (c *Client) noteVerified(ctx context.Context, r *run, checkpoint store.Chec
 	}
 	var err error
 	if p.position > p.stored && time.Since(p.at) >= verifiedEvery {
-		if err = c.history.records.SetVerified(ctx, r.holder, p.position); err == nil {
+		if err = c.history.Records.SetVerified(ctx, r.holder, p.position); err == nil {
 			p.stored, p.at = p.position, time.Now()
 		}
 	}
@@ -333,7 +333,7 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool
 		if cov.Membership == t.Membership {
 			return nil
 		}
-		return c.history.records.SetMembership(ctx, r.holder, t.OID, t.Membership)
+		return c.history.Records.SetMembership(ctx, r.holder, t.OID, t.Membership)
 	}
 	from := t.From
 	if from == 0 {
@@ -341,7 +341,7 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool
 		// only from a position behind the one at which it was seen.
 		from = here
 	}
-	now, err := c.history.sourceTime(ctx)
+	now, err := c.history.SourceTime(ctx)
 	if err != nil {
 		return err
 	}
@@ -353,7 +353,7 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool
 			until = max(verified, cov.From)
 			c.cfg.Logger.Warn("audit: table was not tracked for a while", "schema", t.Schema, "table", t.Name, "from", until, "until", from)
 		}
-		if err := c.history.records.CloseCoverage(ctx, r.holder, t.OID, until, now); err != nil {
+		if err := c.history.Records.CloseCoverage(ctx, r.holder, t.OID, until, now); err != nil {
 			return err
 		}
 	}
@@ -362,14 +362,14 @@ func (c *Client) cover(ctx context.Context, r *run, t capture.Tracked, stay bool
 		if err != nil || !over {
 			return err
 		}
-		if from, err = c.history.position(ctx); err != nil {
+		if from, err = c.history.Position(ctx); err != nil {
 			return err
 		}
-		if now, err = c.history.sourceTime(ctx); err != nil {
+		if now, err = c.history.SourceTime(ctx); err != nil {
 			return err
 		}
 	}
-	err = c.history.records.OpenCoverage(ctx, r.holder, store.Coverage{Schema: t.Schema, Table: t.Name, From: max(from, checkpoint.Position), FromTime: now, RelationID: t.OID, Membership: t.Membership})
+	err = c.history.Records.OpenCoverage(ctx, r.holder, store.Coverage{Schema: t.Schema, Table: t.Name, From: max(from, checkpoint.Position), FromTime: now, RelationID: t.OID, Membership: t.Membership})
 	if err != nil {
 		return err
 	}
@@ -452,7 +452,7 @@ func (c *Client) closeGone(ctx context.Context, r *run, open map[uint32]store.Co
 		if seen[oid] {
 			continue
 		}
-		now, err := c.history.sourceTime(ctx)
+		now, err := c.history.SourceTime(ctx)
 		if err != nil {
 			return err
 		}
@@ -462,7 +462,7 @@ func (c *Client) closeGone(ctx context.Context, r *run, open map[uint32]store.Co
 			// begun behind the last look.
 			until = max(verified, cov.From)
 		}
-		if err := c.history.records.CloseCoverage(ctx, r.holder, oid, until, now); err != nil {
+		if err := c.history.Records.CloseCoverage(ctx, r.holder, oid, until, now); err != nil {
 			return err
 		}
 		delete(open, oid)
@@ -478,13 +478,13 @@ func (c *Client) leaveTables(ctx context.Context, r *run) error {
 	if err != nil || len(unmatched) == 0 {
 		return err
 	}
-	identities, err := c.history.records.Identities(ctx, r.facts.Database)
+	identities, err := c.history.Records.Identities(ctx, r.facts.Database)
 	if err != nil {
 		return err
 	}
 	for _, t := range unmatched {
 		// Before: what is written after it may not be in the stream any more.
-		here, err := c.history.position(ctx)
+		here, err := c.history.Position(ctx)
 		if err != nil {
 			return err
 		}
@@ -493,14 +493,14 @@ func (c *Client) leaveTables(ctx context.Context, r *run) error {
 			c.cfg.Logger.Warn("audit: table is not in Config.Tables, but could not be left yet", "schema", t.Schema, "table", t.Name, "error", err)
 			continue
 		}
-		now, err := c.history.sourceTime(ctx)
+		now, err := c.history.SourceTime(ctx)
 		if err != nil {
 			return err
 		}
-		if err := c.history.records.CloseCoverage(ctx, r.holder, t.OID, here, now); err != nil {
+		if err := c.history.Records.CloseCoverage(ctx, r.holder, t.OID, here, now); err != nil {
 			return err
 		}
-		if err := c.history.records.ForgetIdentities(ctx, r.holder, restored); err != nil {
+		if err := c.history.Records.ForgetIdentities(ctx, r.holder, restored); err != nil {
 			return err
 		}
 	}

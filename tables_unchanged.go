@@ -30,7 +30,7 @@ const (
 // does not change without WAL, and not without another fingerprint.
 func (c *Client) refreshIfChanged(ctx context.Context, r *run) error {
 	if rest := LSN(r.rest.Load()); rest != 0 {
-		here, err := c.history.position(ctx)
+		here, err := c.history.Position(ctx)
 		if err != nil || here == rest {
 			return err
 		}
@@ -56,11 +56,11 @@ func (c *Client) unchanged(ctx context.Context, r *run) (bool, error) {
 	}
 	// What another instance has said of coverage since may be at odds with what there is.
 	// So may what it has told the stream, of which a gap of its making has swallowed ours.
-	if held, err := c.history.records.HoldsSetup(ctx, r.holder); err != nil || !held {
+	if held, err := c.history.Records.HoldsSetup(ctx, r.holder); err != nil || !held {
 		r.forgetLooks()
 		return false, err
 	}
-	checkpoint, err := c.history.records.Checkpoint(ctx, r.facts.Database)
+	checkpoint, err := c.history.Records.Checkpoint(ctx, r.facts.Database)
 	if err != nil || checkpoint.Timeline != was.timeline {
 		return false, err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -112,7 +113,7 @@ func (p *pastTable) refuseUnpublished(ctx context.Context, snapshot pgx.Tx) erro
 		WHERE c.relkind OPERATOR(pg_catalog.=) 'r' AND NOT part.published`,
 		p.oid, p.client.setup.Publication).Scan(&names)
 	if err != nil {
-		return wrap("look whether the live table is published", err)
+		return history.OpError("look whether the live table is published", err)
 	}
 	if len(names) == 0 {
 		return nil

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/store"
 )
@@ -24,9 +25,9 @@ type pastVersion struct {
 func (p *pastTable) columnsOf(ctx context.Context, v store.Version) (*pgcatalog.Columns, error) {
 	list := make([]pgcatalog.Column, len(v.Columns))
 	for i, c := range v.Columns {
-		kind, err := p.client.history.kinds.Of(ctx, c.TypeOID)
+		kind, err := p.client.history.Kinds.Of(ctx, c.TypeOID)
 		if err != nil {
-			return nil, wrap("look up type", err)
+			return nil, history.OpError("look up type", err)
 		}
 		list[i] = pgcatalog.Column{
 			Name: c.Name, Attnum: c.Attnum, TypeOID: c.TypeOID, TypeMod: c.TypeMod, TypeName: c.Type, Kind: kind,
@@ -34,8 +35,8 @@ func (p *pastTable) columnsOf(ctx context.Context, v store.Version) (*pgcatalog.
 			Rewritten: c.Rewritten,
 		}
 		if c.Type == "" {
-			if err := p.client.history.source.QueryRow(ctx, "SELECT coalesce(pg_catalog.format_type($1, $2), 'text')", c.TypeOID, c.TypeMod).Scan(&list[i].TypeName); err != nil {
-				return nil, wrap("look up type", err)
+			if err := p.client.history.Source.QueryRow(ctx, "SELECT coalesce(pg_catalog.format_type($1, $2), 'text')", c.TypeOID, c.TypeMod).Scan(&list[i].TypeName); err != nil {
+				return nil, history.OpError("look up type", err)
 			}
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hindsight-go/audit/internal/history"
 )
 
 // isDeferrable tells that two rows of the table may have had the same key in the
@@ -75,13 +77,13 @@ func (p *pastTable) deferrableEvents(ctx context.Context, span nameSpan, s side,
 // if the transaction says nothing of that: rows came and went, and another one may
 // have had the key all the time.
 func (p *pastTable) settle(ctx context.Context, span nameSpan, s side, e event) (event, bool, error) {
-	rows, err := p.client.history.store.Query(ctx, `
+	rows, err := p.client.history.Store.Query(ctx, `
 		SELECT coalesce(c.primary_key = $5, false) AND c.operation <> 'DELETE', coalesce(c.previous_key, c.primary_key) = $5 AND c.operation <> 'CREATE', c.before, c.after
-		FROM `+p.client.history.table("changes")+` c
+		FROM `+p.client.history.Relation("changes")+` c
 		WHERE c.position = $1 AND c."table" = $2 AND c.schema = $3 AND c.database = $4 AND (c.primary_key = $5 OR c.previous_key = $5)`+span.within()+`
 		ORDER BY c.sequence`, e.position.String(), span.name, span.schema, p.database, e.key)
 	if err != nil {
-		return e, false, wrap("read changes of a key", err)
+		return e, false, history.OpError("read changes of a key", err)
 	}
 	var passed []passage
 	var arrives, leaves bool
@@ -90,7 +92,7 @@ func (p *pastTable) settle(ctx context.Context, span nameSpan, s side, e event) 
 		passed = append(passed, passage{leaves: leaves, arrives: arrives, before: bytes.Clone(before), after: bytes.Clone(after)})
 		return nil
 	}); err != nil {
-		return e, false, wrap("read changes of a key", err)
+		return e, false, history.OpError("read changes of a key", err)
 	}
 	if s.newest {
 		// Read backwards, what arrived leaves.

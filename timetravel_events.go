@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/rowimage"
 )
 
@@ -79,23 +80,23 @@ func (p *pastTable) choose(ctx context.Context, span nameSpan, from, to LSN) (st
 	if p.live != nil {
 		// Nothing that takes a lock: a TRUNCATE that waits for this snapshot would have it.
 		var estimate float64
-		err := p.client.history.source.QueryRow(ctx, `
+		err := p.client.history.Source.QueryRow(ctx, `
 			SELECT coalesce(sum(greatest(c.reltuples, c.relpages, pg_catalog.pg_stat_get_live_tuples(c.oid))), 0)::float8
 			FROM pg_catalog.pg_class c
 			WHERE c.oid = $1 OR c.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree($1) WHERE isleaf)`, p.oid).Scan(&estimate)
 		if err != nil {
-			return 0, wrap("estimate rows", err)
+			return 0, history.OpError("estimate rows", err)
 		}
 		rows = max(rows, int64(estimate))
 	}
 	var n int64
-	err := p.client.history.store.QueryRow(ctx, `
+	err := p.client.history.Store.QueryRow(ctx, `
 		SELECT count(*)
-		FROM (SELECT FROM `+p.client.history.table("changes")+` c
+		FROM (SELECT FROM `+p.client.history.Relation("changes")+` c
 			WHERE c."table" = $1 AND c.position > $2 AND c.position <= $3
 			LIMIT $4) counted`, span.name, from.String(), to.String(), rows*probeCost).Scan(&n)
 	if err != nil {
-		return 0, wrap("count changes", err)
+		return 0, history.OpError("count changes", err)
 	}
 	if n < rows*probeCost {
 		return searchScan, nil
@@ -193,14 +194,14 @@ func (p *pastTable) events(ctx context.Context, s side, yield func(event) error)
 
 // scanEvents reads the changes in order.
 func (p *pastTable) scanEvents(ctx context.Context, span nameSpan, s side, once func(event) error) error {
-	rows, err := p.client.history.streams.Query(ctx, `
+	rows, err := p.client.history.StoreLong.Query(ctx, `
 		SELECT c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, `+s.images()+`, c.defect
-		FROM `+p.client.history.table("changes")+` c
+		FROM `+p.client.history.Relation("changes")+` c
 		WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3
 		  AND c.position > $4 AND c.position <= $5 AND c.primary_key IS NOT NULL`+span.within()+`
 		ORDER BY `+s.order(), span.name, span.schema, p.database, s.from.String(), s.to.String())
 	if err != nil {
-		return wrap("read changes", err)
+		return history.OpError("read changes", err)
 	}
 	return eachEvent(rows, s, once)
 }
@@ -212,7 +213,7 @@ func eachEvent(rows pgx.Rows, s side, yield func(event) error) error {
 	for rows.Next() {
 		c, previous, err := scanEvent(rows, s)
 		if err != nil {
-			return wrap("read changes", err)
+			return history.OpError("read changes", err)
 		}
 		for _, e := range split(c, previous, s) {
 			if err := yield(e); err != nil {
@@ -220,7 +221,7 @@ func eachEvent(rows pgx.Rows, s side, yield func(event) error) error {
 			}
 		}
 	}
-	return wrap("read changes", rows.Err())
+	return history.OpError("read changes", rows.Err())
 }
 
 // split takes a change of the key apart: on the one side of it the row is there
@@ -264,8 +265,8 @@ func (p *pastTable) probeEvents(ctx context.Context, span nameSpan, s side, once
 	if err != nil {
 		return err
 	}
-	changes := p.client.history.table("changes")
-	rows, err := p.client.history.streams.Query(ctx, `
+	changes := p.client.history.Relation("changes")
+	rows, err := p.client.history.StoreLong.Query(ctx, `
 		WITH RECURSIVE keys (key) AS (
 			(SELECT c.primary_key FROM `+changes+` c
 			 WHERE c."table" = $1 AND c.primary_key IS NOT NULL
@@ -289,13 +290,13 @@ func (p *pastTable) probeEvents(ctx context.Context, span nameSpan, s side, once
 			LIMIT 1) c
 		WHERE keys.key IS NOT NULL`, span.name, span.schema, p.database, s.from.String(), s.to.String())
 	if err != nil {
-		return wrap("read changes", err)
+		return history.OpError("read changes", err)
 	}
 	defer rows.Close()
 	for rows.Next() {
 		c, previous, err := scanEvent(rows, s)
 		if err != nil {
-			return wrap("read changes", err)
+			return history.OpError("read changes", err)
 		}
 		// What it says of its former key is among the moves.
 		e := split(c, previous, s)[0]
@@ -313,7 +314,7 @@ func (p *pastTable) probeEvents(ctx context.Context, span nameSpan, s side, once
 		}
 	}
 	if err := rows.Err(); err != nil {
-		return wrap("read changes", err)
+		return history.OpError("read changes", err)
 	}
 	for _, e := range moved {
 		if err := once(e); err != nil {
@@ -333,14 +334,14 @@ func (e event) before(o event) bool {
 // moves returns, for each key that a row on the side had before its key was
 // changed, the event of that which counts.
 func (p *pastTable) moves(ctx context.Context, span nameSpan, s side) (map[string]event, error) {
-	rows, err := p.client.history.streams.Query(ctx, `
+	rows, err := p.client.history.StoreLong.Query(ctx, `
 		SELECT c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, `+s.images()+`, c.defect
-		FROM `+p.client.history.table("changes")+` c
+		FROM `+p.client.history.Relation("changes")+` c
 		WHERE c."table" = $1 AND c.previous_key IS NOT NULL AND c.schema = $2 AND c.database = $3
 		  AND c.position > $4 AND c.position <= $5`+span.within()+`
 		ORDER BY `+s.order(), span.name, span.schema, p.database, s.from.String(), s.to.String())
 	if err != nil {
-		return nil, wrap("read changes of keys", err)
+		return nil, history.OpError("read changes of keys", err)
 	}
 	moved := make(map[string]event)
 	err = eachEvent(rows, s, func(e event) error {
@@ -370,13 +371,13 @@ func (p *pastTable) truncations(ctx context.Context) ([]truncation, error) {
 		where = append(where, fmt.Sprintf(`c."table" = $%d AND c.schema = $%d AND c.position > $%d AND c.position <= $%d`, n+1, n+2, n+3, n+4)+span.within())
 		args = append(args, span.name, span.schema, span.from.String(), span.to.String())
 	}
-	rows, err := p.client.history.streams.Query(ctx, `
+	rows, err := p.client.history.StoreLong.Query(ctx, `
 		SELECT c.position, c.sequence, coalesce(c.defect LIKE '%only the partition %', false)
-		FROM `+p.client.history.table("changes")+` c
+		FROM `+p.client.history.Relation("changes")+` c
 		WHERE c.database = $1 AND c.primary_key IS NULL AND c.operation = 'TRUNCATE' AND (`+strings.Join(where, " OR ")+`)
 		ORDER BY c.position, c.sequence`, args...)
 	if err != nil {
-		return nil, wrap("look for truncations", err)
+		return nil, history.OpError("look for truncations", err)
 	}
 	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t truncation, err error) {
 		var lsn lsnText
@@ -384,5 +385,5 @@ func (p *pastTable) truncations(ctx context.Context) ([]truncation, error) {
 		t.position = LSN(lsn)
 		return t, err
 	})
-	return all, wrap("look for truncations", err)
+	return all, history.OpError("look for truncations", err)
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
@@ -101,16 +102,16 @@ func (f Fork) Run(ctx context.Context) (_ *ForkResult, err error) {
 		tables = append(tables, past)
 	}
 	result := &ForkResult{Completeness: t.completeness(nil), Rows: make(map[string]int64)}
-	conn, err := c.history.snapshots.Acquire(ctx)
+	conn, err := c.history.SourceLong.Acquire(ctx)
 	if err != nil {
-		return nil, wrap("connect to the source", err)
+		return nil, history.OpError("connect to the source", err)
 	}
 	defer conn.Release()
 	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{AccessMode: pgx.ReadWrite}, func(tx pgx.Tx) error { return f.run(ctx, tx, tables, result) })
-	if isStandby(err) {
-		return nil, wrap("make fork", err)
+	if history.IsStandby(err) {
+		return nil, history.OpError("make fork", err)
 	}
-	if isCode(err, "42P06") {
+	if history.IsCode(err, "42P06") {
 		return nil, ErrSchemaExists
 	}
 	if err != nil {
@@ -135,7 +136,7 @@ func (t *travel) coveredThen() []string {
 func (f Fork) run(ctx context.Context, tx pgx.Tx, tables []*pastTable, result *ForkResult) error {
 	schema := pgx.Identifier{f.schema}.Sanitize()
 	if _, err := tx.Exec(ctx, "CREATE SCHEMA "+schema); err != nil {
-		return wrap("make fork", err)
+		return history.OpError("make fork", err)
 	}
 	for _, past := range tables {
 		table, err := f.plain(ctx, tx, past)
@@ -143,7 +144,7 @@ func (f Fork) run(ctx context.Context, tx pgx.Tx, tables []*pastTable, result *F
 			return err
 		}
 		if _, err := tx.Exec(ctx, f.createSQL(table)); err != nil {
-			return wrap("make "+table.qualified(), err)
+			return history.OpError("make "+table.qualified(), err)
 		}
 		n, err := f.load(ctx, tx, table)
 		if err != nil {
@@ -261,10 +262,10 @@ func (f Fork) finish(ctx context.Context, tx pgx.Tx, table *pastTable, result *F
 	if len(table.key) > 0 {
 		definition, err := periodKey(ctx, tx, table)
 		if err != nil {
-			return wrap("read key", err)
+			return history.OpError("read key", err)
 		}
 		if _, err := tx.Exec(ctx, "ALTER TABLE "+ident+" ADD "+definition); err != nil {
-			return wrap("make key of "+table.qualified(), err)
+			return history.OpError("make key of "+table.qualified(), err)
 		}
 	}
 	if !table.isLike() {
@@ -279,7 +280,7 @@ func (f Fork) finish(ctx context.Context, tx pgx.Tx, table *pastTable, result *F
 		WHERE i.indrelid = $1 AND NOT i.indisprimary AND i.indisvalid AND pg_catalog.pg_get_indexdef(i.indexrelid) IS NOT NULL
 		ORDER BY c.relname`, table.oid)
 	if err != nil {
-		return wrap("read indexes", err)
+		return history.OpError("read indexes", err)
 	}
 	type index struct {
 		Name, Definition string
@@ -288,7 +289,7 @@ func (f Fork) finish(ctx context.Context, tx pgx.Tx, table *pastTable, result *F
 	}
 	indexes, err := pgx.CollectRows(rows, pgx.RowToStructByPos[index])
 	if err != nil {
-		return wrap("read indexes", err)
+		return history.OpError("read indexes", err)
 	}
 	for _, x := range indexes {
 		if owner, err := f.foreignCode(ctx, tx, x.OID); err != nil || owner != "" {
@@ -340,7 +341,7 @@ func (f Fork) foreignCode(ctx context.Context, tx pgx.Tx, index uint32) (string,
 			WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = $1 AND f.oid >= 16384
 			  AND NOT pg_catalog.pg_has_role(f.proowner, current_user, 'MEMBER')
 			LIMIT 1)`, index).Scan(&function)
-	return text(function), wrap("read indexes", err)
+	return text(function), history.OpError("read indexes", err)
 }
 
 // try runs a statement that may fail.
@@ -367,7 +368,7 @@ func (f Fork) reference(ctx context.Context, tx pgx.Tx, table *pastTable, tables
 		WHERE c.conrelid = $1 AND c.contype = 'f' AND c.conparentid = 0
 		ORDER BY c.conname`, table.oid)
 	if err != nil {
-		return wrap("read foreign keys", err)
+		return history.OpError("read foreign keys", err)
 	}
 	type key struct {
 		Name             string
@@ -377,7 +378,7 @@ func (f Fork) reference(ctx context.Context, tx pgx.Tx, table *pastTable, tables
 	}
 	keys, err := pgx.CollectRows(rows, pgx.RowToStructByPos[key])
 	if err != nil {
-		return wrap("read foreign keys", err)
+		return history.OpError("read foreign keys", err)
 	}
 	for _, k := range keys {
 		at := slices.IndexFunc(tables, func(o *pastTable) bool { return o.oid == k.Referenced })

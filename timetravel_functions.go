@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
@@ -43,7 +44,7 @@ func (s callScope) String() string {
 
 // readImplicit reads which functions run without their names being written.
 func (g *guard) readImplicit(ctx context.Context) error {
-	rows, err := g.view.client.history.source.Query(ctx, `
+	rows, err := g.view.client.history.Source.Query(ctx, `
 		WITH implicit (operator, domain, oid) AS (
 			SELECT o.oprname, '', o.oprcode::oid FROM pg_catalog.pg_operator o WHERE o.oid >= 16384
 			UNION
@@ -65,13 +66,13 @@ func (g *guard) readImplicit(ctx context.Context) error {
 		JOIN pg_catalog.pg_language l ON l.oid = p.prolang
 		WHERE l.lanname NOT IN ('c', 'internal') AND p.oid >= 16384`)
 	if err != nil {
-		return wrap("read functions", err)
+		return history.OpError("read functions", err)
 	}
 	g.implicit, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (c implicitCall, err error) {
 		err = row.Scan(&c.operator, &c.domain, &c.schema, &c.name)
 		return c, err
 	})
-	return wrap("read functions", err)
+	return history.OpError("read functions", err)
 }
 
 // readFunctions reads all functions of the names.
@@ -83,7 +84,7 @@ func (g *guard) readFunctions(ctx context.Context, names []string) error {
 	for _, name := range names {
 		g.functions[name] = nil
 	}
-	rows, err := g.view.client.history.source.Query(ctx, `
+	rows, err := g.view.client.history.Source.Query(ctx, `
 		SELECT p.oid, n.nspname, p.proname, l.lanname, p.provolatile::text, p.oid < 16384,
 			CASE WHEN p.prokind = 'a' THEN '' WHEN pg_catalog.to_jsonb(p) ->> 'prosqlbody' IS NULL THEN coalesce(p.prosrc, '') ELSE pg_catalog.pg_get_functiondef(p.oid) END,
 			(pg_catalog.to_jsonb(p) ->> 'prosqlbody') IS NOT NULL,
@@ -103,7 +104,7 @@ func (g *guard) readFunctions(ctx context.Context, names []string) error {
 		JOIN pg_catalog.pg_language l ON l.oid = p.prolang
 		WHERE p.proname = ANY ($1)`, names, g.view.role)
 	if err != nil {
-		return wrap("read functions", err)
+		return history.OpError("read functions", err)
 	}
 	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*function, error) {
 		f := &function{}
@@ -111,7 +112,7 @@ func (g *guard) readFunctions(ctx context.Context, names []string) error {
 		g.functions[f.name] = append(g.functions[f.name], f)
 		return f, err
 	})
-	return wrap("read functions", err)
+	return history.OpError("read functions", err)
 }
 
 // callsOfRows reports whether there is a function of the user's that takes one row.

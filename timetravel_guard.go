@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
@@ -111,7 +112,7 @@ func (g *guard) check(ctx context.Context, sql string) (string, error) {
 func (g *guard) checkPlan(ctx context.Context, sql string, tokens []sqlToken) (sent string, again bool, err error) {
 	sent = g.view.rewrite(sql)
 	plan, err := g.explain(ctx, sent)
-	if err != nil && sent != sql && isCode(err, "42P01", "42601", "42703", "42704") {
+	if err != nil && sent != sql && history.IsCode(err, "42P01", "42601", "42703", "42704") {
 		if other, otherErr := g.explain(ctx, sql); otherErr == nil {
 			sent, plan, err = sql, other, nil
 		}
@@ -277,8 +278,8 @@ func (g *guard) recover(ctx context.Context, tokens []sqlToken, err error) (stri
 	switch {
 	case changed && (pgErr.Code == "42883" || pgErr.Code == "42703") && g.callsOfRows(ctx, tokens):
 		return "", false, g.refuse("", "it calls a function over the row of a table, and the rows of then have no such type: write f(ROW(t.*)::schema.table) for f(t) and t.f")
-	case isRowSecurity(err):
-		return "", false, wrap("read the past", err)
+	case history.IsRowSecurity(err):
+		return "", false, history.OpError("read the past", err)
 	case pgErr.Code == "42P01":
 		return "", false, g.explainMissing(names, err)
 	case pgErr.Code == "55000" && slices.ContainsFunc(names, func(n string) bool { return n == "delete" || n == "update" || n == "insert" || n == "merge" }):

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/rowimage"
 	"github.com/hindsight-go/audit/store"
@@ -136,7 +137,7 @@ func (p Point) lately(ctx context.Context, name string) (*pastTable, error) {
 	case last.Until != 0: // else it was dropped a moment ago
 		t.through, t.same = last.Until-1, last.Until-1
 	}
-	return t.tableOf(ctx, last, t.client.history.freshTable)
+	return t.tableOf(ctx, last, t.client.history.FreshTable)
 }
 
 // versionsOf returns the versions of a row until the moment, oldest first.
@@ -349,7 +350,7 @@ func (p *pastTable) changesBefore(ctx context.Context, changes []Change, values 
 	before := *p.travel
 	before.point = AtPosition(Position{LSN: turned.after}).of(p.client)
 	before.through, before.same = turned.after, turned.after
-	older, err := before.tableOf(ctx, p.covered, p.client.history.recentTable)
+	older, err := before.tableOf(ctx, p.covered, p.client.history.Table)
 	if err != nil {
 		return nil, err
 	}
@@ -372,13 +373,13 @@ func (p *pastTable) changesBefore(ctx context.Context, changes []Change, values 
 // condition holds.
 func (p *pastTable) changesIn(ctx context.Context, from, to LSN, condition string) (found bool, err error) {
 	for _, span := range p.names {
-		err := p.client.history.store.QueryRow(ctx, `
+		err := p.client.history.Store.QueryRow(ctx, `
 			SELECT EXISTS (
-				SELECT FROM `+p.client.history.table("changes")+` c
+				SELECT FROM `+p.client.history.Relation("changes")+` c
 				WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3 AND c.position > $4 AND c.position <= $5 AND `+condition+span.within()+`)`,
 			span.name, span.schema, p.database, max(from, span.from).String(), min(to, span.to).String()).Scan(&found)
 		if err != nil || found {
-			return found, wrap("look for changes of the row", err)
+			return found, history.OpError("look for changes of the row", err)
 		}
 	}
 	return false, nil

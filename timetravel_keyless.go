@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/rowimage"
 )
 
@@ -136,15 +137,15 @@ func (p *pastTable) keylessChanges(ctx context.Context, s side, span nameSpan, o
 	if s.from >= s.to {
 		return nil
 	}
-	rows, err := p.client.history.streams.Query(ctx, `
+	rows, err := p.client.history.StoreLong.Query(ctx, `
 		SELECT c.position, c.sequence, c.transaction_id, c.before, c.after, c.defect
-		FROM `+p.client.history.table("changes")+` c
+		FROM `+p.client.history.Relation("changes")+` c
 		WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3
 		  AND c.position > $4 AND c.position <= $5 AND c.operation <> 'TRUNCATE'`+span.within()+`
 		  AND ($6::bigint[] IS NULL OR c.transaction_id = ANY ($6))`,
 		span.name, span.schema, p.database, s.from.String(), s.to.String(), of)
 	if err != nil {
-		return wrap("read changes", err)
+		return history.OpError("read changes", err)
 	}
 	var lsn lsnText
 	var sequence int
@@ -158,5 +159,5 @@ func (p *pastTable) keylessChanges(ctx context.Context, s side, span nameSpan, o
 		new.image, new.defects = bytes.Clone(after), rowimage.ReadDefects(remarks, "after")
 		return yield(old, new)
 	})
-	return wrap("read changes", err)
+	return history.OpError("read changes", err)
 }

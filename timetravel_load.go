@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
@@ -136,7 +137,7 @@ func (c *copier) flush(ctx context.Context) error {
 	}
 	_, err := c.conn.PgConn().CopyFrom(ctx, bytes.NewReader(c.buffer), c.statement)
 	c.buffer = c.buffer[:0]
-	return wrap("load past rows", err)
+	return history.OpError("load past rows", err)
 }
 
 // appendCopyLine appends a row in COPY's text format. Of columns, if they are

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
@@ -34,7 +35,7 @@ func (c *Client) applicationPath(ctx context.Context, p Point) (string, error) {
 		return c.cfg.path, nil
 	}
 	var path string
-	err := c.history.source.QueryRow(ctx, `
+	err := c.history.Source.QueryRow(ctx, `
 		SELECT coalesce((
 			SELECT pg_catalog.substr(setting, pg_catalog.length('search_path=') + 1)
 			FROM pg_catalog.pg_db_role_setting s
@@ -44,7 +45,7 @@ func (c *Client) applicationPath(ctx context.Context, p Point) (string, error) {
 			  AND s.setrole IN (0, (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = session_user))
 			ORDER BY s.setrole <> 0 DESC, s.setdatabase <> 0 DESC
 			LIMIT 1), '"$user", public')`).Scan(&path)
-	return path, wrap("read search_path", err)
+	return path, history.OpError("read search_path", err)
 }
 
 // need makes everything ready that may be meant by one of the names, and says
@@ -85,7 +86,7 @@ func (v *pastView) need(ctx context.Context, names []string) error {
 
 // look reads what the source has of the names now.
 func (v *pastView) look(ctx context.Context, names []string) error {
-	rows, err := v.client.history.source.Query(ctx, `
+	rows, err := v.client.history.Source.Query(ctx, `
 		SELECT c.oid, n.nspname, c.relname, c.relkind::text,
 			CASE WHEN c.relkind = 'v' THEN coalesce(pg_catalog.pg_get_viewdef(c.oid), '') ELSE '' END,
 			array(
@@ -99,7 +100,7 @@ func (v *pastView) look(ctx context.Context, names []string) error {
 		WHERE c.relname = ANY ($1) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 		  AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\_t%'`, names)
 	if err != nil {
-		return wrap("look for tables", err)
+		return history.OpError("look for tables", err)
 	}
 	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*relation, error) {
 		r := &relation{}
@@ -107,7 +108,7 @@ func (v *pastView) look(ctx context.Context, names []string) error {
 		v.relations[r.name] = append(v.relations[r.name], r)
 		return r, err
 	})
-	return wrap("look for tables", err)
+	return history.OpError("look for tables", err)
 }
 
 // addNamed adds the tables that have one of the names, or had it.
@@ -245,7 +246,7 @@ func (v *pastView) repeatView(ctx context.Context, r *relation) error {
 		return v.script(ctx, "CREATE TEMPORARY VIEW "+pgx.Identifier{r.temp}.Sanitize()+" AS "+strings.TrimSuffix(strings.TrimSpace(definition), ";"))
 	}
 	err := v.prepare(ctx, create)
-	if isCode(err, "42803") {
+	if history.IsCode(err, "42803") {
 		if err = v.materializeAll(ctx, tokens); err == nil {
 			r.remade, r.temp = false, ""
 			if definition = v.rewrite(r.definition); definition != r.definition {

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/history"
 )
 
 // findTypes finds the types of the columns in our temporary tables: those under
@@ -38,7 +39,7 @@ func (p *pastTable) checkDomains(ctx context.Context, whole bool) error {
 	if p.client.cfg.TrustOwners {
 		return nil
 	}
-	rows, err := p.client.history.reading.Query(ctx, `
+	rows, err := p.client.history.Reading.Query(ctx, `
 		WITH RECURSIVE parts (root, oid, inner_) AS (
 			SELECT t.oid, t.oid, false FROM pg_catalog.unnest($1::oid[]) t (oid)
 			UNION
@@ -64,11 +65,11 @@ func (p *pastTable) checkDomains(ctx context.Context, whole bool) error {
 			SELECT FROM pg_catalog.pg_depend e
 			WHERE e.classid = 'pg_catalog.pg_proc'::regclass AND e.objid = f.oid AND e.deptype = 'e')`, oids, whole)
 	if err != nil {
-		return wrap("look up type", err)
+		return history.OpError("look up type", err)
 	}
 	foreign, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
 	if err != nil {
-		return wrap("look up type", err)
+		return history.OpError("look up type", err)
 	}
 	for _, c := range p.columns.List {
 		if slices.Contains(foreign, c.TypeOID) {
@@ -94,7 +95,7 @@ func baseType(ctx context.Context, db capture.Querier, oid uint32) (string, erro
 		SELECT CASE WHEN depth > 0 THEN pg_catalog.format_type(t.oid, t.typtypmod) ELSE '' END FROM (
 			SELECT t.oid, t.depth, (SELECT d.typtypmod FROM t d WHERE d.typtype = 'd' ORDER BY d.depth DESC LIMIT 1) AS typtypmod
 			FROM t ORDER BY t.depth DESC LIMIT 1) t`, oid).Scan(&base)
-	return base, wrap("look up type", err)
+	return base, history.OpError("look up type", err)
 }
 
 // overlay lays the rows that changed since over the live table. The live table
@@ -161,7 +162,7 @@ func (v *pastView) equality(ctx context.Context, typeOID uint32) (string, error)
 			JOIN pg_catalog.pg_operator o ON o.oid = a.amopopr
 			JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
 			LIMIT 1), 'OPERATOR(pg_catalog.=)')`, typeOID).Scan(&operator)
-	return operator, wrap("look up type", err)
+	return operator, history.OpError("look up type", err)
 }
 
 // columnDefinitions are those of a temporary table for rows of the table.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/hindsight-go/audit/capture"
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/store"
 )
 
@@ -29,10 +30,10 @@ type travel struct {
 func (c *Client) travel(ctx context.Context, p Point) (*travel, error) {
 	t := &travel{client: c, point: p}
 	var err error
-	if t.database, err = c.history.databaseName(ctx); err != nil {
+	if t.database, err = c.history.Database(ctx); err != nil {
 		return nil, err
 	}
-	if t.facts, err = c.history.recentFacts(ctx, t.database); err != nil {
+	if t.facts, err = c.history.Facts(ctx, t.database); err != nil {
 		return nil, err
 	}
 	if err := t.resolve(ctx); err != nil {
@@ -67,7 +68,7 @@ func (t *travel) catchUp(ctx context.Context) error {
 	if err := t.client.awaitCapture(ctx, t.fail); err != nil {
 		return err
 	}
-	facts, err := t.client.history.freshFacts(ctx, t.database)
+	facts, err := t.client.history.FreshFacts(ctx, t.database)
 	if err != nil {
 		return err
 	}
@@ -102,7 +103,7 @@ func (c *Client) awaitCapture(ctx context.Context, fail func(reason error, detai
 	if err != nil && errors.As(cause, &refusal) {
 		return refusal
 	}
-	return wrap("wait for capture", err)
+	return history.OpError("wait for capture", err)
 }
 
 // watchSlot calls abandoned once if nobody reads from the slot for a while.
@@ -147,18 +148,18 @@ func (t *travel) resolve(ctx context.Context) error {
 	case pointBeforeTransaction, pointAfterTransaction, pointBeforeRequest, pointAfterRequest:
 		return t.resolveUnit(ctx)
 	case pointMark:
-		position, ok, err := t.client.history.records.Mark(ctx, t.database, t.point.name)
+		position, ok, err := t.client.history.Records.Mark(ctx, t.database, t.point.name)
 		if err != nil {
-			return wrap("read mark", err)
+			return history.OpError("read mark", err)
 		}
 		if !ok {
 			return &PointError{Point: t.point.String(), Reason: "there is no mark of that name", cause: ErrNotFound}
 		}
 		t.through = position
 	case pointNow:
-		here, err := t.client.history.position(ctx)
+		here, err := t.client.history.Position(ctx)
 		if err != nil {
-			return wrap("ask the source", err)
+			return history.OpError("ask the source", err)
 		}
 		t.through = here
 	case pointUnset:
@@ -168,9 +169,9 @@ func (t *travel) resolve(ctx context.Context) error {
 }
 
 func (t *travel) refuseFuture(ctx context.Context) error {
-	here, err := t.client.history.position(ctx)
+	here, err := t.client.history.Position(ctx)
 	if err != nil {
-		return wrap("ask the source", err)
+		return history.OpError("ask the source", err)
 	}
 	if t.through > here {
 		return t.fail(ErrFuture, "the source's write-ahead log has not come there yet")
@@ -186,21 +187,21 @@ func (t *travel) refuseFuture(ctx context.Context) error {
 func cutSQL(c *Client, comparison string) string {
 	return `
 		SELECT least(
-			(SELECT m.position FROM ` + c.history.table("commit_times") + ` m
+			(SELECT m.position FROM ` + c.history.Relation("commit_times") + ` m
 			 WHERE m.database = $1 AND m.committed_at ` + comparison + ` $2
 			 ORDER BY m.committed_at, m.position
 			 LIMIT 1),
-			(SELECT c.position FROM ` + c.history.table("changes") + ` c
+			(SELECT c.position FROM ` + c.history.Relation("changes") + ` c
 			 WHERE c.database = $1 AND c.committed_at ` + comparison + ` $2
 			   AND c.position > coalesce((
-				SELECT m.position FROM ` + c.history.table("commit_times") + ` m
+				SELECT m.position FROM ` + c.history.Relation("commit_times") + ` m
 				WHERE m.database = $1 AND NOT m.committed_at ` + comparison + ` $2
 				ORDER BY m.committed_at DESC, m.position DESC
 				LIMIT 1), '0/0')
 			 ORDER BY c.position
 			 LIMIT 1)),
-			(SELECT max(h.until_time) FROM ` + c.history.table("retention") + ` h),
-			(SELECT max(j.ahead_at) FROM ` + c.history.table("clock_jumps") + ` j WHERE j.database = $1 AND j.back_to <= $2 AND j.ahead_at > $2)`
+			(SELECT max(h.until_time) FROM ` + c.history.Relation("retention") + ` h),
+			(SELECT max(j.ahead_at) FROM ` + c.history.Relation("clock_jumps") + ` j WHERE j.database = $1 AND j.back_to <= $2 AND j.ahead_at > $2)`
 }
 
 // resolveTime maps a time to a position.
@@ -215,11 +216,11 @@ func (t *travel) resolveTime(ctx context.Context) error {
 	for range 3 {
 		var cut *lsnText
 		var dropped, ahead *time.Time
-		if err := t.client.history.store.QueryRow(ctx, cutSQL(t.client, comparison), t.database, storeTime(t.at)).Scan(&cut, &dropped, &ahead); err != nil {
-			return wrap("find the position of a time", err)
+		if err := t.client.history.Store.QueryRow(ctx, cutSQL(t.client, comparison), t.database, storeTime(t.at)).Scan(&cut, &dropped, &ahead); err != nil {
+			return history.OpError("find the position of a time", err)
 		}
 		if dropped != nil && dropped.After(t.facts.Horizon.Time) {
-			facts, err := t.client.history.freshFacts(ctx, t.database) // somebody else did so just now
+			facts, err := t.client.history.FreshFacts(ctx, t.database) // somebody else did so just now
 			if err != nil {
 				return err
 			}
@@ -235,9 +236,9 @@ func (t *travel) resolveTime(ctx context.Context) error {
 		}
 		// Everything there is was committed until then, but more may come. What
 		// comes behind a barrier that is later than the time does not.
-		now, err := t.client.history.sourceTime(ctx)
+		now, err := t.client.history.SourceTime(ctx)
 		if err != nil {
-			return wrap("ask the source for its time", err)
+			return history.OpError("ask the source for its time", err)
 		}
 		if t.at.After(now) {
 			return t.fail(ErrFuture, "the source's clock says "+now.UTC().Format(time.RFC3339Nano))
@@ -246,7 +247,7 @@ func (t *travel) resolveTime(ctx context.Context) error {
 			return err
 		}
 	}
-	return wrap("find the position of a time", errors.New("the source's clock runs backwards"))
+	return history.OpError("find the position of a time", errors.New("the source's clock runs backwards"))
 }
 
 // refuseTime says that a time is one of which history knows nothing: what was left
@@ -270,13 +271,13 @@ func (t *travel) widen(ctx context.Context) error {
 		return nil
 	}
 	var last *lsnText
-	err := t.client.history.store.QueryRow(ctx, `
-		SELECT (SELECT c.position FROM `+t.client.history.table("changes")+` c
+	err := t.client.history.Store.QueryRow(ctx, `
+		SELECT (SELECT c.position FROM `+t.client.history.Relation("changes")+` c
 			WHERE c.database = $1 AND c.position <= $2
 			ORDER BY c.position DESC
 			LIMIT 1)`, t.database, t.through.String()).Scan(&last)
 	if err != nil {
-		return wrap("find the position of a time", err)
+		return history.OpError("find the position of a time", err)
 	}
 	t.same = 0
 	if last != nil {
@@ -363,15 +364,15 @@ func (c *Client) Mark(ctx context.Context, name string) (Position, error) {
 	}
 	b, err := c.barrier(ctx)
 	if err != nil {
-		return Position{}, wrap("mark", err)
+		return Position{}, history.OpError("mark", err)
 	}
 	target, err := c.waitFor(ctx, b, c.capturedElsewhere)
 	if err != nil {
-		return Position{}, wrap("mark", err)
+		return Position{}, history.OpError("mark", err)
 	}
-	set, err := c.history.records.SetMark(ctx, b.database, name, target, time.Now())
+	set, err := c.history.Records.SetMark(ctx, b.database, name, target, time.Now())
 	if err != nil {
-		return Position{}, wrap("mark", err)
+		return Position{}, history.OpError("mark", err)
 	}
 	if !set {
 		return Position{}, &PointError{Point: AtMark(name).String(), Reason: "there is a mark of that name already"}
@@ -393,13 +394,13 @@ func (c *Client) Marks(ctx context.Context) ([]NamedMark, error) {
 	if err := c.open(); err != nil {
 		return nil, err
 	}
-	database, err := c.history.databaseName(ctx)
+	database, err := c.history.Database(ctx)
 	if err != nil {
 		return nil, err
 	}
-	stored, err := c.history.records.Marks(ctx, database)
+	stored, err := c.history.Records.Marks(ctx, database)
 	if err != nil {
-		return nil, wrap("read marks", err)
+		return nil, history.OpError("read marks", err)
 	}
 	marks := make([]NamedMark, len(stored))
 	for i, m := range stored {
@@ -418,9 +419,9 @@ type Token string
 // later, read history with its write in it. Any SQL client gets the same with
 // SELECT pg_current_wal_insert_lsn().
 func (c *Client) Token(ctx context.Context) (Token, error) {
-	here, err := c.history.position(ctx)
+	here, err := c.history.Position(ctx)
 	if err != nil {
-		return "", wrap("make token", err)
+		return "", history.OpError("make token", err)
 	}
 	return Token(here.String()), nil
 }
@@ -440,10 +441,10 @@ func (c *Client) WaitFor(ctx context.Context, token Token) error {
 		return &PointError{Reason: "WaitFor: the token is " + err.Error()}
 	}
 	t := &travel{client: c, point: AtPosition(Position{LSN: lsn})}
-	if t.database, err = c.history.databaseName(ctx); err != nil {
+	if t.database, err = c.history.Database(ctx); err != nil {
 		return err
 	}
-	if t.facts, err = c.history.recentFacts(ctx, t.database); err != nil {
+	if t.facts, err = c.history.Facts(ctx, t.database); err != nil {
 		return err
 	}
 	if lsn <= t.facts.Checkpoint.Position {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/rowimage"
 	"github.com/hindsight-go/audit/store"
@@ -70,11 +71,11 @@ func (p Point) tracked(ctx context.Context, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	database, err := c.history.databaseName(ctx)
+	database, err := c.history.Database(ctx)
 	if err != nil {
 		return "", err
 	}
-	facts, err := c.history.recentFacts(ctx, database)
+	facts, err := c.history.Facts(ctx, database)
 	if err != nil {
 		return "", err
 	}
@@ -215,7 +216,7 @@ func (p *pastTable) keyParts(ctx context.Context, key []any) ([]string, error) {
 // plainType returns the type of a column as SQL, or the one under it if it is a
 // domain: the checks of that may be younger than the value, and somebody's code.
 func (c *Client) plainType(ctx context.Context, of pgcatalog.Column) (string, error) {
-	base, err := baseType(ctx, c.history.source, of.TypeOID)
+	base, err := baseType(ctx, c.history.Source, of.TypeOID)
 	if base == "" {
 		base = of.TypeName
 	}
@@ -225,7 +226,7 @@ func (c *Client) plainType(ctx context.Context, of pgcatalog.Column) (string, er
 // printed returns the text in which the server prints a value. A cast to text
 // would take the padding off a char(n).
 func (c *Client) printed(ctx context.Context, typeName, text string) (string, error) {
-	rows, err := c.history.source.Query(ctx, "SELECT $1::text::"+typeName, pgx.QueryExecModeExec, pgx.QueryResultFormats{pgx.TextFormatCode}, text)
+	rows, err := c.history.Source.Query(ctx, "SELECT $1::text::"+typeName, pgx.QueryExecModeExec, pgx.QueryResultFormats{pgx.TextFormatCode}, text)
 	if err != nil {
 		return "", err
 	}
@@ -335,7 +336,7 @@ func (p *pastTable) fromNext(ctx context.Context, key string, f found) (values [
 	}
 	if e.position >= p.facts.Checkpoint.Position {
 		// It is newer than what is known of the table's columns.
-		fresh, err := p.client.history.freshFacts(ctx, p.database)
+		fresh, err := p.client.history.FreshFacts(ctx, p.database)
 		if err != nil {
 			return nil, false, err
 		}
@@ -411,7 +412,7 @@ func (p *pastTable) laterValues(ctx context.Context, key string, f found) ([][]b
 func (p *pastTable) aroundSQL(span nameSpan, s side) string {
 	branch := func(of, where string) string {
 		return `(SELECT ` + of + `::text AS of, c.position, c.sequence, c.transaction_id, c.primary_key, c.previous_key, ` + s.images() + `, c.defect
-			FROM ` + p.client.history.table("changes") + ` c
+			FROM ` + p.client.history.Relation("changes") + ` c
 			WHERE c."table" = $1 AND ` + where + ` AND c.schema = $2 AND c.database = $3
 			  AND c.position > $4 AND c.position <= $5` + span.within() + `
 			ORDER BY ` + s.order() + `
@@ -421,7 +422,7 @@ func (p *pastTable) aroundSQL(span nameSpan, s side) string {
 		branch(`'moved'`, `c.previous_key = $6`) + ` UNION ALL ` +
 		branch(`'truncate'`, `c.primary_key IS NULL AND c.operation = 'TRUNCATE'`) + ` UNION ALL
 			(SELECT 'horizon', h.position, 0, 0, NULL, NULL, NULL, NULL, NULL
-			FROM ` + p.client.history.table("retention") + ` h
+			FROM ` + p.client.history.Relation("retention") + ` h
 			ORDER BY h.position DESC NULLS LAST
 			LIMIT 1)`
 }
@@ -451,13 +452,13 @@ func (p *pastTable) around(ctx context.Context, s side, key string) (e *event, t
 func (p *pastTable) aroundIn(ctx context.Context, span nameSpan, s side, key string) (e *event, t *truncation, err error) {
 	for s.from < s.to {
 		e, t = nil, nil
-		rows, err := p.client.history.store.Query(ctx, p.aroundSQL(span, s), span.name, span.schema, p.database, s.from.String(), s.to.String(), key)
+		rows, err := p.client.history.Store.Query(ctx, p.aroundSQL(span, s), span.name, span.schema, p.database, s.from.String(), s.to.String(), key)
 		if err != nil {
-			return nil, nil, wrap("look for changes of the row", err)
+			return nil, nil, history.OpError("look for changes of the row", err)
 		}
 		horizon, err := eachAround(rows, s, key, &e, &t)
 		if err != nil {
-			return nil, nil, wrap("look for changes of the row", err)
+			return nil, nil, history.OpError("look for changes of the row", err)
 		}
 		if p.through < horizon {
 			return nil, nil, p.refuse(ErrPastRetention, "", horizon)
@@ -535,15 +536,15 @@ func (p *pastTable) lastEvent(ctx context.Context, key string) (event, bool, err
 // keyframeRow returns a row of a state that the store keeps.
 func (p *pastTable) keyframeRow(ctx context.Context, b base, key string) ([][]byte, error) {
 	var image []byte
-	err := p.client.history.store.QueryRow(ctx, `
+	err := p.client.history.Store.QueryRow(ctx, `
 		SELECT r.image
-		FROM `+p.client.history.table("keyframe_rows")+` r
+		FROM `+p.client.history.Relation("keyframe_rows")+` r
 		WHERE r.keyframe = $1 AND r.primary_key = $2`, b.keyframe, key).Scan(&image)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, wrap("read keyframe", err)
+		return nil, history.OpError("read keyframe", err)
 	}
 	values, missing := Image(image).frameValues(p.columns.List, p.versionAt(b.position, math.MaxInt))
 	if len(missing) > 0 {
@@ -612,11 +613,11 @@ func (p *pastTable) selectLive(ctx context.Context, s *snapshot, parts []string)
 	}
 	rows, err := s.tx.Query(ctx, "SELECT "+strings.Join(selected, ", ")+" FROM "+p.live.Ident()+" WHERE "+strings.Join(where, " AND "), args...)
 	if err != nil {
-		return nil, wrap("read the live row", err)
+		return nil, history.OpError("read the live row", err)
 	}
 	defer rows.Close()
 	if !rows.Next() {
-		return nil, wrap("read the live row", rows.Err())
+		return nil, history.OpError("read the live row", rows.Err())
 	}
 	return cloneValues(rows.RawValues()), nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/rowimage"
 	"github.com/hindsight-go/audit/store"
@@ -46,7 +47,7 @@ func (p *pastTable) begin(ctx context.Context) (base, *snapshot, error) {
 		}
 		locked := p.live.Ident()
 		s, err := p.snapshot(ctx, []*pgcatalog.Table{p.live}, pgx.ReadOnly)
-		if err != nil && !isCode(err, "42P01") {
+		if err != nil && !history.IsCode(err, "42P01") {
 			return b, nil, err
 		}
 		gone := err != nil
@@ -73,7 +74,7 @@ func (p *pastTable) begin(ctx context.Context) (base, *snapshot, error) {
 func (p *pastTable) refresh(ctx context.Context) error {
 	for _, cov := range p.facts.Coverage {
 		if cov.RelationID == p.oid && cov.From == p.covered.From && cov.Schema == p.covered.Schema && cov.Table == p.covered.Table {
-			fresh, err := p.travel.tableOf(ctx, cov, p.client.history.freshTable)
+			fresh, err := p.travel.tableOf(ctx, cov, p.client.history.FreshTable)
 			if err != nil {
 				return err
 			}
@@ -290,14 +291,14 @@ func (p *pastTable) unseen(ctx context.Context, s *snapshot) (map[string]event, 
 	}
 	found := make(map[string]event)
 	for _, span := range p.names {
-		rows, err := p.client.history.store.Query(ctx, `
+		rows, err := p.client.history.Store.Query(ctx, `
 			SELECT c.primary_key, c.previous_key
-			FROM `+p.client.history.table("changes")+` c
+			FROM `+p.client.history.Relation("changes")+` c
 			WHERE c."table" = $2 AND c.schema = $3 AND c.database = $4
 			  AND c.position > $5 AND c.position <= $6 AND c.primary_key IS NOT NULL
 			  AND c.transaction_id = ANY ($1)`+span.within(), s.hidden, span.name, span.schema, p.database, span.from.String(), min(p.through, span.to).String())
 		if err != nil {
-			return nil, wrap("look for changes not visible yet", err)
+			return nil, history.OpError("look for changes not visible yet", err)
 		}
 		var key, previous *string
 		var keys []string
@@ -308,7 +309,7 @@ func (p *pastTable) unseen(ctx context.Context, s *snapshot) (map[string]event, 
 			}
 			return nil
 		}); err != nil {
-			return nil, wrap("look for changes not visible yet", err)
+			return nil, history.OpError("look for changes not visible yet", err)
 		}
 		for _, key := range keys {
 			e, ok, err := p.lastEvent(ctx, key)
@@ -364,12 +365,12 @@ func (p *pastTable) liveRows(ctx context.Context, s *snapshot, joined bool, yiel
 	}
 	_, err := s.tx.Exec(ctx, "DECLARE audit_rows NO SCROLL CURSOR FOR SELECT "+strings.Join(selected, ", ")+" FROM "+p.live.Ident()+where)
 	if err != nil {
-		return wrap("read the live table", err)
+		return history.OpError("read the live table", err)
 	}
 	for {
 		page, err := fetchPage(ctx, s.tx, len(p.columns.List))
 		if err != nil {
-			return wrap("read the live table", err)
+			return history.OpError("read the live table", err)
 		}
 		for _, values := range page {
 			if err := yield(p.keyText(values), values, p.absent); err != nil {
@@ -378,7 +379,7 @@ func (p *pastTable) liveRows(ctx context.Context, s *snapshot, joined bool, yiel
 		}
 		if len(page) < pageRows {
 			_, err := s.tx.Exec(ctx, "CLOSE audit_rows")
-			return wrap("read the live table", err)
+			return history.OpError("read the live table", err)
 		}
 	}
 }
@@ -438,14 +439,14 @@ func (p *pastTable) keyText(values [][]byte) string {
 func (p *pastTable) keyframeRows(ctx context.Context, b base, yield func(key string, values [][]byte, missing []int) error) error {
 	index := p.versionAt(b.position, math.MaxInt)
 	for after := int64(-1); ; {
-		rows, err := p.client.history.streams.Query(ctx, `
+		rows, err := p.client.history.StoreLong.Query(ctx, `
 			SELECT r.ordinal, r.primary_key, r.image
-			FROM `+p.client.history.table("keyframe_rows")+` r
+			FROM `+p.client.history.Relation("keyframe_rows")+` r
 			WHERE r.keyframe = $1 AND r.ordinal > $2
 			ORDER BY r.ordinal
 			LIMIT $3`, b.keyframe, after, pageRows)
 		if err != nil {
-			return wrap("read keyframe", err)
+			return history.OpError("read keyframe", err)
 		}
 		n := 0
 		var key *string
@@ -456,7 +457,7 @@ func (p *pastTable) keyframeRows(ctx context.Context, b base, yield func(key str
 			return yield(text(key), values, missing)
 		})
 		if err != nil {
-			return wrap("read keyframe", err)
+			return history.OpError("read keyframe", err)
 		}
 		if n < pageRows {
 			return nil
@@ -534,7 +535,7 @@ func (p *pastTable) derive(ctx context.Context, rows [][][]byte) error {
 	for len(rows) > 0 {
 		n := min(len(rows), pageRows)
 		if err := p.deriveSome(ctx, statement, at, rows[:n]); err != nil {
-			return wrap("compute generated columns", err)
+			return history.OpError("compute generated columns", err)
 		}
 		rows = rows[n:]
 	}
@@ -554,7 +555,7 @@ func (p *pastTable) deriveSome(ctx context.Context, statement string, at []int, 
 	}
 	// The expressions may call code of the table's owner: it may read, and whatever
 	// else it does is undone.
-	tx, err := p.client.history.reading.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})
+	tx, err := p.client.history.Reading.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})
 	if err != nil {
 		return err
 	}
@@ -622,17 +623,17 @@ func (p *pastTable) checkFormer(ctx context.Context, statement string) error {
 	if p.client.cfg.TrustOwners {
 		return nil
 	}
-	tx, err := p.client.history.reading.Begin(ctx)
+	tx, err := p.client.history.Reading.Begin(ctx)
 	if err != nil {
-		return wrap("look at generated columns", err)
+		return history.OpError("look at generated columns", err)
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
 	_, err = tx.Exec(ctx, "CREATE TEMP VIEW audit_expressions AS "+parameter.ReplaceAllString(statement, "NULL::text"))
-	if isCode(err, "42883", "42704", "42703", "3F000") { // a function, a type, a column, a schema of it is gone
+	if history.IsCode(err, "42883", "42704", "42703", "3F000") { // a function, a type, a column, a schema of it is gone
 		return p.refuse(ErrIncomplete, "what a generated column was computed with is gone", 0)
 	}
 	if err != nil {
-		return wrap("look at generated columns", err)
+		return history.OpError("look at generated columns", err)
 	}
 	var function *string
 	err = tx.QueryRow(ctx, `
@@ -643,7 +644,7 @@ func (p *pastTable) checkFormer(ctx context.Context, statement string) error {
 			WHERE r.ev_class = 'pg_temp.audit_expressions'::regclass AND `+areForeign+`
 			LIMIT 1)`).Scan(&function)
 	if err != nil {
-		return wrap("look at generated columns", err)
+		return history.OpError("look at generated columns", err)
 	}
 	return p.refuseFunction(function)
 }
@@ -667,7 +668,7 @@ func (p *pastTable) checkOwners(ctx context.Context) error {
 		return nil
 	}
 	var function *string
-	err := p.client.history.reading.QueryRow(ctx, `
+	err := p.client.history.Reading.QueryRow(ctx, `
 		SELECT (SELECT f.oid::regprocedure::text
 			FROM pg_catalog.pg_attrdef a
 			JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid = a.oid
@@ -675,7 +676,7 @@ func (p *pastTable) checkOwners(ctx context.Context) error {
 			WHERE a.adrelid = $1 AND `+areForeign+`
 			LIMIT 1)`, p.oid).Scan(&function)
 	if err != nil {
-		return wrap("read generated columns", err)
+		return history.OpError("read generated columns", err)
 	}
 	return p.refuseFunction(function)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
@@ -47,20 +48,20 @@ const liveSettings = `
 // everything that it shows. The tables are locked first, against TRUNCATE and
 // ALTER TABLE only: those would be seen by an older snapshot.
 func (t *travel) snapshot(ctx context.Context, tables []*pgcatalog.Table, mode pgx.TxAccessMode) (*snapshot, error) {
-	conn, err := t.client.history.snapshots.Acquire(ctx)
+	conn, err := t.client.history.SourceLong.Acquire(ctx)
 	if err != nil {
-		return nil, wrap("connect to the source", err)
+		return nil, history.OpError("connect to the source", err)
 	}
 	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: mode})
 	if err != nil {
 		conn.Release()
-		return nil, wrap("look at the live tables", err)
+		return nil, history.OpError("look at the live tables", err)
 	}
 	s := &snapshot{conn: conn, tx: tx}
 	if err := s.take(ctx, tables); err != nil {
 		s.close()
 		if t.client.open() != nil { // of several statements at once pgx says less
-			return nil, wrap("look at the live tables", ErrClosed)
+			return nil, history.OpError("look at the live tables", ErrClosed)
 		}
 		return nil, err
 	}
@@ -78,8 +79,8 @@ func (t *travel) snapshot(ctx context.Context, tables []*pgcatalog.Table, mode p
 // findHidden looks which transactions that the snapshot does not show are in the
 // moment.
 func (s *snapshot) findHidden(ctx context.Context, t *travel) error {
-	changes := t.client.history.table("changes")
-	rows, err := t.client.history.store.Query(ctx, `
+	changes := t.client.history.Relation("changes")
+	rows, err := t.client.history.Store.Query(ctx, `
 		SELECT running.xid
 		FROM pg_catalog.unnest($1::bigint[]) running (xid)
 		WHERE EXISTS (
@@ -90,10 +91,10 @@ func (s *snapshot) findHidden(ctx context.Context, t *travel) error {
 		FROM `+changes+` c
 		WHERE c.transaction_id >= $2 AND c.database = $3 AND c.position <= $4`, s.running, int64(s.xmax), t.database, t.through.String())
 	if err != nil {
-		return wrap("look for transactions not visible yet", err)
+		return history.OpError("look for transactions not visible yet", err)
 	}
 	s.hidden, err = pgx.CollectRows(rows, pgx.RowTo[uint64])
-	return wrap("look for transactions not visible yet", err)
+	return history.OpError("look for transactions not visible yet", err)
 }
 
 func (s *snapshot) take(ctx context.Context, tables []*pgcatalog.Table) error {
@@ -107,13 +108,13 @@ func (s *snapshot) take(ctx context.Context, tables []*pgcatalog.Table) error {
 		statement += "LOCK TABLE " + strings.Join(names, ", ") + " IN ACCESS SHARE MODE;"
 	}
 	if _, err := s.tx.Exec(ctx, statement+"SET LOCAL lock_timeout = 0"); err != nil {
-		return wrap("lock the live tables against being altered", err)
+		return history.OpError("lock the live tables against being altered", err)
 	}
 	var text string
 	if err := s.tx.QueryRow(ctx, "SELECT pg_catalog.pg_current_snapshot()::text").Scan(&text); err != nil {
-		return wrap("look at the live tables", err)
+		return history.OpError("look at the live tables", err)
 	}
-	return wrap("read snapshot", s.parse(text))
+	return history.OpError("read snapshot", s.parse(text))
 }
 
 // parse reads PostgreSQL's text form of a snapshot: xmin:xmax:xid,xid.

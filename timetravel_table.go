@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/rowimage"
 	"github.com/hindsight-go/audit/store"
@@ -180,7 +181,7 @@ func (t PastTable) Count(ctx context.Context) (n int64, err error) {
 	err = t.query(ctx, "count(*)", func(rows pgx.Rows, _ *pastTable) error {
 		for rows.Next() {
 			if err := rows.Scan(&n); err != nil {
-				return wrap("count rows", err)
+				return history.OpError("count rows", err)
 			}
 		}
 		return rows.Err()

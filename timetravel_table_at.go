@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 	"github.com/hindsight-go/audit/internal/wal"
 	"github.com/hindsight-go/audit/store"
@@ -84,7 +85,7 @@ func (t *travel) table(ctx context.Context, name string) (*pastTable, error) {
 	}
 	// What the catalog said a moment ago will do: it is asked again before the live
 	// table is read.
-	p, err := t.tableOf(ctx, cov, t.client.history.recentTable)
+	p, err := t.tableOf(ctx, cov, t.client.history.Table)
 	if err == nil && p.live == nil && t.point.kind == pointNow {
 		return nil, p.refuse(ErrNotTracked, "it was dropped", 0)
 	}
@@ -223,17 +224,17 @@ func (t *travel) lentSince(name pgcatalog.Name, holders []uint32) bool {
 // renamedTo returns the stays of a table that has been given the name so lately
 // that history does not know it yet.
 func (t *travel) renamedTo(ctx context.Context, name pgcatalog.Name) ([]store.Coverage, error) {
-	rows, err := t.client.history.source.Query(ctx, `
+	rows, err := t.client.history.Source.Query(ctx, `
 		SELECT c.oid
 		FROM pg_catalog.pg_class c
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relname = $1 AND ($2 = '' OR n.nspname = $2)`, name.Table, name.Schema)
 	if err != nil {
-		return nil, wrap("look for the table", err)
+		return nil, history.OpError("look for the table", err)
 	}
 	oids, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
 	if err != nil {
-		return nil, wrap("look for the table", err)
+		return nil, history.OpError("look for the table", err)
 	}
 	var named []store.Coverage
 	for _, cov := range t.facts.Coverage {
@@ -295,14 +296,14 @@ func (t *travel) holding(stays []store.Coverage) []store.Coverage {
 func (t *travel) notTracked(ctx context.Context, name pgcatalog.Name) error {
 	e := &HistoryError{Table: pgcatalog.Qualified(name.Schema, name.Table), Asked: t.point.String(), Reason: ErrNotTracked}
 	var exists bool
-	err := t.client.history.source.QueryRow(ctx, `
+	err := t.client.history.Source.QueryRow(ctx, `
 		SELECT EXISTS (
 			SELECT FROM pg_catalog.pg_class c
 			JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 			WHERE c.relname = $1 AND ($2 = '' OR n.nspname = $2))`, name.Table, name.Schema).Scan(&exists)
 	switch {
 	case err != nil:
-		return wrap("look for the table", err)
+		return history.OpError("look for the table", err)
 	case exists:
 		e.Detail = "the source has a table of that name, which Config.Tables leaves out, capture has not taken on yet, or which is unlogged"
 	default:

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/internal/pgcatalog"
 )
 
@@ -170,13 +171,13 @@ func (v *pastView) begin(ctx context.Context) error {
 	err = v.snapshot.tx.QueryRow(ctx, `
 		SELECT 'audit_live_' || pg_catalog.substr(pg_catalog.md5(pg_catalog.random()::text), 1, 8), current_user`).Scan(&v.alias, &v.role)
 	if err != nil {
-		return wrap("set up view", err)
+		return history.OpError("set up view", err)
 	}
 	if err := v.enter(ctx); err != nil {
 		return err
 	}
 	if err := v.snapshot.tx.QueryRow(ctx, "SELECT pg_catalog.current_schemas(false)::pg_catalog.text[]").Scan(&v.schemas); err != nil {
-		return wrap("read search_path", err)
+		return history.OpError("read search_path", err)
 	}
 	v.schemas = slices.DeleteFunc(v.schemas, func(s string) bool { return strings.HasPrefix(s, "pg_temp") })
 	v.guard, err = newGuard(ctx, v)
@@ -207,19 +208,19 @@ func (t *travel) liveTables(ctx context.Context) ([]*pgcatalog.Table, error) {
 	for _, cov := range t.facts.Coverage {
 		oids = append(oids, cov.RelationID)
 	}
-	rows, err := t.client.history.source.Query(ctx, `
+	rows, err := t.client.history.Source.Query(ctx, `
 		SELECT n.nspname, c.relname
 		FROM pg_catalog.pg_class c
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.oid = ANY ($1) AND pg_catalog.has_table_privilege($2, c.oid, 'SELECT')`, oids, t.client.reader())
 	if err != nil {
-		return nil, wrap("look for the live tables", err)
+		return nil, history.OpError("look for the live tables", err)
 	}
 	tables, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*pgcatalog.Table, error) {
 		table := &pgcatalog.Table{}
 		return table, row.Scan(&table.Schema, &table.Name)
 	})
-	return tables, wrap("look for the live tables", err)
+	return tables, history.OpError("look for the live tables", err)
 }
 
 // enter goes to where callers read: read-only, with the application's names.
@@ -258,7 +259,7 @@ func (v *pastView) prepare(ctx context.Context, do func(ctx context.Context) err
 // script runs statements of ours in one round trip.
 func (v *pastView) script(ctx context.Context, statements ...string) error {
 	_, err := v.snapshot.conn.Conn().PgConn().Exec(pass(ctx), strings.Join(statements, ";\n")).ReadAll()
-	return wrap("set up view", err)
+	return history.OpError("set up view", err)
 }
 
 func quoteLiteral(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
@@ -341,13 +342,13 @@ func (p *pastTable) changedSince(ctx context.Context) (bool, error) {
 			continue
 		}
 		var changed bool
-		err := p.client.history.store.QueryRow(ctx, `
+		err := p.client.history.Store.QueryRow(ctx, `
 			SELECT EXISTS (
-				SELECT FROM `+p.client.history.table("changes")+` c
+				SELECT FROM `+p.client.history.Relation("changes")+` c
 				WHERE c."table" = $1 AND c.schema = $2 AND c.database = $3
 				  AND c.position > $4 AND c.position <= $5`+span.within()+`)`, span.name, span.schema, p.database, from.String(), to.String()).Scan(&changed)
 		if err != nil || changed {
-			return changed, wrap("look for changes", err)
+			return changed, history.OpError("look for changes", err)
 		}
 	}
 	return false, nil

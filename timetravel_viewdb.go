@@ -12,6 +12,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/hindsight-go/audit/internal/history"
 )
 
 // ViewDB is [Point.View] for code over database/sql, and so for GORM, ent, bun and
@@ -191,7 +193,7 @@ func (r *viewRows) read(ctx context.Context, tx pgx.Tx, query string, args []dri
 		row := make([]driver.Value, len(fields))
 		for i, raw := range rows.RawValues() {
 			if row[i], err = driverValue(m, fields[i].DataTypeOID, raw); err != nil {
-				return wrap("read column "+fields[i].Name, err)
+				return history.OpError("read column "+fields[i].Name, err)
 			}
 		}
 		r.rows = append(r.rows, row)

@@ -10,22 +10,23 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hindsight-go/audit/internal/history"
 	"github.com/hindsight-go/audit/store"
 )
 
 // UninstallSQL returns the statements that Uninstall runs, on the source and
 // then in the store, for reading or for running by hand. Before, capture has to
 // be stopped.
-func (c *Client) UninstallSQL(ctx context.Context) (source, history []string, err error) {
+func (c *Client) UninstallSQL(ctx context.Context) (source, records []string, err error) {
 	if err := c.open(); err != nil {
 		return nil, nil, err
 	}
 	var database string
-	if err := c.history.source.QueryRow(ctx, "SELECT current_database()").Scan(&database); err != nil {
+	if err := c.history.Source.QueryRow(ctx, "SELECT current_database()").Scan(&database); err != nil {
 		return nil, nil, fmt.Errorf("audit: uninstall: %w", err)
 	}
-	identities, err := c.history.records.Identities(ctx, database)
-	if err != nil && !isUndefined(err) {
+	identities, err := c.history.Records.Identities(ctx, database)
+	if err != nil && !history.IsUndefined(err) {
 		return nil, nil, fmt.Errorf("audit: uninstall: %w", err)
 	}
 	restore, err := c.setup.RestoreSQL(ctx, identities)
@@ -51,7 +52,7 @@ func (c *Client) Uninstall(ctx context.Context) error {
 	if c.running() != nil {
 		return errors.New("audit: uninstall: capture is running: call Stop first")
 	}
-	source, history, err := c.UninstallSQL(ctx)
+	source, records, err := c.UninstallSQL(ctx)
 	if err != nil {
 		return err
 	}
@@ -61,7 +62,7 @@ func (c *Client) Uninstall(ctx context.Context) error {
 	}
 	for _, sql := range source {
 		err := c.runWithRetry(ctx, sql)
-		if isCode(err, "42501") && slices.Contains(untrace, sql) {
+		if history.IsCode(err, "42501") && slices.Contains(untrace, sql) {
 			// A superuser made the event triggers. They do no harm.
 			c.cfg.Logger.Warn("audit: uninstall: left for a superuser", "sql", sql)
 			continue
@@ -70,9 +71,9 @@ func (c *Client) Uninstall(ctx context.Context) error {
 			return fmt.Errorf("audit: uninstall: %s: %w", sql, err)
 		}
 	}
-	for _, sql := range history {
+	for _, sql := range records {
 		// 2BP01: the schema holds something that is not ours, and stays.
-		if _, err := c.history.store.Exec(ctx, sql); err != nil && !isCode(err, "2BP01") {
+		if _, err := c.history.Store.Exec(ctx, sql); err != nil && !history.IsCode(err, "2BP01") {
 			return fmt.Errorf("audit: uninstall: %s: %w", sql, err)
 		}
 	}
@@ -83,7 +84,7 @@ func (c *Client) Uninstall(ctx context.Context) error {
 // application's way, again and again until ctx ends.
 func (c *Client) runWithRetry(ctx context.Context, sql string) error {
 	for wait := 50 * time.Millisecond; ; wait = min(wait*2, time.Second) {
-		err := pgx.BeginFunc(ctx, c.history.source, func(tx pgx.Tx) error {
+		err := pgx.BeginFunc(ctx, c.history.Source, func(tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '100ms'"); err != nil {
 				return err
 			}
@@ -92,7 +93,7 @@ func (c *Client) runWithRetry(ctx context.Context, sql string) error {
 		})
 		// 55P03: the lock was not to be had. 55006: the server still holds the
 		// slot for a session that has just ended.
-		if err == nil || !isCode(err, "55P03", "55006") {
+		if err == nil || !history.IsCode(err, "55P03", "55006") {
 			return err
 		}
 		timer := time.NewTimer(wait)
