@@ -190,3 +190,38 @@ func TestEveryErrorIsExplained(t *testing.T) {
 		t.Errorf("only %d errors", n)
 	}
 }
+
+var (
+	commentLine = regexp.MustCompile(`(?m)^\s*// (.*)$`)
+	docLink     = regexp.MustCompile(`\[\*?([A-Z]\w*)(?:\.([A-Z]\w*))?\]`)
+)
+
+// A link of a doc comment that leads nowhere is printed with its brackets.
+func TestLinksOfDocCommentsLeadSomewhere(t *testing.T) {
+	t.Parallel()
+	packages := map[string]api{}
+	n := 0
+	for path, text := range readAll(t, ".go") {
+		directory := filepath.ToSlash(filepath.Dir(path))
+		if strings.HasSuffix(path, "_test.go") || strings.HasPrefix(path, "internal/") || strings.HasPrefix(path, "examples/") {
+			continue
+		}
+		if _, read := packages[directory]; !read {
+			packages[directory] = exported(t, directory)
+		}
+		p := packages[directory]
+		for _, line := range commentLine.FindAllStringSubmatch(text, -1) {
+			for _, match := range docLink.FindAllStringSubmatch(line[1], -1) {
+				n++
+				if !p.names[match[1]] {
+					t.Errorf("%s: %s: the package has no %s", path, match[0], match[1])
+				} else if members := p.members[match[1]]; match[2] != "" && members != nil && !members[match[2]] {
+					t.Errorf("%s: %s: %s has no %s", path, match[0], match[1], match[2])
+				}
+			}
+		}
+	}
+	if n < 100 {
+		t.Errorf("only %d links", n)
+	}
+}
