@@ -14,7 +14,7 @@ import (
 
 var (
 	errConn     = errors.New("auditgorm: a statement on a *sql.Conn outside a transaction cannot be stamped")
-	errPrepared = errors.New("auditgorm: statements that were prepared by the pool of others cannot be stamped")
+	errPrepared = errors.New("auditgorm: statements that were prepared by this type of pool cannot be stamped")
 	errPool     = errors.New("auditgorm: cannot stamp through this type of pool")
 )
 
@@ -36,10 +36,16 @@ func (p *Plugin) register(db *gorm.DB) error {
 	)
 }
 
-// adopt puts a pool of ours in the place of one of others.
+// adopt puts a pool of ours in the place of one of others, also where that prepares
+// statements: what it has prepared would not be stamped.
 func (p *Plugin) adopt(db *gorm.DB) {
-	if other, ok := db.Statement.ConnPool.(*sql.DB); ok && other != nil {
-		db.Statement.ConnPool = p.pool(other)
+	switch conn := db.Statement.ConnPool.(type) {
+	case *sql.DB:
+		db.Statement.ConnPool = p.pool(conn)
+	case *gorm.PreparedStmtDB:
+		if other, ok := conn.ConnPool.(*sql.DB); ok {
+			db.Statement.ConnPool = p.preparing(other, db.Config)
+		}
 	}
 }
 
@@ -70,7 +76,9 @@ func (p *Plugin) write(db *gorm.DB) {
 	case *gorm.PreparedStmtTX:
 		p.stamp(db.Statement.Context, within(conn))
 	case *gorm.PreparedStmtDB:
-		p.prepared(db.Statement.Context, conn)
+		if !isOverOurs(conn) {
+			p.lose(db.Statement.Context, errPrepared)
+		}
 	case *sql.Conn:
 		if stamped, err := auditsql.Stamps(db.Statement.Context, conn); err == nil && !stamped {
 			p.lose(db.Statement.Context, errConn)
@@ -80,19 +88,16 @@ func (p *Plugin) write(db *gorm.DB) {
 	}
 }
 
-// prepared looks at a write through statements that a pool has prepared.
-func (p *Plugin) prepared(ctx context.Context, conn *gorm.PreparedStmtDB) {
+// isOverOurs reports whether statements are prepared by a pool of ours. A session of a DB
+// puts one over the other if both say PrepareStmt.
+func isOverOurs(conn *gorm.PreparedStmtDB) bool {
 	switch of := conn.ConnPool.(type) {
 	case *pool:
-	case *gorm.PreparedStmtDB: // as a session of a DB makes it, if both say PrepareStmt
-		p.prepared(ctx, of)
-	case *sql.DB:
-		if other := p.pool(of); other.db(ctx) != other.bare {
-			p.lose(ctx, errPrepared)
-		}
-	default:
-		p.lose(ctx, errPrepared)
+		return true
+	case *gorm.PreparedStmtDB:
+		return isOverOurs(of)
 	}
+	return false
 }
 
 // lose takes note of a write that goes without its context, or that has none.

@@ -42,13 +42,12 @@
 //
 // GORM can be made to write through something else than its pool. That is stamped, too,
 // at another price, or counted as lost ([Plugin.Stats]) and logged:
-//   - another *sql.DB, as plugins choose them for replicas: as the pool itself;
+//   - another *sql.DB, as dbresolver chooses one: as the pool itself;
 //   - a *sql.Tx, given as postgres.Config.Conn, or begun in db.Connection: each write
 //     takes two round trips for its stamp, in a savepoint;
 //   - a *sql.Conn, given so, or that of db.Connection: as a transaction's, in a
 //     transaction. What runs on it outside of one is lost: Exec, and all with
-//     SkipDefaultTransaction;
-//   - statements that a pool of others has prepared, by PrepareStmt, are lost.
+//     SkipDefaultTransaction.
 //
 // Use returns a [*PoolError] where GORM has a pool that the plugin does not know.
 //

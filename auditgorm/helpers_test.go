@@ -35,6 +35,12 @@ var modes = map[string]gorm.Config{
 	"prepared, no transactions": {PrepareStmt: true, SkipDefaultTransaction: true},
 }
 
+// extremes are those of them that differ most.
+var extremes = map[string]gorm.Config{
+	"plain":                     modes["plain"],
+	"prepared, no transactions": modes["prepared, no transactions"],
+}
+
 // open opens GORM as programs do.
 func open(t testing.TB, dialector gorm.Dialector, config gorm.Config) *gorm.DB {
 	t.Helper()

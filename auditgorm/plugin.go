@@ -43,6 +43,7 @@ type Plugin struct {
 	connections *auditsql.Connector // wraps what a connector lends it
 	s           *stamp.Stamper      // for transactions that are not of a pool of ours
 	pools       sync.Map            // of *sql.DB to *pool, where it is not the DB's own
+	prepared    sync.Map            // of *sql.DB to *gorm.PreparedStmtDB over the pool in pools
 }
 
 // New returns a plugin for db.Use. One plugin may be used by several DBs, whose counts
@@ -87,6 +88,16 @@ func (p *Plugin) pool(bare *sql.DB) *pool {
 		_ = made.stamping.Close()
 	}
 	return known.(*pool)
+}
+
+// preparing returns the pool of ours over one that is not the DB's own, and prepares
+// statements.
+func (p *Plugin) preparing(bare *sql.DB, config *gorm.Config) *gorm.PreparedStmtDB {
+	known, ok := p.prepared.Load(bare)
+	if !ok {
+		known, _ = p.prepared.LoadOrStore(bare, gorm.NewPreparedStmtDB(p.pool(bare), config.PrepareStmtMaxSize, config.PrepareStmtTTL))
+	}
+	return known.(*gorm.PreparedStmtDB)
 }
 
 // Stats counts what became of the contexts that went through the plugin.

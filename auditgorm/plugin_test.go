@@ -2,6 +2,7 @@ package auditgorm_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"strings"
 	"testing"
@@ -178,7 +179,7 @@ func TestConfig_ContextStandsIn(t *testing.T) {
 // A pool that stamps by itself is not stamped twice.
 func TestUse_PoolOfAuditsql(t *testing.T) {
 	t.Parallel()
-	for name, config := range modes {
+	for name, config := range extremes {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a := audittest.New(t, audit.Config{}, todoSQL)
@@ -197,6 +198,36 @@ func TestUse_PoolOfAuditsql(t *testing.T) {
 				t.Errorf("the connector: %+v", stats)
 			}
 		})
+	}
+}
+
+// Queues take the *sql.Tx of a transaction to insert their jobs.
+func TestTransaction_IsOfDatabaseSQL(t *testing.T) {
+	t.Parallel()
+	a, db, _ := newDB(t, gorm.Config{})
+	must(t, db.WithContext(by(t.Context(), "ann")).Transaction(func(tx *gorm.DB) error {
+		_, err := tx.Statement.ConnPool.(*sql.Tx).ExecContext(by(t.Context(), "bob"), "INSERT INTO todos (task) VALUES ('beside GORM')")
+		return err
+	}))
+	if diff := cmp.Diff([]string{"CREATE beside GORM by bob"}, history(t, a)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Migrations look into what the connection says of columns.
+func TestMigrations(t *testing.T) {
+	t.Parallel()
+	for name, config := range modes {
+		db := open(t, postgres.Open(audittest.NewDatabase(t).URL()), config)
+		use(t, db)
+		for range 2 {
+			if err := db.WithContext(by(t.Context(), "ann")).AutoMigrate(&Todo{}); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if types, err := db.Migrator().ColumnTypes(&Todo{}); err != nil || len(types) != 2 || types[0].DatabaseTypeName() != "int8" {
+			t.Errorf("%s: %v, %v", name, types, err)
+		}
 	}
 }
 

@@ -32,12 +32,11 @@ func newPool(connections *auditsql.Connector, bare *sql.DB) *pool {
 	return p
 }
 
-// db returns the pool to write through. The first time it asks whether that of GORM
-// stamps by itself.
+// db returns the pool to write through. The first time it finds out whether that of GORM
+// stamps by itself. Unless there is an answer, what follows meets the same error.
 func (p *pool) db(ctx context.Context) *sql.DB {
 	if !p.asked.Load() {
-		// Unless there is an answer, what follows meets the same error.
-		if stamped, err := auditsql.Stamps(ctx, p.bare); err == nil {
+		if stamped, err := stamps(ctx, p.bare); err == nil {
 			p.stamped.Store(stamped)
 			p.asked.Store(true)
 		}
@@ -46,6 +45,21 @@ func (p *pool) db(ctx context.Context) *sql.DB {
 		return p.bare
 	}
 	return p.stamping
+}
+
+// stamps is auditsql.Stamps that does not ask a connection of pgx, which never does.
+func stamps(ctx context.Context, db *sql.DB) (stamped bool, err error) {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = conn.Close() }()
+	bare := false
+	err = conn.Raw(func(c any) error { _, bare = c.(*stdlib.Conn); return nil })
+	if err != nil || bare {
+		return false, err
+	}
+	return auditsql.Stamps(ctx, conn)
 }
 
 // PrepareContext is of gorm.ConnPool.

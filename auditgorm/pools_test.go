@@ -71,7 +71,7 @@ func (h hiding) Connect(ctx context.Context) (driver.Conn, error) {
 // Over another driver as well, that GORM opens by its name.
 func TestWrites_OtherDriver(t *testing.T) {
 	t.Parallel()
-	for name, config := range modes {
+	for name, config := range extremes {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a := audittest.New(t, audit.Config{}, todoSQL)
@@ -93,7 +93,7 @@ const sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_
 // The pool of db.DB() is the same one, with its limits and its end.
 func TestUse_PoolStaysTheSame(t *testing.T) {
 	t.Parallel()
-	for name, config := range modes {
+	for name, config := range extremes {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			database := audittest.NewDatabase(t)
@@ -253,13 +253,17 @@ func TestOtherPools_Connection(t *testing.T) {
 // Plugins choose other pools for a statement, and give the program one.
 func TestOtherPools_ChosenForAStatement(t *testing.T) {
 	t.Parallel()
-	for name, config := range map[string]gorm.Config{"plain": {}, "no transactions": {SkipDefaultTransaction: true}} {
+	for name, config := range modes {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a := audittest.New(t, audit.Config{}, todoSQL)
 			db := open(t, postgres.Open(a.URL()), config)
 			other := openPool(t, connectorOf(t, "pgx", a.URL()))
-			choose := func(tx *gorm.DB) { tx.Statement.ConnPool = other }
+			var chosen gorm.ConnPool = other
+			if config.PrepareStmt {
+				chosen = gorm.NewPreparedStmtDB(other, 0, 0)
+			}
+			choose := func(tx *gorm.DB) { tx.Statement.ConnPool = chosen }
 			must(t, errors.Join(
 				db.Callback().Create().Before("*").Register("choose", choose),
 				db.Callback().Raw().Before("*").Register("choose", choose)))

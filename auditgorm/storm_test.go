@@ -119,7 +119,7 @@ func writeInAStorm(ctx context.Context, t *testing.T, random *rand.Rand, db *gor
 // A pool of one connection is enough, however requests end.
 func TestPoolOfOne(t *testing.T) {
 	t.Parallel()
-	for name, config := range modes {
+	for name, config := range extremes {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a, db, _ := newDB(t, config)
