@@ -567,6 +567,9 @@ func metricsOf(t *testing.T, reader metric.Reader) map[string]float64 {
 			case metricdata.Histogram[float64]:
 				for _, p := range data.DataPoints {
 					values[m.Name] += float64(p.Count)
+					if len(p.Bounds) == 0 || p.Bounds[0] > 0.01 {
+						t.Errorf("metric %s, in %s, has the bounds %v", m.Name, m.Unit, p.Bounds)
+					}
 				}
 			default:
 				t.Errorf("metric %s is a %T", m.Name, m.Data)
@@ -599,7 +602,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	for _, m := range telemetry.All {
-		if _, ok := values[m.Name]; !ok && m != telemetry.SlotBound && m != telemetry.SlotSafe {
+		if _, ok := values[m.Name]; !ok && m.Name != telemetry.SlotBound.Name && m.Name != telemetry.SlotSafe.Name {
 			t.Errorf("there is no %s", m.Name)
 		}
 	}

@@ -42,7 +42,8 @@ func newInstruments(provider metric.MeterProvider, c *Client) (_ *instruments, e
 	}
 	m.changes, m.batches, m.errors = counter(telemetry.Changes), counter(telemetry.Batches), counter(telemetry.Errors)
 	duration := telemetry.BatchDuration
-	m.duration, err = meter.Float64Histogram(duration.Name, metric.WithDescription(duration.Description), metric.WithUnit(duration.Unit))
+	m.duration, err = meter.Float64Histogram(duration.Name, metric.WithDescription(duration.Description), metric.WithUnit(duration.Unit),
+		metric.WithExplicitBucketBoundaries(duration.Buckets...))
 	problems = append(problems, err)
 	streaming, lag := gauge(telemetry.Streaming), gauge(telemetry.LagBytes)
 	lagTime, err := meter.Float64ObservableGauge(telemetry.LagTime.Name, metric.WithDescription(telemetry.LagTime.Description), metric.WithUnit(telemetry.LagTime.Unit))

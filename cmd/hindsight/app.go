@@ -188,7 +188,7 @@ Times are in the zone of TZ; JSON and CSV have them in UTC.`,
 	add("ask", a.logCommand(), a.showCommand(), a.historyCommand(), a.blameCommand(), a.asOfCommand(), a.diffCommand())
 	add("undo", a.revertCommand(), a.redoCommand(), a.restoreCommand(), a.revertsCommand())
 	add("watch", a.statusCommand(), a.doctorCommand(), a.verifyCommand(), a.markCommand(), a.marksCommand(), a.baselineCommand(), a.refreshCommand(), a.syncCommand())
-	add("setup", a.setupCommand(), a.migrateCommand(), a.uninstallCommand(), a.exportCommand(), a.uiCommand())
+	add("setup", a.captureCommand(), a.setupCommand(), a.migrateCommand(), a.uninstallCommand(), a.exportCommand(), a.uiCommand())
 	root.InitDefaultCompletionCmd()
 	return root
 }
