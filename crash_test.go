@@ -51,7 +51,7 @@ type crashRun struct {
 	load    *faulttest.Load
 	rand    *rand.Rand
 	program *faulttest.Program
-	// disturbed tells that a server went down during the life of the program,
+	// disturbed reports whether a server went down during the life of the program,
 	// which is a reason for Start to fail.
 	disturbed bool
 	killed    int

@@ -29,7 +29,7 @@ type BaselineProgress struct {
 	// Table is the table being read, Rows how many of its rows are stored.
 	Table string `json:"table"`
 	Rows  int64  `json:"rows"`
-	// Done tells that the table is complete.
+	// Done reports whether the table is complete.
 	Done bool `json:"done"`
 }
 

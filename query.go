@@ -30,12 +30,12 @@ type Query struct {
 	// or that leave few changes; scans tells that there are others. See PageWithin.
 	indexed []sq.Sqlizer
 	scans   bool
-	// sparse tells that one of them may leave so few changes that an index finds them,
+	// sparse reports whether one of them may leave so few changes that an index finds them,
 	// though not in that order: the planner knows.
 	sparse bool
 	tables []pgcatalog.Name
 	users  []string // of ByUser, or a context
-	// byClaim tells that a filter asks for a request or a trace: whoever stamps its id
+	// byClaim reports whether a filter asks for a request or a trace: whoever stamps its id
 	// joins it.
 	byClaim bool
 	// columns are those that filters name.

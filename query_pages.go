@@ -171,7 +171,7 @@ type pages struct {
 	size   int   // of the next page
 	left   int   // of the limit; -1 without
 	after  *mark // the last change read
-	// fenced tells that the filters leave few changes, so that they should be
+	// fenced reports whether the filters leave few changes, so that they should be
 	// found by their own index and sorted. The planner has poor statistics about
 	// contexts and would rather walk the whole history in order, in the hope of
 	// meeting enough of them soon.

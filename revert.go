@@ -62,7 +62,7 @@ type Reversal struct {
 	hash                 string
 	noTriggers           bool
 	asStored             bool
-	// byClaim tells that the unit is found by an id that contexts claim, and acrossUsers
+	// byClaim reports whether the unit is found by an id that contexts claim, and acrossUsers
 	// that it may have several users.
 	byClaim, acrossUsers bool
 	allColumns           bool

@@ -47,7 +47,7 @@ type Result struct {
 	// Already is the revert that did the same before, in which case this one did
 	// nothing.
 	Already *PastRevert `json:"already,omitempty"`
-	// DryRun tells that it was all rolled back.
+	// DryRun reports whether it was all rolled back.
 	DryRun bool `json:"dryRun,omitzero"`
 }
 
@@ -192,7 +192,7 @@ type applier struct {
 	r      Reversal
 	tx     pgx.Tx
 	env    *environment
-	// borrowed tells that the transaction is the caller's, dry that it is going to be
+	// borrowed reports whether the transaction is the caller's, dry whether it is going to be
 	// rolled back.
 	borrowed, dry bool
 
@@ -201,7 +201,7 @@ type applier struct {
 	plan   *Plan
 	result *Result
 	stages int // temporary tables made
-	// guarded tells that the statements compare by themselves: see direct.
+	// guarded reports whether the statements compare by themselves: see direct.
 	guarded bool
 	// early are the columns that triggers set otherwise at once, by row.
 	early map[string]map[string]bool

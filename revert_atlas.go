@@ -27,9 +27,9 @@ type imageMap struct {
 	// image has.
 	at       []imageColumn
 	required []int
-	// versioned tells that the columns are known from a version, not by their names of now.
+	// versioned reports whether the columns are known from a version, not by their names of now.
 	versioned bool
-	// keyed tells that the key of the version has the columns of the key of now, in
+	// keyed reports whether the key of the version has the columns of the key of now, in
 	// the same order, so that the key's text can be taken.
 	keyed bool
 }

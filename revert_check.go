@@ -116,7 +116,7 @@ func (a *applier) checkDeferred(ctx context.Context) error {
 	return a.p.steps[0].group.commitError(history.OpError("check deferred constraints", err))
 }
 
-// alone tells that the revert is one statement that puts rows back or restores them:
+// alone reports whether the revert is one statement that puts rows back or restores them:
 // there is nothing after it that could change them.
 func (a *applier) alone() bool {
 	return len(a.p.steps) == 1 && a.p.steps[0].group.action != Delete && !a.p.steps[0].group.table.keyless

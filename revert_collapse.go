@@ -120,7 +120,7 @@ func (c *collapse) take(m *imageMap, ch *selectedChange) (err error) {
 	return err
 }
 
-// wanted tells that a column is to be reverted: the server does not compute it,
+// wanted reports whether a column is to be reverted: the server does not compute it,
 // and Columns does not leave it out.
 func (c *collapse) wanted(t *target, at int) bool {
 	return !t.Columns.List[at].Generated && !t.leaves(at) && (c.columns == nil || t.isNamed(at, c.columns))
@@ -251,7 +251,7 @@ func (c *collapse) under(m *imageMap, index map[string]*netRow, key string, ch *
 	return r
 }
 
-// holds tells that the selection left a row as the change found it.
+// holds reports whether the selection left a row as the change found it.
 func (c *collapse) holds(m *imageMap, r *netRow) bool {
 	for at, d := range r.whole {
 		if raw := c.before[at]; raw != nil && d.known && !c.is(d, raw, m.at[at]) {

@@ -166,7 +166,7 @@ type Conflict struct {
 	Resolution Resolution `json:"resolution"`
 
 	row *netRow
-	// stays tells that Overwrite cannot do anything about it, blocked that it stands
+	// stays reports whether Overwrite cannot do anything about it, blocked whether it stands
 	// in the way of the whole revert.
 	stays, blocked bool
 	// origin finds the change behind the conflict.

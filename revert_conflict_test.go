@@ -19,7 +19,7 @@ type later struct {
 	// skipped is what is left of the request's work under Skip, in SQL that gives
 	// true.
 	skipped string
-	// cascade tells that Cascade leads back to where all began.
+	// cascade reports whether Cascade leads back to where all began.
 	cascade bool
 	// overwritten is what holds under Overwrite, or empty if it cannot be had.
 	overwritten string

@@ -88,7 +88,7 @@ func (a *applier) direct(ctx context.Context, p *planner, plan *Plan) (done bool
 // know whether one of them was removed or renamed since.
 const laterRead = 10
 
-// replaced tells that a row that would be restored was removed since, or given another key,
+// replaced reports whether a row that would be restored was removed since, or given another key,
 // so that the one under its key is another, or that there are too many later changes to
 // tell. The row itself may hold just what the selection left.
 func (p *planner) replaced(ctx context.Context, rows []*netRow) (bool, error) {
@@ -143,14 +143,14 @@ func (p *planner) replaced(ctx context.Context, rows []*netRow) (bool, error) {
 	return false, nil
 }
 
-// isForAnotherWay tells that the ordinary way may do better, or knows better what to
+// isForAnotherWay reports whether the ordinary way may do better, or knows better what to
 // say.
 func isForAnotherWay(err error) bool {
 	var pg *pgconn.PgError
 	return errors.Is(err, errDiffers) || errors.As(err, &pg) && !isTransient(pg.Code)
 }
 
-// plainPlan tells that a plan, of many rows, only has statements of which PostgreSQL itself
+// plainPlan reports whether a plan, of many rows, only has statements of which PostgreSQL itself
 // tells whether they find all as the plan saw it.
 func (a *applier) plainPlan(p *Plan) bool {
 	groups := make([]*group, len(p.p.steps))
@@ -178,13 +178,13 @@ func (a *applier) plain(groups []*group, rows int) bool {
 	return found > 0 && found == rows && rows >= a.client.directRows
 }
 
-// isEnforced tells that the server refuses whatever would violate a foreign key of the
+// isEnforced reports whether the server refuses whatever would violate a foreign key of the
 // table, from it or to it.
 func (a *applier) isEnforced(t *target) bool {
 	return !t.Unenforced && a.env.home[triggerRole] != "replica"
 }
 
-// plain tells that the rows are put back or restored, and that the server would refuse what
+// plain reports whether the rows are put back or restored, and that the server would refuse what
 // other rows stand in the way of, instead of doing something to those.
 func (g *group) plain() bool {
 	t := g.table
@@ -212,12 +212,12 @@ func (g *group) plain() bool {
 	})
 }
 
-// isDependedOn tells that anything else depends on the columns that are restored.
+// isDependedOn reports whether anything else depends on the columns that are restored.
 func (g *group) isDependedOn() bool {
 	return slices.ContainsFunc(g.columns, func(at int) bool { return g.table.dependsOn(g.table.Columns.List[at].Name) })
 }
 
-// dependsOn tells that a key, a reference, a unique index or an exclusion constraint
+// dependsOn reports whether a key, a reference, a unique index or an exclusion constraint
 // is about the column.
 func (t *target) dependsOn(column string) bool {
 	return slices.Contains(t.Key, column) ||
@@ -256,7 +256,7 @@ func (a *applier) doGuarded(ctx context.Context, g *group, staged *stage) error 
 	return a.noteEarly(ctx, g, staged)
 }
 
-// printsAlike tells that the values of a group's columns print under the application's
+// printsAlike reports whether the values of a group's columns print under the application's
 // settings as under ours.
 func (e *environment) printsAlike(g *group) bool {
 	return e.theirs["datestyle"] == e.pins["datestyle"] && e.theirs["timezone"] == e.pins["timezone"] &&

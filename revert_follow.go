@@ -187,7 +187,7 @@ func (p *planner) putBackBy(ctx context.Context, rows []*netRow, at []Position) 
 	return found, nil
 }
 
-// covers tells that a change may be a part of a unit. A revert of a revert has done
+// covers reports whether a change may be a part of a unit. A revert of a revert has done
 // again what that had undone.
 func (p *planner) covers(ctx context.Context, unit Unit, change Change, depth int) (bool, error) {
 	switch unit.Kind {

@@ -28,7 +28,7 @@ func newFootprint() *footprint {
 	}
 }
 
-// meets tells that of two transactions the later one may build on the other.
+// meets reports whether of two transactions the later one may build on the other.
 func (f *footprint) meets(o *footprint) bool {
 	share := func(a, b map[string]bool) bool {
 		for name := range a {

@@ -134,7 +134,7 @@ func (c *collapse) keyOf(m *imageMap, values []json.RawMessage) (string, bool) {
 	return store.KeyText(parts...), true
 }
 
-// knows tells that an image has every column that the version of the table had,
+// knows reports whether an image has every column that the version of the table had,
 // but for those that the server computes.
 func (c *collapse) knows(m *imageMap, values []json.RawMessage) bool {
 	for _, at := range m.required {

@@ -54,7 +54,7 @@ func maskOf(size int, known func(at int) bool) string {
 	return string(mask)
 }
 
-// within tells that all columns of a mask are in another one.
+// within reports whether all columns of a mask are in another one.
 func within(mask, of string) bool {
 	for at := range mask {
 		if mask[at] == '1' && of[at] != '1' {

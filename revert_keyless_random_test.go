@@ -204,7 +204,7 @@ func (w *bagWork) step(random *rand.Rand, now bagOf) string {
 	}
 }
 
-// allThere tells that every row which the request put anywhere is to be found.
+// allThere reports whether every row which the request put anywhere is to be found.
 func (w *bagWork) allThere(live bagOf) bool {
 	for n, count := range w.put {
 		if live[n] < count {
@@ -214,7 +214,7 @@ func (w *bagWork) allThere(live bagOf) bool {
 	return true
 }
 
-// mayBeUndone tells that what the request left is there, or was deleted later.
+// mayBeUndone reports whether what the request left is there, or was deleted later.
 func (w *bagWork) mayBeUndone(live bagOf, later []bagWork) bool {
 	deleted := 0 // of any number: others may have changed it before
 	for _, l := range later {

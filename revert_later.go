@@ -19,11 +19,11 @@ import (
 
 // later is what the changes behind the selection have made of a row.
 type later struct {
-	// undone tells that nothing of what the selection did to the row is in force.
+	// undone reports whether nothing of what the selection did to the row is in force.
 	undone bool
-	// remade tells that others have removed the row and made it anew.
+	// remade reports whether others have removed the row and made it anew.
 	remade bool
-	// elsewhere tells that the row has another key by now, and another row the one that
+	// elsewhere reports whether the row has another key by now, and another row the one that
 	// it had.
 	elsewhere bool
 	// touched are the columns of a row to be removed that others have written to.
@@ -219,7 +219,7 @@ func (p *planner) findReverts(ctx context.Context) error {
 	return err
 }
 
-// touchedByReverts tells that a revert of ours has written to the row since the
+// touchedByReverts reports whether a revert of ours has written to the row since the
 // selection began.
 func (p *planner) touchedByReverts(r *netRow) bool {
 	if len(p.reverted) == 0 {

@@ -11,7 +11,7 @@ import (
 type link struct {
 	row *netRow
 	key *pgcatalog.ForeignKey
-	// together tells that the key changes in the same statement.
+	// together reports whether the key changes in the same statement.
 	together bool
 }
 
@@ -161,7 +161,7 @@ func (p *planner) loosen(postponed bool) (steps []step, childrenFirst bool) {
 	return steps, childrenFirst
 }
 
-// comes tells that the reference may be set later than in the statement that
+// comes reports whether the reference may be set later than in the statement that
 // updates its row.
 func (p *planner) comes(l link) bool {
 	return slices.ContainsFunc(p.coming, func(c link) bool { return c.row == l.row && c.key == l.key })

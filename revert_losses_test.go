@@ -184,7 +184,7 @@ func (l *ledger) check(t *testing.T, r *applied, c audit.Change) {
 	}
 }
 
-// mayWrite tells that the revert may write over the value of a column: it is one
+// mayWrite reports whether the revert may write over the value of a column: it is one
 // that the selection has left there, or, for Overwrite, the selection has written
 // to the column at all.
 func (l *ledger) mayWrite(r *applied, row, column, value string) bool {
@@ -196,7 +196,7 @@ func (l *ledger) mayWrite(r *applied, row, column, value string) bool {
 	})
 }
 
-// followed tells that the server has written the column because of its foreign key:
+// followed reports whether the server has written the column because of its foreign key:
 // it goes with a key that is changed, and Overwrite leaves to it what references a
 // row that is removed.
 func (l *ledger) followed(r *applied, table *realmTable, column string, before, after map[string]string) bool {

@@ -14,7 +14,7 @@ import (
 // step is one statement of a revert.
 type step struct {
 	group *group
-	// side tells that the step only prepares or completes others: it takes a
+	// side reports whether the step only prepares or completes others: it takes a
 	// unique value out of the way, or a reference that goes round in a circle.
 	side bool
 	// final is the rows as they are to be in the end, where the statement leaves
@@ -116,7 +116,7 @@ func (p *planner) rank(rows []*netRow) ([]*pgcatalog.ForeignKey, error) {
 		involved[r.table.OID] = r.table
 	}
 	groups := groupRows(rows)
-	// moves tells that rows of a table come, go, or change in one of the columns.
+	// moves reports whether rows of a table come, go, or change in one of the columns.
 	moves := func(oid uint32, columns []string) bool {
 		return slices.ContainsFunc(groups, func(g *group) bool {
 			return g.table.OID == oid && (g.action != Update || g.touches(columns))
@@ -169,7 +169,7 @@ func (p *planner) rank(rows []*netRow) ([]*pgcatalog.ForeignKey, error) {
 	return broken, nil
 }
 
-// reaches tells that foreign keys lead from one table to another.
+// reaches reports whether foreign keys lead from one table to another.
 func reaches(edges []*pgcatalog.ForeignKey, left map[uint32]bool, from, to uint32) bool {
 	seen := map[uint32]bool{from: true}
 	for queue := []uint32{from}; len(queue) > 0; queue = queue[1:] {
@@ -353,7 +353,7 @@ func (k parking) place(n int) (at int, value datum, ok bool) {
 	return 0, datum{}, false
 }
 
-// parks tells that a value of the column's own would take the row out of the way.
+// parks reports whether a value of the column's own would take the row out of the way.
 func (k parking) parks(name string) bool {
 	return !k.row.table.Columns.List[k.row.table.Columns.Index[name]].Generated && !slices.Contains(k.index.Conditions, name)
 }

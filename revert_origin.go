@@ -21,9 +21,9 @@ type conflictOrigin struct {
 	columns []string
 	// gone asks for what took the row away, made for what put it there.
 	gone, made bool
-	// unseen tells that the row may be there and the role not be allowed to see it.
+	// unseen reports whether the row may be there and the role not be allowed to see it.
 	unseen bool
-	// ownRow tells that it is the row to be reverted.
+	// ownRow reports whether it is the row to be reverted.
 	ownRow bool
 	// after is the selection's first change of the row, before the one that gave it
 	// the key; zero: any time.
@@ -207,7 +207,7 @@ func (p *planner) attribute(change *Change, conflicts []Conflict, byKey map[stri
 	}
 }
 
-// covers tells that a change was made while the row had the key, and since the
+// covers reports whether a change was made while the row had the key, and since the
 // selection's first change of it.
 func (o *conflictOrigin) covers(position Position) bool {
 	return position.Compare(o.after) >= 0 && (o.before.IsZero() || position.Compare(o.before) < 0)

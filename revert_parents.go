@@ -94,12 +94,12 @@ func (p *planner) orphans(ctx context.Context, g *group, f *pgcatalog.ForeignKey
 	return found, err
 }
 
-// leaves tells that the revert takes a live row away from where it is referenced.
+// leaves reports whether the revert takes a live row away from where it is referenced.
 func (p *planner) leaves(r *netRow, f *pgcatalog.ForeignKey) bool {
 	return r != nil && !r.missing && (r.action == Delete || r.changes(f.References))
 }
 
-// parentsLeave tells that the revert takes away any of the rows that can be referenced.
+// parentsLeave reports whether the revert takes away any of the rows that can be referenced.
 func (p *planner) parentsLeave(f *pgcatalog.ForeignKey) bool {
 	for _, r := range p.live[p.atlas.targets[f.ParentOID]] {
 		if p.leaves(r, f) {

@@ -101,7 +101,7 @@ func (t *target) findPlaces(ctx context.Context, tx pgx.Tx, rows []*netRow, take
 	return nil
 }
 
-// placeless tells that no live row is known that the row stands for.
+// placeless reports whether no live row is known that the row stands for.
 func (r *netRow) placeless() bool { return slices.Equal(r.key, nowhere) }
 
 func (t *target) findPlacesOf(ctx context.Context, tx pgx.Tx, mask string, rows []*netRow, taken [][]string, lock bool) (found []*netRow, err error) {

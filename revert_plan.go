@@ -63,7 +63,7 @@ type PastRevert struct {
 	// User is who did it, Reason why.
 	User   string `json:"user,omitempty"`
 	Reason string `json:"reason,omitempty"`
-	// Partial tells that it left something out: rows that were skipped, or all but
+	// Partial reports whether it left something out: rows that were skipped, or all but
 	// some columns.
 	Partial bool `json:"partial,omitempty"`
 }

@@ -24,7 +24,7 @@ type planner struct {
 	r      Reversal
 	// tx is the transaction on the source that the live rows are looked at in.
 	tx pgx.Tx
-	// lock tells that the rows are locked when they are looked at, and that
+	// lock reports whether the rows are locked when they are looked at, and that
 	// temporary tables may be made.
 	lock     bool
 	database string
@@ -416,7 +416,7 @@ func (p *planner) checkRow(r *netRow) error {
 	return nil
 }
 
-// isSelected tells that a change is one of those to be reverted.
+// isSelected reports whether a change is one of those to be reverted.
 func (p *planner) isSelected(position Position) bool {
 	if len(p.selected) == 0 {
 		for _, r := range p.rows {

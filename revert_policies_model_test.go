@@ -69,7 +69,7 @@ func (w *realm) nets(t *testing.T, request string) []*netChange {
 	return slices.DeleteFunc(all, func(n *netChange) bool { return maps.Equal(n.before, n.after) })
 }
 
-// changed tells that the request changed a column.
+// changed reports whether the request changed a column.
 func (n *netChange) changed(column string) bool {
 	return n.before == nil || n.after == nil || n.before[column] != n.after[column]
 }
@@ -92,7 +92,7 @@ func (n *netChange) undone(live realmState) map[string]string {
 	return row
 }
 
-// alters tells that undoing it gives the live row other values in some columns, or
+// alters reports whether undoing it gives the live row other values in some columns, or
 // takes it away.
 func (n *netChange) alters(live realmState, columns []string) bool {
 	if n.before == nil {
@@ -102,7 +102,7 @@ func (n *netChange) alters(live realmState, columns []string) bool {
 	return slices.ContainsFunc(columns, func(c string) bool { return row[c] != live[n.to][c] })
 }
 
-// renames tells that undoing it takes the live row away from its key.
+// renames reports whether undoing it takes the live row away from its key.
 func (n *netChange) renames() bool { return n.after != nil && n.from != n.to }
 
 // prophecy says what reverting some net changes comes to.
@@ -171,7 +171,7 @@ func (p *prophecy) at(row string) *netChange {
 	return p.nets[i]
 }
 
-// comesBack tells that a row is put back, or gets its key back.
+// comesBack reports whether a row is put back, or gets its key back.
 func (p *prophecy) comesBack(row string) bool {
 	return slices.ContainsFunc(p.nets, func(n *netChange) bool { return n.active() && n.from == row })
 }

@@ -189,7 +189,7 @@ func (w *realm) checkOverwrite(t *testing.T, p *prophecy, revert audit.Reversal,
 	}
 }
 
-// led tells that a row has lost, or changed, what references a row that is not
+// led reports whether a row has lost, or changed, what references a row that is not
 // there any more: with it, if the whole row is gone.
 func (w *realm) led(p *prophecy, name, column string, row map[string]string, taken map[string]bool, gone bool) bool {
 	return slices.ContainsFunc(w.tables, func(t *realmTable) bool {

@@ -223,7 +223,7 @@ func (t *target) keySQL(key []string) string {
 	return strings.Join(parts, " AND ")
 }
 
-// movesWithParent tells that the row may have its restored key already when its
+// movesWithParent reports whether the row may have its restored key already when its
 // turn comes: its parent's new key has cascaded to it.
 func (r *netRow) movesWithParent() bool {
 	return r.keyChanges() && slices.ContainsFunc(r.table.Parents, func(f *pgcatalog.ForeignKey) bool {

@@ -26,7 +26,7 @@ func TestWhileTheRevertWaits(t *testing.T) {
 		INSERT INTO a VALUES (1, 'ann', 1), (2, 'bob', 2), (3, 'cyd', 3); INSERT INTO b VALUES (1, 1)`
 	for name, h := range map[string]struct {
 		request, others []string
-		// through tells that the revert may go through nevertheless: the row replaced has
+		// through reports whether the revert may go through nevertheless: the row replaced has
 		// the value that the request left, and history may not know yet that it is another.
 		through bool
 		holds   string

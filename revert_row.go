@@ -33,14 +33,14 @@ type cell struct {
 	restore, expect datum
 	// live is what is there now, where that is something else; nil for most.
 	live *datum
-	// already tells that the live value is the one to be restored.
+	// already reports whether the live value is the one to be restored.
 	already bool
-	// interleaved tells that somebody else changed it between two of the selected
+	// interleaved reports whether somebody else changed it between two of the selected
 	// changes.
 	interleaved bool
-	// undone tells that a revert of ours has taken away what the selection wrote.
+	// undone reports whether a revert of ours has taken away what the selection wrote.
 	undone bool
-	// unclear tells that a revert of something else has put there what the selection
+	// unclear reports whether a revert of something else has put there what the selection
 	// had left.
 	unclear bool
 }
@@ -67,7 +67,7 @@ type netRow struct {
 	keyed  []datum
 	// positions are those of the selected changes, in order.
 	positions []Position
-	// displaced tells that the row was deleted by somebody else in between, and
+	// displaced reports whether the row was deleted by somebody else in between, and
 	// recreated that it was made anew by somebody else.
 	displaced, recreated bool
 	// beneath is the row that had the key before, and may have it still where keys
@@ -77,7 +77,7 @@ type netRow struct {
 	lost []lostColumn
 	// printed is the key as the live row prints it, where equal keys may print otherwise.
 	printed []string
-	// retyped tells that one of the values is of a type that the column no longer
+	// retyped reports whether one of the values is of a type that the column no longer
 	// has, and has not been converted.
 	retyped bool
 
@@ -162,7 +162,7 @@ func (r *netRow) liveText() string {
 	return joinKey(r.key)
 }
 
-// keyChanges tells that restoring the row changes its key.
+// keyChanges reports whether restoring the row changes its key.
 func (r *netRow) keyChanges() bool {
 	return r.action == Update && !slices.Equal(r.key, r.restoredKey())
 }

@@ -31,7 +31,7 @@ type selection struct {
 	truncated string
 	// extra are the changes that a cascade has added.
 	extra []Position
-	// sorted tells that the changes cannot be had in order without sorting them.
+	// sorted reports whether the changes cannot be had in order without sorting them.
 	sorted bool
 }
 
@@ -71,7 +71,7 @@ func (s selection) statement(c *Client, from Position) (string, []any, error) {
 	return sql, args, err
 }
 
-// inOrder tells that the statement sorts the changes.
+// inOrder reports whether the statement sorts the changes.
 func (s selection) inOrder() bool { return s.sorted || s.truncated != "" || len(s.extra) > 0 }
 
 // part selects the changes that a query matches.

@@ -339,7 +339,7 @@ func (p *planner) spendOn(found []Conflict) error {
 	return p.budget.err()
 }
 
-// blocks tells that the conflict stands in the way of the whole revert.
+// blocks reports whether the conflict stands in the way of the whole revert.
 func (c *Conflict) blocks() bool {
 	switch c.Resolution {
 	case Skip:

@@ -30,7 +30,7 @@ type group struct {
 	rows   []*netRow
 	// columns are those that any of the rows has a cell of, in the table's order.
 	columns []int
-	// uniform tells that all rows have cells of all columns.
+	// uniform reports whether all rows have cells of all columns.
 	uniform bool
 }
 
@@ -309,7 +309,7 @@ func (t *target) keyOrder() string {
 	return strings.Join(parts, ", ")
 }
 
-// fits tells that the group goes into one statement as its parameters.
+// fits reports whether the group goes into one statement as its parameters.
 func (g *group) fits() bool { return g.chunk() == len(g.rows) }
 
 // chunk is how many of the rows go into one statement.

@@ -63,7 +63,7 @@ func (p *planner) structure(ctx context.Context) ([]Conflict, error) {
 	return append(found, twice...), p.budget.err()
 }
 
-// active tells that there is something to be done to the row.
+// active reports whether there is something to be done to the row.
 func (r *netRow) active() bool { return r.action != "" && !r.skipped && !r.done }
 
 func (p *planner) activeRows() []*netRow {
@@ -79,7 +79,7 @@ func (p *planner) activeRows() []*netRow {
 // joinKey makes one text of the texts of a key.
 func joinKey(key []string) string { return strings.Join(key, "\x00") }
 
-// changes tells that the revert gives one of the columns another value.
+// changes reports whether the revert gives one of the columns another value.
 func (r *netRow) changes(columns []string) bool {
 	for _, name := range columns {
 		at, ok := r.table.Columns.Index[name]
@@ -93,7 +93,7 @@ func (r *netRow) changes(columns []string) bool {
 	return false
 }
 
-// touches tells that any row of the group has a cell of one of the columns.
+// touches reports whether any row of the group has a cell of one of the columns.
 func (g *group) touches(columns []string) bool {
 	return slices.ContainsFunc(g.columns, func(at int) bool {
 		return slices.Contains(columns, g.table.Columns.List[at].Name)
@@ -208,7 +208,7 @@ func (p *planner) lastKey(r *netRow) []string {
 	return r.key
 }
 
-// derivedAmong tells that the server computes one of the columns.
+// derivedAmong reports whether the server computes one of the columns.
 func (g *group) derivedAmong(columns []string) bool {
 	return slices.ContainsFunc(columns, func(name string) bool { return g.table.Columns.List[g.table.Columns.Index[name]].Generated })
 }

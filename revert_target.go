@@ -29,7 +29,7 @@ type target struct {
 	pgcatalog.Constraints
 	// keyAt says where the key's columns stand.
 	keyAt []int
-	// keyless tells that there is no primary key: rows are found by their place.
+	// keyless reports whether there is no primary key: rows are found by their place.
 	keyless bool
 	// rank orders the tables: parents before children.
 	rank int
@@ -38,7 +38,7 @@ type target struct {
 // label is the table's name for people and for filters.
 func (t *target) label() string { return pgcatalog.Qualified(t.Schema, t.Name) }
 
-// printsOtherwise tells that keys may be equal and have different texts.
+// printsOtherwise reports whether keys may be equal and have different texts.
 func (t *target) printsOtherwise() bool {
 	return !t.keyless && slices.ContainsFunc(t.keyAt, func(at int) bool {
 		return t.Columns.List[at].PrintsOtherwise()
@@ -56,7 +56,7 @@ func (t *target) noteFormer(at int, name string) {
 	t.former[at] = append(t.former[at], name)
 }
 
-// isNamed tells that a column has one of the names, or had it where no other has it now.
+// isNamed reports whether a column has one of the names, or had it where no other has it now.
 func (t *target) isNamed(at int, names []string) bool {
 	return slices.Contains(names, t.Columns.List[at].Name) ||
 		slices.ContainsFunc(t.former[at], func(former string) bool { return slices.Contains(names, former) })

@@ -25,7 +25,7 @@ import (
 type truncated struct {
 	change *selectedChange
 	past   *pastTable
-	// emptied tells that the transaction had truncated the table once before.
+	// emptied reports whether the transaction had truncated the table once before.
 	emptied bool
 	// own holds what the transaction has left, by key, where that is not what was
 	// there before it; nil values for a row that it took away.
@@ -230,7 +230,7 @@ func (t *truncated) eachMore(yield func(key string, values [][]byte) error) erro
 	return nil
 }
 
-// taken tells that the transaction itself took a row away, or changed it.
+// taken reports whether the transaction itself took a row away, or changed it.
 func (t *truncated) taken(key string, values [][]byte) bool {
 	if len(t.past.key) > 0 {
 		_, changed := t.own[key]

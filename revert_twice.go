@@ -86,7 +86,7 @@ func (p *planner) twice(ctx context.Context, u *pgcatalog.UniqueIndex, all []*ne
 	return pairs, nil
 }
 
-// sets tells that the revert sets all of the columns that are not in the key.
+// sets reports whether the revert sets all of the columns that are not in the key.
 func (r *netRow) sets(columns []string) bool {
 	return !slices.ContainsFunc(columns, func(name string) bool {
 		return r.cell(r.table.Columns.Index[name]) == nil && !slices.Contains(r.table.Key, name)

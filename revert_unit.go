@@ -27,6 +27,6 @@ func (u Unit) stamped() Unit {
 
 func (u Unit) String() string { return u.Kind + " " + printable(clip(u.ID, 80)) }
 
-// repeatable tells that the unit has no end: changes join it all the time, so it
+// repeatable reports whether the unit has no end: changes join it all the time, so it
 // is never done with.
 func (u Unit) repeatable() bool { return u.Kind == "row" || u.Kind == "tables" || u.Kind == "query" }

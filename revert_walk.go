@@ -22,7 +22,7 @@ type rowHistory struct {
 	moved []string
 	// movedAt is where it was given the last of them.
 	movedAt Position
-	// presence tells whether there is a row, columns holds the values of those that
+	// presence reports whether there is a row, columns holds the values of those that
 	// matter.
 	presence *levels
 	columns  map[int]*levels
@@ -32,7 +32,7 @@ type rowHistory struct {
 	// guest is the presence as it was before another row was given the key of this one,
 	// which is gone; nil if there is none.
 	guest *levels
-	// over tells that another row of the selection has the key from here on.
+	// over reports whether another row of the selection has the key from here on.
 	over        bool
 	truncations int // how many of those were applied
 }
@@ -276,7 +276,7 @@ func (w *historyWalk) truncate(h *rowHistory, before Position) {
 	}
 }
 
-// owns tells that a change is one of those that the row is made of.
+// owns reports whether a change is one of those that the row is made of.
 func (h *rowHistory) owns(at Position) bool {
 	_, found := slices.BinarySearchFunc(h.row.positions, at, Position.Compare)
 	return found
@@ -351,7 +351,7 @@ func (h *rowHistory) leaveAgain(by *writing) {
 	}
 }
 
-// follows tells that it matters who writes to a column of the row.
+// follows reports whether it matters who writes to a column of the row.
 func (h *rowHistory) follows(at int) bool {
 	r := h.row
 	return !r.table.Columns.List[at].Generated && (r.action == Delete || r.action == Update && r.cell(at) != nil)
@@ -382,7 +382,7 @@ func (h *rowHistory) write(c *collapse, m *imageMap, at int, before, after json.
 	levels.write(value, by)
 }
 
-// isElsewhere tells that the row was given another key behind the selection.
+// isElsewhere reports whether the row was given another key behind the selection.
 func (h *rowHistory) isElsewhere() bool {
 	r := h.row
 	return !h.over && h.movedAt.Compare(r.last()) > 0 && h.key != store.KeyText(r.key...) && h.key != r.oldKey && h.key != r.rawKey &&

@@ -115,7 +115,7 @@ func (a *applier) do(ctx context.Context, s *step) error {
 	return nil
 }
 
-// takesAlong tells that a row that is removed may have taken rows of the group along,
+// takesAlong reports whether a row that is removed may have taken rows of the group along,
 // by a foreign key ON DELETE CASCADE: Overwrite removes what is referenced.
 func (p *planner) takesAlong(g *group) bool {
 	return g.action == Update && slices.ContainsFunc(g.table.Parents, func(f *pgcatalog.ForeignKey) bool {
@@ -158,7 +158,7 @@ func (g *group) applyError(err error) error {
 	return &ApplyError{Table: g.table.label(), Action: g.action, Constraint: pg.ConstraintName, cause: err}
 }
 
-// isTransient tells that an error is not about what is written: the same may go well
+// isTransient reports whether an error is not about what is written: the same may go well
 // another time.
 func isTransient(code string) bool {
 	switch code {
@@ -168,7 +168,7 @@ func isTransient(code string) bool {
 	return strings.HasPrefix(code, "57P") || strings.HasPrefix(code, "08")
 }
 
-// isDataError tells that a value cannot be had in a type.
+// isDataError reports whether a value cannot be had in a type.
 func isDataError(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && (strings.HasPrefix(pg.Code, "22") || pg.Code == "23514" || pg.Code == "42804" || pg.Code == "42846")
@@ -241,7 +241,7 @@ func (a *applier) validate(ctx context.Context) error {
 
 var errForeignKey = errors.New("a row references one that is not there")
 
-// isDenied tells that the role may not do something.
+// isDenied reports whether the role may not do something.
 func isDenied(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && pg.Code == "42501"

@@ -236,7 +236,7 @@ func (c *Client) makeSource(ctx context.Context, r *run) error {
 // left out.
 const attempts = 2
 
-// errMustSetUp tells that there is something to make, which takes the lock.
+// errMustSetUp reports whether there is something to make, which takes the lock.
 var errMustSetUp = errors.New("audit: the slot has to be made")
 
 // prepareSlot makes sure that there is a slot and a checkpoint to stream from. What

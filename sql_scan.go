@@ -254,7 +254,7 @@ func sqlCalls(tokens []sqlToken) []sqlCall {
 // sqlRelation is what may be the name of a table.
 type sqlRelation struct {
 	schema, name string
-	// certain tells that hardly anything else can stand there, listed that it stands
+	// certain reports whether hardly anything else can stand there, listed whether it stands
 	// behind a comma, as columns do, too.
 	certain, listed bool
 }

@@ -94,7 +94,7 @@ func walWarnings(slot capture.Slot) (warnings []Warning) {
 type SlotStatus struct {
 	Name   string `json:"name"`
 	Exists bool   `json:"exists"`
-	// Active tells that some instance streams from it.
+	// Active reports whether some instance streams from it.
 	Active bool `json:"active"`
 	// Status is pg_replication_slots.wal_status: reserved, extended, unreserved,
 	// lost.

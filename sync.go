@@ -210,7 +210,7 @@ func (c *Client) capturedElsewhere(ctx context.Context, slot string) error {
 	return nil
 }
 
-// isConnectionLost tells that it was the connection that failed, or the server
+// isConnectionLost reports whether it was the connection that failed, or the server
 // that is about to stop or to start.
 func isConnectionLost(err error) bool {
 	var pgErr *pgconn.PgError

@@ -34,7 +34,7 @@ const (
 	baseEmpty
 )
 
-// forward tells that the base is before the moment.
+// forward reports whether the base is before the moment.
 func (b base) forward(p *pastTable) bool { return b.position <= p.through }
 
 // base finds a whole state to begin with, or says why there is none.

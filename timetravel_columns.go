@@ -95,7 +95,7 @@ func (p *pastTable) project() error {
 	return nil
 }
 
-// sameColumn tells that two versions of a table mean the same column. Renaming
+// sameColumn reports whether two versions of a table mean the same column. Renaming
 // keeps the number, dropping and making it anew does not. What the catalog did
 // not tell has no number.
 func sameColumn(a, b pgcatalog.Column) bool {

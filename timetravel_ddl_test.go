@@ -31,7 +31,7 @@ type copiedTable struct {
 	columns []string
 	key     []int // where the columns of the primary key stand
 	rows    []string
-	// made tells that there are columns of types that somebody made, and may alter.
+	// made reports whether there are columns of types that somebody made, and may alter.
 	made  bool
 	byKey map[string]string
 	keys  map[string][]any

@@ -10,7 +10,7 @@ import (
 	"github.com/hindsight-go/audit/internal/history"
 )
 
-// isDeferrable tells that two rows of the table may have had the same key in the
+// isDeferrable reports whether two rows of the table may have had the same key in the
 // midst of a transaction: UPDATE t SET id = id + 1 under a deferrable key. Then
 // the first change that names a key need not be of the row that had it before.
 func (p *pastTable) isDeferrable() bool { return p.live != nil && p.live.Deferrable }

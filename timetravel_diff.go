@@ -212,7 +212,7 @@ func (p *pastTable) differences(ctx context.Context, to *travel, yield func(RowD
 	})
 }
 
-// rewritten tells that a column has the name that another one had, or another type or
+// rewritten reports whether a column has the name that another one had, or another type or
 // expression than it had, or had one in between, so that rows may differ that nobody wrote to.
 func (p *pastTable) rewritten(later *pastTable) bool {
 	if p.then == nil || later.then == nil {
@@ -255,7 +255,7 @@ func (p *pastTable) emit(key string, before, after Image, yield func(RowDiff) er
 	return yield(diff)
 }
 
-// inBoth tells that a column differs that both versions of the row have.
+// inBoth reports whether a column differs that both versions of the row have.
 func (d RowDiff) inBoth() bool {
 	return slices.ContainsFunc(d.Diff(), func(c ColumnChange) bool {
 		_, was := d.Before.Get(c.Column)

@@ -107,7 +107,7 @@ func (p *pastTable) choose(ctx context.Context, span nameSpan, from, to LSN) (st
 // side says on which side of the moment events are looked for.
 type side struct {
 	from, to LSN // positions in (from, to]
-	// newest tells that the last change of each row counts, and the row after it;
+	// newest reports whether the last change of each row counts, and the row after it;
 	// else the first, and the row before it.
 	newest bool
 }
@@ -357,7 +357,7 @@ func (p *pastTable) moves(ctx context.Context, span nameSpan, s side) (map[strin
 type truncation struct {
 	position LSN
 	sequence int
-	// partial tells that only a partition was emptied.
+	// partial reports whether only a partition was emptied.
 	partial bool
 }
 

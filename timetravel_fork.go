@@ -26,7 +26,7 @@ type ForkProgress struct {
 	// Table is the table being written, Rows how many of its rows are.
 	Table string `json:"table"`
 	Rows  int64  `json:"rows"`
-	// Done tells that the table is complete.
+	// Done reports whether the table is complete.
 	Done bool `json:"done"`
 }
 
@@ -165,7 +165,7 @@ func (f Fork) run(ctx context.Context, tx pgx.Tx, tables []*pastTable, result *F
 
 func (f Fork) ident(name string) string { return pgx.Identifier{f.schema, name}.Sanitize() }
 
-// isLike tells that the table of now has the columns of then.
+// isLike reports whether the table of now has the columns of then.
 func (p *pastTable) isLike() bool { return p.live != nil && p.columns.Same(p.live.Columns) }
 
 // createSQL makes the table. What is checked of rows may be younger than they are,

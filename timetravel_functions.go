@@ -28,7 +28,7 @@ type implicitCall struct{ operator, domain, schema, name string }
 // callScope says how a function reads plain names.
 type callScope struct {
 	path []string
-	// temporary tells that our names come first.
+	// temporary reports whether our names come first.
 	temporary bool
 }
 

@@ -70,7 +70,7 @@ func (g *guard) refuse(object, reason string) error {
 	return &ViewError{Asked: g.view.point.String(), Object: object, Reason: reason}
 }
 
-// check tells that a query reads nothing but the past, loads what it reads, and
+// check reports whether a query reads nothing but the past, loads what it reads, and
 // returns what to send for it.
 func (g *guard) check(ctx context.Context, sql string) (string, error) {
 	if g.view.snapshot.conn.Conn().PgConn().TxStatus() == 'E' {

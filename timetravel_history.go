@@ -41,13 +41,13 @@ type RowVersion struct {
 	Row Image `json:"row"`
 	// Change is what made the version, or nil.
 	Change *Change `json:"change,omitempty"`
-	// AfterGap tells that history has a hole between the version before and this
+	// AfterGap reports whether history has a hole between the version before and this
 	// one, in which there may have been others: or that a partition came in between,
 	// with which the row may have come.
 	AfterGap bool `json:"afterGap,omitempty"`
 }
 
-// Exists tells that there was a row.
+// Exists reports whether there was a row.
 func (v RowVersion) Exists() bool { return !v.Row.IsEmpty() }
 
 // History asks for the versions of a row, by its primary key. The row is followed
@@ -413,7 +413,7 @@ func (p *pastTable) changesUnder(ctx context.Context, parts []string, bound Posi
 	return changes, nil, nil
 }
 
-// named tells that a change under one of the table's names was made when it was
+// named reports whether a change under one of the table's names was made when it was
 // the table's.
 func (p *pastTable) named(c Change) bool {
 	return slices.ContainsFunc(p.names, func(s nameSpan) bool {

@@ -237,7 +237,7 @@ func (c *Client) printed(ctx context.Context, typeName, text string) (string, er
 	return text, rows.Err()
 }
 
-// isCanonical tells that a Go value has just one text of the column's type.
+// isCanonical reports whether a Go value has just one text of the column's type.
 func isCanonical(typeOID uint32, value any) bool {
 	switch typeOID {
 	case 20, 21, 23, 26: // int8, int2, int4, oid
@@ -256,7 +256,7 @@ func isCanonical(typeOID uint32, value any) bool {
 // timestamp, timestamptz, inet, cidr, macaddr, pg_lsn.
 var exactTypes = []uint32{18, 19, 25, 1043, 1042, 20, 21, 23, 26, 16, 17, 2950, 1082, 1083, 1114, 1184, 869, 650, 829, 774, 3220}
 
-// hasExactKey tells that rows which the server takes for one have one text of
+// hasExactKey reports whether rows which the server takes for one have one text of
 // their key. It is not so with numeric, where 1 is 1.00.
 func (p *pastTable) hasExactKey() bool {
 	for _, at := range p.keyAt {

@@ -32,7 +32,7 @@ type simTable struct {
 	name    string // quoted
 	columns []simColumn
 	key     []string // quoted; nil where there is none
-	// fixed tells that its columns are not to be altered.
+	// fixed reports whether its columns are not to be altered.
 	fixed   bool
 	noTrunc bool
 }

@@ -142,7 +142,7 @@ func (s *snapshot) parse(text string) error {
 	return nil
 }
 
-// sees tells that the snapshot shows what a committed transaction did.
+// sees reports whether the snapshot shows what a committed transaction did.
 func (s *snapshot) sees(xid uint64) bool {
 	return xid < s.xmin || xid < s.xmax && !slices.Contains(s.running, xid)
 }

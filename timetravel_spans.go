@@ -71,7 +71,7 @@ func (p *pastTable) spans(own []store.Version) []nameSpan {
 	return spans
 }
 
-// lent tells that another table had the name for a while, before a place.
+// lent reports whether another table had the name for a while, before a place.
 func (p *pastTable) lent(own []store.Version, s nameSpan, before Position) bool {
 	return slices.ContainsFunc(p.facts.Versions, func(v store.Version) bool {
 		at := Position{LSN: v.Position, Sequence: v.Sequence}

@@ -189,7 +189,7 @@ func (t PastTable) Count(ctx context.Context) (n int64, err error) {
 	return n, err
 }
 
-// plain tells that all rows are asked for, for which no SQL is needed.
+// plain reports whether all rows are asked for, for which no SQL is needed.
 func (t PastTable) plain() bool { return len(t.where) == 0 && t.order == "" && t.limit == 0 }
 
 // each is read for callers that ask for the rows.

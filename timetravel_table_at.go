@@ -52,7 +52,7 @@ type pastTable struct {
 	// laterVersions are those from the moment on; hidden is what they withhold.
 	laterVersions []store.Version
 	hidden        map[string]wal.Policy
-	// computed tells that the live table does not have a generated column as it was.
+	// computed reports whether the live table does not have a generated column as it was.
 	computed bool
 
 	fills  int              // how many rows were looked up one by one

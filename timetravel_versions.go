@@ -11,7 +11,7 @@ import (
 // that is not known better, at some time behind after.
 type turn struct {
 	after, position LSN
-	// came tells that rows came to the table, not only left it.
+	// came reports whether rows came to the table, not only left it.
 	came bool
 }
 

@@ -80,7 +80,7 @@ type pastView struct {
 	// these names now.
 	sought    map[string]bool
 	relations map[string][]*relation
-	// reading tells that the session is in the savepoint that callers read in, and
+	// reading reports whether the session is in the savepoint that callers read in, and
 	// savepoints are those of the caller in it.
 	reading    bool
 	savepoints []string
@@ -334,7 +334,7 @@ func (v *pastView) choose(ctx context.Context, t *viewTable) error {
 	return nil
 }
 
-// changedSince tells whether anything of the table has changed after the moment.
+// changedSince reports whether anything of the table has changed after the moment.
 func (p *pastTable) changedSince(ctx context.Context) (bool, error) {
 	for _, span := range p.names {
 		from, to := side{from: p.through, to: maxLSN}.clip(span)

@@ -99,7 +99,7 @@ type resume struct {
 	place
 	// skip is how many messages behind the cursor are in the stream, or were.
 	skip uint64
-	// inBucket tells that the bucket has a place, this or an earlier one.
+	// inBucket reports whether the bucket has a place, this or an earlier one.
 	inBucket bool
 }
 

@@ -42,7 +42,7 @@ type Sink struct {
 }
 
 var (
-	// errRefused tells that the stream was not where the session took it to be.
+	// errRefused is for a stream that was not where the session took it to be.
 	errRefused = errors.New("the stream has gone on meanwhile")
 	errLate    = errors.New("the broker has not confirmed a message in time")
 )

@@ -139,10 +139,10 @@ type trackedTable struct {
 	from          string // the position from which it is covered
 	columns       []string
 	key           []string
-	// deferrable tells that two rows may have had one key in the midst of a
+	// deferrable reports whether two rows may have had one key in the midst of a
 	// transaction.
 	deferrable bool
-	// inherited tells that other tables inherit from it.
+	// inherited reports whether other tables inherit from it.
 	inherited bool
 	// all are the names of its columns, withheld those of which history does not store
 	// the values, as an array in SQL: see [audit.Config.Columns].
@@ -268,7 +268,7 @@ func (t trackedTable) compare(ctx context.Context, conn *pgx.Conn) ([]string, er
 	return problems, nil
 }
 
-// partial tells that images of the changes do not have all columns of now: what a
+// partial reports whether images of the changes do not have all columns of now: what a
 // column that was added since has in rows from before is not in them.
 func (t trackedTable) partial(ctx context.Context, conn *pgx.Conn, changes string) (partial bool, err error) {
 	err = conn.QueryRow(ctx, `

@@ -109,7 +109,7 @@ type listPages struct {
 	// looks on; zero and empty where all of it was.
 	Searched time.Time
 	Further  string
-	// Upwards tells that newer ones were looked for.
+	// Upwards reports whether newer ones were looked for.
 	Upwards bool
 }
 

@@ -197,7 +197,7 @@ type request struct {
 	tables      []string
 	// keys are what is known of the keys of tables.
 	keys map[string]tableKey
-	// sent tells that the answer has begun.
+	// sent reports whether the answer has begun.
 	sent bool
 }
 

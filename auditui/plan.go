@@ -50,7 +50,7 @@ type undoView struct {
 	Reason                                        string
 	Applicable                                    bool
 	Problem                                       string
-	// Stale tells that this plan takes the place of one that is no longer true, Gone how
+	// Stale reports whether this plan takes the place of one that is no longer true, Gone how
 	// many rows and conflicts of that one are not in this one.
 	Stale     bool
 	StaleText string
@@ -78,7 +78,7 @@ type plannedView struct {
 	KeyHidden       bool
 	RowLink         string
 	Columns         []columnView
-	// Fresh tells that the plan before this one did not say so.
+	// Fresh reports whether the plan before this one did not say so.
 	Fresh bool
 
 	digest string

@@ -20,7 +20,7 @@ type rowView struct {
 	Table, Key string
 	Keep       map[string]string
 	Versions   []versionView
-	// Cut tells that there are older versions than those.
+	// Cut reports whether there are older versions than those.
 	Cut bool
 	// At is the version that is shown, With the one that it is compared with.
 	At, With *versionView

@@ -28,7 +28,7 @@ type completeness struct {
 	// To is the latest commit that history has; LagBytes is the WAL behind it.
 	To       time.Time
 	LagBytes int64
-	// Captured tells that somebody captures.
+	// Captured reports whether somebody captures.
 	Captured bool
 	// Since is from when on the tables of the page are tracked; Late tells that the page
 	// asks for earlier, or for everything.

@@ -61,7 +61,7 @@ type tableView struct {
 	AsOf  string
 	From  string
 	To    string
-	// Compared tells that two moments are compared.
+	// Compared reports whether two moments are compared.
 	Compared bool
 	Keep     map[string]string
 	// At is the position that the moment means, and CommittedTo up to where the answer
@@ -82,7 +82,7 @@ type tableView struct {
 	Next        string
 	CompareNow  string
 	Restore     string
-	// Hidden tells that rows are left out that whoever asks may not see.
+	// Hidden reports whether rows are left out that whoever asks may not see.
 	Hidden  bool
 	Changes string
 	// Withheld are columns that history does not store.

@@ -103,7 +103,7 @@ type unitView struct {
 	Endpoints []audit.Group
 	Tables    []unitTable
 	Total     int64
-	// Mixed tells that more than one user or endpoint is in it.
+	// Mixed reports whether more than one user or endpoint is in it.
 	Mixed         bool
 	Older, Newest string
 	Undo          string

@@ -131,7 +131,7 @@ type changeView struct {
 	At             time.Time
 	Operation      string
 	Table, Key     string
-	// KeyHidden tells that the key holds a value that is masked.
+	// KeyHidden reports whether the key holds a value that is masked.
 	KeyHidden bool
 	RowLink   string
 	// Database is that of the change, if it is another than the client's.

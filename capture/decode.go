@@ -316,7 +316,7 @@ func decodeTruncate(b []byte, each func(oid uint32) error) error {
 	return nil
 }
 
-// isWhole tells that an old row which the server calls the key is more than that.
+// isWhole reports whether an old row which the server calls the key is more than that.
 // It calls rows so by the identity of the root under whose name it sends them, and
 // what it sends goes by that of the partition: FULL, if we track it, or, if it was
 // made a moment ago, really the key with all else NULL.

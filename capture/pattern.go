@@ -22,7 +22,7 @@ import (
 type Pattern struct {
 	Schema, Table Name
 	Exclude       bool
-	// yields tells that the exclusion does not hold for what another pattern names.
+	// yields reports whether the exclusion does not hold for what another pattern names.
 	yields bool
 	text   string
 }
@@ -30,7 +30,7 @@ type Pattern struct {
 // Name is one part of a Pattern.
 type Name struct {
 	Text string
-	// Glob tells that asterisks in Text stand for anything.
+	// Glob reports whether asterisks in Text stand for anything.
 	Glob bool
 }
 
@@ -45,7 +45,7 @@ func (n Name) matches(s string) bool {
 	return ok && err == nil
 }
 
-// Literal tells that the pattern names exactly one table.
+// Literal reports whether the pattern names exactly one table.
 func (p Pattern) Literal() bool { return !p.Schema.Glob && !p.Table.Glob }
 
 // String returns the pattern as it was written.

@@ -120,7 +120,7 @@ type Resume struct {
 	// Before, unless 0, ends the session in front of the transaction that committed
 	// there, with an *UnsendableError once the sink holds what came earlier.
 	Before LSN
-	// Held tells that another session streams from the slot at the moment. Asking
+	// Held reports whether another session streams from the slot at the moment. Asking
 	// for it would only fill the server's log with errors.
 	Held bool
 }
@@ -142,7 +142,7 @@ var ErrPublicationLost = errors.New("capture: the publication did not exist when
 // follows: somebody has to begin behind it.
 type UnsendableError struct {
 	Position LSN
-	// Stored tells that the sink holds everything that committed before.
+	// Stored reports whether the sink holds everything that committed before.
 	Stored bool
 	Cause  error
 }

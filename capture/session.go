@@ -129,7 +129,7 @@ func streamEnded(err error) error {
 	return fmt.Errorf("read replication stream: %w", err)
 }
 
-// behind tells whether what is being read is a backlog.
+// behind reports whether what is being read is a backlog.
 func (s *session) behind() bool { return s.sent-s.committed > behindBy && s.committed != 0 }
 
 // drain handles every whole message in the buffer, waiting for the sink where it

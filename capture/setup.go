@@ -65,7 +65,7 @@ func (s *Setup) repairPublication(version int) string {
 // publication is what there is of the publication.
 type publication struct {
 	exists, owned bool
-	// complete tells that its options leave nothing out.
+	// complete reports whether its options leave nothing out.
 	complete bool
 }
 
@@ -139,7 +139,7 @@ type Tracked struct {
 	// From is set if this call published the table, or a part of it: a position
 	// before which something may have been missed, and after which nothing is.
 	From LSN
-	// Held tells that this call kept all writers out of all of the table when it read
+	// Held reports whether this call kept all writers out of all of the table when it read
 	// From. Else a transaction may be in progress of which the stream has a part only.
 	Held bool
 	// Membership lists the entries that the table, or each part of it, has in the
@@ -155,9 +155,9 @@ type Pending struct {
 	OID          uint32
 	Schema, Name string
 	Reason       error
-	// Never tells that it cannot be tracked as it is, and is not published.
+	// Never reports whether it cannot be tracked as it is, and is not published.
 	Never bool
-	// Published tells that its changes come through the stream nevertheless.
+	// Published reports whether its changes come through the stream nevertheless.
 	Published bool
 }
 

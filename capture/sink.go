@@ -46,9 +46,9 @@ type Sink interface {
 	Flush()
 	// Finish asks for everything so far to be stored; Idle then becomes true.
 	Finish()
-	// Full tells that nothing more should be passed for now.
+	// Full reports whether nothing more should be passed for now.
 	Full() bool
-	// Idle tells that everything handed over is stored.
+	// Idle reports whether everything handed over is stored.
 	Idle() bool
 	// Durable is the position up to which everything is stored for good.
 	Durable() LSN

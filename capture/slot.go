@@ -37,7 +37,7 @@ type Slot struct {
 	IdleTimeout time.Duration
 }
 
-// Lost tells that the slot can no longer be read from.
+// Lost reports whether the slot can no longer be read from.
 func (s Slot) Lost() bool { return s.Status == "lost" || s.Reason != "" }
 
 // ErrNoSlot is returned when the slot does not exist.

@@ -26,7 +26,7 @@ type structureMessage struct {
 	// After is empty where the table was altered just there; else it was at some
 	// time behind that position.
 	After string `json:"after,omitempty"`
-	// Attached tells that the transaction had attached partitions with rows by then.
+	// Attached reports whether the transaction had attached partitions with rows by then.
 	Attached bool          `json:"attached,omitempty"`
 	Table    wal.Structure `json:"table"`
 	// Rewritten are the numbers of columns of the table whose values are computed anew
@@ -473,7 +473,7 @@ func (s *session) structure(content []byte) error {
 	return nil
 }
 
-// rewritten tells that the values of columns of a table are computed anew, and of its root,
+// rewritten reports whether the values of columns of a table are computed anew, and of its root,
 // whose rows they are.
 func (s *session) rewritten(oid uint32, columns []int16) {
 	known := s.structures[oid]

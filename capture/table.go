@@ -14,13 +14,13 @@ import (
 type Table struct {
 	OID          uint32
 	Schema, Name string
-	// Named tells that a pattern names the table, not only matches it.
+	// Named reports whether a pattern names the table, not only matches it.
 	Named bool
 	// Partitioned tables have Leaves; all others are their own leaf.
 	Partitioned bool
 	HasKey      bool
 	Owned       bool // by the current role
-	// MayPublish tells that the current role may alter the publication.
+	// MayPublish reports whether the current role may alter the publication.
 	MayPublish bool
 	Persistent bool   // neither unlogged nor temporary
 	Identity   string // d, n, f, or i and the index name
@@ -31,7 +31,7 @@ type Table struct {
 // Membership is a table's place in the publication.
 type Membership struct {
 	Published bool
-	// Partial tells that it is published with a row filter or a column list, by
+	// Partial reports whether it is published with a row filter or a column list, by
 	// somebody else: what it leaves out would be missing from history.
 	Partial bool
 	// Row identifies the entry in pg_publication_rel: taken out and put in again,
@@ -47,14 +47,14 @@ type Leaf struct {
 	Owned        bool
 	HasKey       bool
 	Persistent   bool
-	// Virtual tells that it has a virtual generated column. PostgreSQL 18 refuses
+	// Virtual reports whether it has a virtual generated column. PostgreSQL 18 refuses
 	// every UPDATE and DELETE of such a table if it is published with REPLICA
 	// IDENTITY FULL.
 	Virtual bool
 	Membership
 }
 
-// settled tells that the replica identity is the one to track with.
+// settled reports whether the replica identity is the one to track with.
 func (l Leaf) settled() bool {
 	if l.Virtual {
 		return l.HasKey && (l.Identity == "d" || strings.HasPrefix(l.Identity, "i:"))
@@ -111,12 +111,12 @@ func (t Table) incomplete() string {
 	return t.untrackable()
 }
 
-// tracked tells that nothing is left to do for the table.
+// tracked reports whether nothing is left to do for the table.
 func (t Table) tracked() bool {
 	return t.published() && len(t.identities()) == 0 && t.untrackable() == ""
 }
 
-// owned tells that the current role may alter all of it.
+// owned reports whether the current role may alter all of it.
 func (t Table) owned() bool {
 	if !t.Owned {
 		return false
@@ -220,7 +220,7 @@ func (t Table) membership() string {
 	return strings.Join(rows, ",")
 }
 
-// published tells that all that has to be published is.
+// published reports whether all that has to be published is.
 func (t Table) published() bool {
 	if t.byRoot() {
 		return true

@@ -46,7 +46,7 @@ func appendScalar(dst []byte, base wal.Base, text []byte) ([]byte, bool) {
 	return appendString(dst, text)
 }
 
-// isNumber tells that a number's text is a JSON number which numeric keeps as
+// isNumber reports whether a number's text is a JSON number which numeric keeps as
 // it is. NaN and the infinities are not; nor is a negative zero, whose sign
 // numeric would drop.
 func isNumber(text []byte) bool {
@@ -63,7 +63,7 @@ func isNumber(text []byte) bool {
 	return c == '-' && len(text) > 1 && text[1] != 'I' && string(text) != "-0"
 }
 
-// keepsText tells that a value of type json has to be kept as a JSON string of
+// keepsText reports whether a value of type json has to be kept as a JSON string of
 // its exact text: embedding it would be refused by jsonb, lose a member, or, for
 // the null of JSON, make it NULL.
 //
@@ -86,7 +86,7 @@ func keepsText(text []byte) bool {
 	return err == nil && (!inner.embeds() || inner.top == 'n' || inner.top == '"' && keepsText([]byte(content)))
 }
 
-// IsExactText tells that the content of a JSON string, which stands in an image in
+// IsExactText reports whether the content of a JSON string, which stands in an image in
 // the place of a json column, is the exact text of the column's value; otherwise
 // the column's value is that string.
 func IsExactText(content []byte) bool {

@@ -319,7 +319,7 @@ func decodeJSON(t *testing.T, text []byte) (v any) {
 	return v
 }
 
-// duplicates tells whether any object of a text names a member twice.
+// duplicates reports whether any object of a text names a member twice.
 func duplicates(t *testing.T, d *json.Decoder) bool {
 	t.Helper()
 	d.UseNumber()

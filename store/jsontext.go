@@ -17,7 +17,7 @@ type jsonFacts struct {
 	longID    bool // an id at the top level too long to be indexed
 }
 
-// embeds tells that the text survives as part of a jsonb value.
+// embeds reports whether the text survives as part of a jsonb value.
 func (f jsonFacts) embeds() bool { return !f.duplicate && !f.refused }
 
 const (

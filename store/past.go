@@ -35,11 +35,11 @@ type Version struct {
 	Key     []string
 	// KeyConstraint is the OID of the primary key.
 	KeyConstraint uint32
-	// Dropped tells that the table is gone from here on.
+	// Dropped reports whether the table is gone from here on.
 	Dropped bool
-	// Guessed tells that which column is which could not be decided.
+	// Guessed reports whether which column is which could not be decided.
 	Guessed bool
-	// Attached tells that parts may have come with rows of their own.
+	// Attached reports whether parts may have come with rows of their own.
 	Attached bool
 }
 

@@ -106,7 +106,7 @@ func (e *RefusedError) Error() string {
 
 func (e *RefusedError) Unwrap() error { return e.Cause }
 
-// RetryAtOnce tells that there is more caution to try, so that waiting would only
+// RetryAtOnce reports whether there is more caution to try, so that waiting would only
 // hold up what comes behind.
 func (e *RefusedError) RetryAtOnce() bool { return e.Caution < CautionBare }
 
@@ -236,10 +236,10 @@ func (w *Writer) Err() error {
 // may be confirmed up to there.
 func (w *Writer) Durable() wal.LSN { return wal.LSN(w.durable.Load()) }
 
-// Idle tells that everything handed to the store is stored.
+// Idle reports whether everything handed to the store is stored.
 func (w *Writer) Idle() bool { return w.pending.Load() == 0 }
 
-// Full tells that nothing more should be passed until Progress was called: the
+// Full reports whether nothing more should be passed until Progress was called: the
 // store is behind, and the chunks are all in flight.
 func (w *Writer) Full() bool {
 	if w.unsent.Load() > inFlight {

@@ -26,7 +26,7 @@ import (
 type streams struct {
 	in       io.Reader
 	out, err io.Writer
-	// terminal tells that out is one, interactive that people can be asked, and
+	// terminal reports whether out is one, interactive whether people can be asked, and
 	// errTerminal that progress can be shown.
 	terminal, interactive, errTerminal bool
 	// width is that of the terminal, 0 without one.
@@ -57,9 +57,9 @@ type app struct {
 	page   *pager
 	zone   *time.Location
 	now    func() time.Time
-	// begun tells that the command line was understood.
+	// begun reports whether the command line was understood.
 	begun bool
-	// progressing tells that progress stands on the terminal, progressed since when.
+	// progressing reports whether progress stands on the terminal, progressed since when.
 	progressing bool
 	progressed  time.Time
 	// keyless are the tables whose rows are known by their values, for --no-values.
@@ -116,7 +116,7 @@ func run(ctx context.Context, args []string, s streams) int {
 	return code
 }
 
-// isCoded tells that the command has decided on the exit code itself.
+// isCoded reports whether the command has decided on the exit code itself.
 func (a *app) isCoded(err error) bool {
 	var coded *exitCodeError
 	return errors.As(err, &coded)

@@ -37,7 +37,7 @@ type doctor struct {
 	options  doctorOptions
 	findings []finding
 	status   audit.Status
-	// captured tells that there is a history.
+	// captured reports whether there is a history.
 	captured bool
 }
 

@@ -283,7 +283,7 @@ func (d *doctor) untracked(t sourceTable, publication string) {
 	d.add("untracked", levelFail, text, append(sql, "SELECT pg_logical_emit_message(false, 'audit_refresh', '')")...)
 }
 
-// identity tells that the replica identity of a table is not what history needs.
+// identity reports whether the replica identity of a table is not what history needs.
 func (d *doctor) identity(part tablePart) bool {
 	if !part.published || part.identity == "f" || part.virtual && part.hasKey {
 		return false

@@ -80,7 +80,7 @@ func exitCode(err error) int {
 	return exitError
 }
 
-// isBrokenPipe tells that who reads our output has seen enough of it.
+// isBrokenPipe reports whether who reads our output has seen enough of it.
 func isBrokenPipe(err error) bool { return errors.Is(err, syscall.EPIPE) }
 
 // errorText says an error in the words of the command rather than in those of Go.

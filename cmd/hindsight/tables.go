@@ -24,7 +24,7 @@ type tablePart struct {
 	// identity is pg_class.relreplident, hasKey tells of a primary key.
 	identity string
 	hasKey   bool
-	// published tells that the publication has it.
+	// published reports whether the publication has it.
 	published bool
 	// virtual tells of a virtual generated column, which FULL does not go with.
 	virtual bool

@@ -20,9 +20,9 @@ type strike struct {
 	kind string
 	// weight is how often it is chosen, against the others.
 	weight int
-	// gap tells that history may have a gap by it, sourceDown that writes of others fail.
+	// gap reports whether history may have a gap by it, sourceDown whether writes of others fail.
 	gap, sourceDown bool
-	// silent tells that nobody is left who could say anything.
+	// silent reports whether nobody is left who could say anything.
 	silent bool
 	do     func(t *testing.T, w *world)
 }

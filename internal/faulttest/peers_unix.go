@@ -66,7 +66,7 @@ func owner(t testing.TB, sockets string) (uid, gid int) {
 // PgBouncer is the program of that name, which Debian and others have as a package.
 type PgBouncer struct {
 	program string
-	// KnowsPrepared tells that it follows prepared statements in transaction mode, as
+	// KnowsPrepared reports whether it follows prepared statements in transaction mode, as
 	// from 1.21 on.
 	KnowsPrepared bool
 }

@@ -51,7 +51,7 @@ type Answer struct {
 // Mark of the answers among the log lines of the program.
 const answerMark = "answer "
 
-// IsProgram tells that this process was started by StartProgram. TestMain calls
+// IsProgram reports whether this process was started by StartProgram. TestMain calls
 // RunProgram then.
 func IsProgram() bool { return os.Getenv(programEnv) != "" }
 
@@ -157,7 +157,7 @@ func (p *Program) read(lines *os.File) {
 	_ = p.stdin.Close()
 }
 
-// Alive tells that the process has not ended.
+// Alive reports whether the process has not ended.
 func (p *Program) Alive() bool {
 	select {
 	case <-p.done:

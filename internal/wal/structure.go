@@ -50,9 +50,9 @@ type Structure struct {
 	// has another, and rows may have shared a key meanwhile.
 	KeyConstraint uint32      `json:"keyConstraint,omitempty"`
 	Columns       []Attribute `json:"columns"`
-	// Attached tells that parts may have come with rows of their own.
+	// Attached reports whether parts may have come with rows of their own.
 	Attached bool `json:"attached,omitempty"`
-	// Dropped tells that the table is gone.
+	// Dropped reports whether the table is gone.
 	Dropped bool `json:"dropped,omitempty"`
 
 	// At is the transaction that the structure was told in.
@@ -60,7 +60,7 @@ type Structure struct {
 	// After is zero where the structure came to be at the very place in the stream
 	// where it is told. Else it came to be somewhere behind After.
 	After LSN `json:"-"`
-	// Guessed tells that which column is which could not be decided.
+	// Guessed reports whether which column is which could not be decided.
 	Guessed bool `json:"-"`
 }
 

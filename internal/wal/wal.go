@@ -53,7 +53,7 @@ const (
 // to the reader's buffer and are valid only during the call that passes them.
 type Datum struct {
 	State State
-	// Raw tells that Text is not in UTF-8: it has a byte that is no character there.
+	// Raw reports whether Text is not in UTF-8: it has a byte that is no character there.
 	Raw bool
 	// Size is how many bytes an Omitted value had.
 	Size uint32
@@ -68,7 +68,7 @@ type Column struct {
 	Name    string
 	TypeOID uint32
 	TypeMod int32
-	// Identity tells that the column is part of the replica identity, as the
+	// Identity reports whether the column is part of the replica identity, as the
 	// Relation message flags it: with REPLICA IDENTITY FULL every column is.
 	Identity bool
 	// Kind is how the value is written in an image.
