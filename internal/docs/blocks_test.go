@@ -117,6 +117,9 @@ func of(blocks []block, language string) []block {
 	return found
 }
 
+// configurations are how the names of files end that a document may quote.
+var configurations = map[string][]string{"yaml": {".yaml", ".yml"}, "dockerfile": {"Dockerfile"}}
+
 // A block of a language that nobody runs is one that nobody has run.
 func TestEveryBlockHasATest(t *testing.T) {
 	t.Parallel()
@@ -124,6 +127,15 @@ func TestEveryBlockHasATest(t *testing.T) {
 		for _, b := range blocks {
 			switch b.language {
 			case "go", "sql", "sh", "text", "": // by the tests of this package
+			case "yaml", "dockerfile":
+				// A quotation from a file of the repository, which is used.
+				var files []string
+				for _, text := range readAll(t, configurations[b.language]...) {
+					files = append(files, lines(text))
+				}
+				if !standsIn(files, b.text) {
+					t.Errorf("%s: no file of the repository has\n%s", b, b.text)
+				}
 			case "console": // by cmd/hindsight, which plays the README and docs
 				if document != "README.md" && filepath.Dir(document) != "docs" {
 					t.Errorf("%s: the tests of cmd/hindsight do not play this document", b)

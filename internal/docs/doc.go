@@ -14,6 +14,7 @@
 //     run here, with the reason.
 //   - console: it is played by the tests of cmd/hindsight.
 //   - json: it is JSON.
+//   - yaml, dockerfile: it is a quotation from a file of the repository.
 //   - text, or no language: it is what a program prints. It stands in a golden file, in
 //     an Output comment of an example, in a test, or is what the shell block before it
 //     prints.
