@@ -186,13 +186,18 @@ func TestOtherPools_Transaction(t *testing.T) {
 // In a transaction of others a stamp that is refused does not take the transaction along.
 func TestOtherPools_RefusedStamp(t *testing.T) {
 	t.Parallel()
-	a := audittest.New(t, audit.Config{}, todoSQL,
-		"REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) FROM public",
-		"CREATE ROLE gorm_refused_"+strings.ReplaceAll(strings.ToLower(t.Name()), "/", "_"),
-		"GRANT ALL ON todos TO gorm_refused_"+strings.ReplaceAll(strings.ToLower(t.Name()), "/", "_"))
+	a := audittest.New(t, audit.Config{}, todoSQL)
+	role := a.Name() + "_refused" // roles are of the whole server
+	a.Exec(t, "REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) FROM public")
+	a.Exec(t, "CREATE ROLE "+role)
+	t.Cleanup(func() {
+		a.Exec(t, "DROP OWNED BY "+role)
+		a.Exec(t, "DROP ROLE "+role)
+	})
+	a.Exec(t, "GRANT ALL ON todos TO "+role)
 	tx, err := openPool(t, connectorOf(t, "pgx", a.URL())).BeginTx(t.Context(), nil)
 	must(t, err)
-	_, err = tx.ExecContext(t.Context(), "SET ROLE gorm_refused_"+strings.ReplaceAll(strings.ToLower(t.Name()), "/", "_"))
+	_, err = tx.ExecContext(t.Context(), "SET ROLE "+role)
 	must(t, err)
 	db := open(t, postgres.New(postgres.Config{Conn: tx}), gorm.Config{})
 	plugin := use(t, db)
