@@ -102,6 +102,17 @@
 // works on the client given to [SetDefault], except [CurrentStatus], which is
 // [Client.Status].
 //
+// # Leave out
+//
+// Config.Tables leaves tables out ("!public.sessions"), and Config.Columns keeps
+// the values of columns out of the history, or stores a mask or a digest of them.
+// What looks like a secret is left out unless told otherwise.
+//
+// # In tests
+//
+// Package audittest gives a test a throwaway PostgreSQL with a history, and checks
+// at its end that history tells what the tables hold.
+//
 // # Guarantees
 //
 // What is promised, what is not, and what values look like in an image is
