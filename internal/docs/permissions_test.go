@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/url"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -55,7 +56,9 @@ func TestStartNamesWhatIsMissingAsTheGuideShows(t *testing.T) {
 	if !errors.As(err, &setup) {
 		t.Fatalf("Start: %v, want a *SetupError", err)
 	}
-	if diff := cmp.Diff(strings.TrimSpace(printedByStart), strings.TrimSpace(err.Error())); diff != "" {
+	// From 18 on the publication has one more setting.
+	said := regexp.MustCompile(`, publish_generated_columns = \w+`).ReplaceAllString(err.Error(), "")
+	if diff := cmp.Diff(strings.TrimSpace(printedByStart), strings.TrimSpace(said)); diff != "" {
 		t.Errorf("(-guide +Start):\n%s", diff)
 	}
 }
