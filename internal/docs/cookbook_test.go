@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -30,17 +29,23 @@ func restoreCustomer(ctx context.Context, client *audit.Client, id int) error {
 	return err
 }
 
-func Example_restoreADeletedRow() {
-	s := mustOpenShop()
-	defer s.close()
-	ctx := audit.WithContext(context.Background(), audit.Context{UserID: "support"})
-	fatal(restoreCustomer(ctx, s.client, 8))
+const printedByRestore = `
+Bob is back, with 1 order
+`
 
+func TestRestoreADeletedRow(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	ctx := audit.WithContext(t.Context(), audit.Context{UserID: "support"})
+	if err := restoreCustomer(ctx, s.client, 8); err != nil {
+		t.Fatal(err)
+	}
 	var name string
 	var orders int
-	fatal(s.db.QueryRow(ctx, "SELECT name, (SELECT count(*) FROM orders WHERE customer_id = 8) FROM customer WHERE id = 8").Scan(&name, &orders))
-	fmt.Println(name, "is back, with", orders, "order")
-	// Output: Bob is back, with 1 order
+	if err := s.db.QueryRow(ctx, "SELECT name, (SELECT count(*) FROM orders WHERE customer_id = 8) FROM customer WHERE id = 8").Scan(&name, &orders); err != nil {
+		t.Fatal(err)
+	}
+	wantPrinted(t, printedByRestore, fmt.Sprintln(name, "is back, with", orders, "order"))
 }
 
 // feed writes what a tenant's people have done lately, a page at a time.
@@ -58,14 +63,20 @@ func feed(w io.Writer, r *http.Request, client *audit.Client, tenant string) err
 	return nil
 }
 
-func Example_activityFeedOfATenant() {
-	s := mustOpenShop()
-	defer s.close()
-	fatal(feed(os.Stdout, httptest.NewRequest(http.MethodGet, "/feed", nil), s.client, "acme"))
-	// Output:
-	// PUT /product/{id}: 1 changes in public.product, by u-42
-	// DELETE /customer/{id}: 3 changes in public.customer, public.orders, by u-17
-	// PUT /product/{id}: 1 changes in public.product, by u-17
+const printedByFeed = `
+PUT /product/{id}: 1 changes in public.product, by u-42
+DELETE /customer/{id}: 3 changes in public.customer, public.orders, by u-17
+PUT /product/{id}: 1 changes in public.product, by u-17
+`
+
+func TestActivityFeedOfATenant(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	var out strings.Builder
+	if err := feed(&out, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/feed", nil), s.client, "acme"); err != nil {
+		t.Fatal(err)
+	}
+	wantPrinted(t, printedByFeed, out.String())
 }
 
 // whoSetThePrice says who gave a product the price that it has, and lists all prices.
@@ -88,14 +99,20 @@ func whoSetThePrice(ctx context.Context, out io.Writer, client *audit.Client, id
 	return nil
 }
 
-func Example_whoSetThisPrice() {
-	s := mustOpenShop()
-	defer s.close()
-	fatal(whoSetThePrice(context.Background(), os.Stdout, s.client, 1))
-	// Output:
-	// 39.00, set by u-42 in req-3
-	// u-42 [price: 32.00 -> 39.00]
-	// u-17 [price: 30.00 -> 32.00]
+const printedByWhoSetThePrice = `
+39.00, set by u-42 in req-3
+u-42 [price: 32.00 -> 39.00]
+u-17 [price: 30.00 -> 32.00]
+`
+
+func TestWhoSetThisPrice(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	var out strings.Builder
+	if err := whoSetThePrice(t.Context(), &out, s.client, 1); err != nil {
+		t.Fatal(err)
+	}
+	wantPrinted(t, printedByWhoSetThePrice, out.String())
 }
 
 // latestOf answers with the latest changes of a user.

@@ -4,7 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
+	"strings"
+	"testing"
 
 	"github.com/hindsight-go/audit"
 )
@@ -33,12 +34,18 @@ func threeQuestions(ctx context.Context, out io.Writer, client *audit.Client) er
 	return nil
 }
 
-func Example_threeQuestions() {
-	s := mustOpenShop()
-	defer s.close()
-	fatal(threeQuestions(context.Background(), os.Stdout, s.client))
-	// Output:
-	// u-17 at DELETE /customer/{id} [state: "paid" -> "closed"]
-	// paid
-	// 1 row restored, 2 put back
+const printedByThreeQuestions = `
+u-17 at DELETE /customer/{id} [state: "paid" -> "closed"]
+paid
+1 row restored, 2 put back
+`
+
+func TestThreeQuestionsOfTheReadme(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	var out strings.Builder
+	if err := threeQuestions(t.Context(), &out, s.client); err != nil {
+		t.Fatal(err)
+	}
+	wantPrinted(t, printedByThreeQuestions, out.String())
 }

@@ -2,11 +2,11 @@ package docs
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
-	"os"
+	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/hindsight-go/audit"
@@ -81,24 +81,15 @@ func (s *shop) close() {
 	s.db.Pool().Close()
 }
 
-// fatal ends an example. In a program errors are returned.
-func fatal(err error) {
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+// wantPrinted compares what a recipe prints with what its document says.
+func wantPrinted(t *testing.T, want, got string) {
+	t.Helper()
+	if diff := cmp.Diff(strings.TrimSpace(want), strings.TrimSpace(got)); diff != "" {
+		t.Errorf("printed (-document +recipe):\n%s", diff)
 	}
 }
 
-// mustOpenShop is openShop for an example, with a database that goes away with the process.
-func mustOpenShop() *shop {
-	database, err := audittest.StartDatabase(context.Background())
-	fatal(err)
-	s, err := openShop(context.Background(), database)
-	fatal(err)
-	return s
-}
-
-// newShop is openShop for a test.
+// newShop is the shop of a test.
 func newShop(t *testing.T) *shop {
 	t.Helper()
 	s, err := openShop(context.WithoutCancel(t.Context()), audittest.NewDatabase(t))
