@@ -188,7 +188,12 @@ func TestOtherPools_RefusedStamp(t *testing.T) {
 	t.Parallel()
 	a := audittest.New(t, audit.Config{}, todoSQL)
 	role := a.Name() + "_refused" // roles are of the whole server
-	a.Exec(t, "REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) FROM public")
+	// PostgreSQL 17 has given it another parameter.
+	a.Exec(t, `DO $$ DECLARE f regprocedure; BEGIN
+		FOR f IN SELECT oid FROM pg_proc WHERE proname = 'pg_logical_emit_message' LOOP
+			EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', f);
+		END LOOP;
+	END $$`)
 	a.Exec(t, "CREATE ROLE "+role)
 	t.Cleanup(func() {
 		a.Exec(t, "DROP OWNED BY "+role)
