@@ -9,7 +9,7 @@ AGAINST_FLAGS         ?= -rounds 5 -scale 0.1
 AGAINST_BENCHMARKS    ?= drain latency memory source stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help test nats cli least-rights race fuzz vet lint fmt examples integration ui screenshots peers regress ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert bench-watch bench-tables bench-size bench-against chaos
+.PHONY: help test monitoring nats cli least-rights race fuzz vet lint fmt examples integration ui screenshots peers regress ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert bench-watch bench-tables bench-size bench-against chaos
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ integration: ## test with GORM, ent, bun, sqlx, lib/pq, River, chi, gin, echo, g
 
 nats: ## kill sinks and brokers for NATS_SECONDS, and compare the stream with the history
 	cd auditnats && go vet ./... && AUDIT_TEST_NATS_SECONDS=$(NATS_SECONDS) go test -count=1 -v $(TEST_FLAGS) -run Killed .
+
+monitoring: ## make the alert rules and the dashboard from the list of the metrics, and test them
+	cd internal/monitoring && go vet ./... && go run . && go test $(TEST_FLAGS) ./...
 
 cli: ## test the command hindsight
 	cd cmd/hindsight && go vet ./... && go test $(TEST_FLAGS) ./...
