@@ -9,7 +9,7 @@ AGAINST_FLAGS         ?= -rounds 5 -scale 0.1
 AGAINST_BENCHMARKS    ?= drain latency memory source stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help test monitoring nats cli least-rights race fuzz vet lint fmt examples integration ui screenshots peers regress ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert bench-watch bench-tables bench-size bench-against chaos
+.PHONY: help test matrix monitoring nats cli least-rights race fuzz vet lint fmt examples integration ui screenshots peers regress ci bench bench-drain bench-latency bench-memory bench-source bench-asof bench-stamp bench-revert bench-watch bench-tables bench-size bench-against chaos
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ test: ## run all tests; they start a PostgreSQL of their own
 
 least-rights: ## run all tests with histories whose writers own nothing
 	AUDIT_TEST_LEAST_RIGHTS=1 go test $(TEST_FLAGS) ./...
+
+matrix: ## run a chosen part of the tests on PostgreSQL 14, 16, 17 and 18; .ci/matrix -whole runs all
+	.ci/matrix
 
 race: ## run all tests with the race detector
 	go test -race $(TEST_FLAGS) ./...
