@@ -28,9 +28,11 @@ var (
 	Changes       = Metric{"audit.changes", Counter, "{change}", "Changes stored.", nil}
 	Batches       = Metric{"audit.batches", Counter, "{batch}", "Store transactions.", nil}
 	Errors        = Metric{"audit.errors", Counter, "{error}", "Interruptions of capture and failures of its maintenance, by kind.", nil}
-	BatchDuration = Metric{"audit.batch.duration", Histogram, "s", "From the first byte of a batch sent to the store until its commit.",
+	BatchDuration = Metric{
+		"audit.batch.duration", Histogram, "s", "From the first byte of a batch sent to the store until its commit.",
 		// A batch takes milliseconds when little is written, and seconds when much is.
-		[]float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60}}
+		[]float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60},
+	}
 	Streaming    = Metric{"audit.streaming", Gauge, "{instance}", "1 in the instance that captures, 0 in one that waits, retries or was stopped.", nil}
 	LagBytes     = Metric{"audit.lag.bytes", Gauge, "By", "WAL between the source's position and the store's.", nil}
 	LagTime      = Metric{"audit.lag.time", Gauge, "s", "From commit to storage of the change stored last.", nil}
