@@ -22,7 +22,8 @@
 // job, the members "job" and "attempt", and the OpenTelemetry span that is active when
 // the job is worked. Each attempt begins from the job's context again, and so does each
 // job: nothing of one gets to another. A job that was inserted by nobody in particular,
-// a periodic one for instance, says worker, job and attempt.
+// a periodic one for instance, says worker, job and attempt, and what the ctx that
+// river.Client.Start was given carries, if it carries anything: give it no context of a request.
 //
 // A job that a job inserts carries that on. One that exists already, by UniqueOpts, keeps
 // the context of who asked first.

@@ -86,16 +86,14 @@ func (m *Middleware) Work(ctx context.Context, job *rivertype.JobRow, doInner fu
 // carried returns the context that a job was inserted with. If there is something else
 // in its place the job goes on without.
 func (m *Middleware) carried(ctx context.Context, job *rivertype.JobRow) audit.Context {
-	var metadata struct {
-		Audit json.RawMessage `json:"audit"` // MetadataKey
-	}
+	var metadata map[string]json.RawMessage // a struct would take "Audit", too
 	var said audit.Context
 	if len(job.Metadata) == 0 {
 		return said
 	}
 	err := json.Unmarshal(job.Metadata, &metadata)
-	if err == nil && metadata.Audit != nil {
-		err = json.Unmarshal(metadata.Audit, &said)
+	if content, ok := metadata[MetadataKey]; err == nil && ok {
+		err = json.Unmarshal(content, &said)
 	}
 	if err != nil {
 		m.s.Lose(ctx, err)

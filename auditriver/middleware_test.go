@@ -230,15 +230,16 @@ func TestMetadata(t *testing.T) {
 	must(t, err)
 	for text, metadata := range map[string]string{
 		"a text": `{"audit": "ann"}`, "a list": `{"audit": [1]}`, "null": `{"audit": null}`, "no object": `[]`,
+		"another key": `{"Audit": {"userId": "mallory"}}`,
 	} {
 		made, err := q.client.Insert(t.Context(), note{Text: text}, nil)
 		must(t, err)
 		q.a.Exec(t, "UPDATE river_job SET metadata = $1 WHERE id = $2", metadata, made.Job.ID)
 	}
 	q.start(t)
-	q.wait(t, 6)
+	q.wait(t, 7)
 	want := []string{
-		"a list note 1", "a text note 1", "bad member ann r-ann POST /note note 1", "kept ann r-ann POST /note note 1",
+		"a list note 1", "a text note 1", "another key note 1", "bad member ann r-ann POST /note note 1", "kept ann r-ann POST /note note 1",
 		"no object note 1", "null note 1",
 	}
 	if diff := cmp.Diff(want, q.notes(t)); diff != "" {
