@@ -202,6 +202,9 @@ func (c Change) DecodeAfter(dst any) error {
 
 func (c Change) decode(image Image, dst any) error {
 	if image.IsEmpty() {
+		if c.Operation == "" {
+			return fmt.Errorf("decode the zero Change: %w", ErrNoImage)
+		}
 		return fmt.Errorf("decode %s of %s: %w", c.Operation, c.TableName(), ErrNoImage)
 	}
 	return decodeError(rowimage.Decode(image, dst, rowimage.Options{

@@ -112,10 +112,11 @@ func (h *logHandler) Handle(ctx context.Context, r slog.Record) error {
 	}
 	if len(h.below) == 0 {
 		r.Attrs(func(a slog.Attr) bool {
-			switch a.Key {
-			case logRequest:
+			hasRequest, hasUser := ownAttrs(a)
+			if hasRequest {
 				request = ""
-			case logUser:
+			}
+			if hasUser {
 				user = ""
 			}
 			return true
@@ -156,10 +157,25 @@ func (h *logHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	next.top = with(h.top)
 	next.inner = next.top
 	for _, a := range attrs {
-		next.hasRequest = next.hasRequest || a.Key == logRequest
-		next.hasUser = next.hasUser || a.Key == logUser
+		hasRequest, hasUser := ownAttrs(a)
+		next.hasRequest, next.hasUser = next.hasRequest || hasRequest, next.hasUser || hasUser
 	}
 	return &next
+}
+
+// ownAttrs reports whether an attribute is one of ours, or brings them along: a group without a
+// name stands where it is given, attribute by attribute.
+func ownAttrs(a slog.Attr) (hasRequest, hasUser bool) {
+	if a.Key != "" {
+		return a.Key == logRequest, a.Key == logUser
+	}
+	if v := a.Value.Resolve(); v.Kind() == slog.KindGroup {
+		for _, inner := range v.Group() {
+			request, user := ownAttrs(inner)
+			hasRequest, hasUser = hasRequest || request, hasUser || user
+		}
+	}
+	return hasRequest, hasUser
 }
 
 func (h *logHandler) WithGroup(name string) slog.Handler {

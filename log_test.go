@@ -104,6 +104,12 @@ func TestLogHandler_AddsRequestAndUser(t *testing.T) {
 		"the logger's own": {func(l *slog.Logger) {
 			l.With("userId", "me").WithGroup("g").InfoContext(ctx, "", "b", 2.0)
 		}, map[string]any{"requestId": "req-1", "userId": "me", "g": map[string]any{"b": 2.0}}},
+		"the record's own, in a group without a name": {func(l *slog.Logger) {
+			l.InfoContext(ctx, "", slog.Group("", slog.Group("", "userId", "mine")))
+		}, map[string]any{"requestId": "req-1", "userId": "mine"}},
+		"the logger's own, in a group without a name": {func(l *slog.Logger) {
+			l.With(slog.Group("", "requestId", "mine")).InfoContext(ctx, "")
+		}, map[string]any{"requestId": "mine", "userId": "42"}},
 		"of the same name in a group": {func(l *slog.Logger) {
 			l.WithGroup("g").InfoContext(ctx, "", "userId", "other")
 		}, map[string]any{"requestId": "req-1", "userId": "42", "g": map[string]any{"userId": "other"}}},

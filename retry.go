@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -41,6 +42,11 @@ func IsRetryable(err error) bool {
 	if errors.Is(err, context.DeadlineExceeded) {
 		// Connecting has a bound of its own, which is met where a server is away.
 		return errors.As(err, &connect)
+	}
+	// That the server refuses our certificate is an error of the network to crypto/tls.
+	var alert tls.AlertError
+	if errors.As(err, &alert) {
+		return false
 	}
 	// What the server said is more than what became of the connection.
 	var pgErr *pgconn.PgError

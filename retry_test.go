@@ -2,8 +2,11 @@ package audit_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"net"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -155,6 +158,8 @@ func TestIsRetryable_Codes(t *testing.T) {
 	} {
 		wantRetryable(t, code, &pgconn.PgError{Code: code}, want)
 	}
+	wantRetryable(t, "refused certificate", &net.OpError{Op: "remote error", Err: tls.AlertError(42)}, false)
+	wantRetryable(t, "reset", &net.OpError{Op: "read", Err: syscall.ECONNRESET}, true)
 	if audit.IsRetryable(nil) {
 		t.Error("no error is retryable")
 	}
