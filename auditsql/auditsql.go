@@ -189,14 +189,15 @@ type Execer interface {
 
 // Stamps reports whether what is written through db is stamped by this package,
 // whatever else its connections are wrapped with. Where it is not, that takes a round
-// trip, of a comment, and else none. The error is that of db.
+// trip, of a comment, and else none. The error is that of running it on db.
 func Stamps(ctx context.Context, db Execer) (bool, error) {
 	result, err := db.ExecContext(ctx, stamp.Question)
 	if err != nil {
 		return false, err
 	}
+	// Drivers that do not tell it of a comment, as lib/pq, do not stamp.
 	n, err := result.RowsAffected()
-	return n == stamp.Answer, err
+	return err == nil && n == stamp.Answer, nil
 }
 
 // AsWrite returns a ctx in which every statement counts as one that changes
