@@ -28,12 +28,17 @@
 //
 // # What it costs
 //
-// The stamp goes in the round trip of the write, as in package auditsql. The plugin puts
-// itself between GORM and its pool, and takes a connection from that for each statement
-// or transaction. So the pool of db.DB() stays the same one, with its limits, whether
-// they were set before or are set later; closing it is as it was. What a program writes
-// through db.DB() itself does not go through GORM and is not stamped: auditsql opens a
-// pool that is.
+// Over pgx's driver, which is GORM's own, the stamp goes in the round trip of the write,
+// as in package auditsql. Over others, as lib/pq, a transaction takes one round trip more,
+// also that which GORM makes around a write; what writes alone, as Exec does, and all with
+// SkipDefaultTransaction, takes two. Reads take none more.
+//
+// The plugin puts itself between GORM and its pool, and takes a connection from that for
+// each statement or transaction. So the pool of db.DB() stays the same one, with its
+// limits, whether they were set before or are set later; closing it is as it was.
+// Connections in it that have died are passed over, as database/sql does. What a program
+// writes through db.DB() itself does not go through GORM and is not stamped: auditsql
+// opens a pool that is.
 //
 // A pool that auditsql has opened, also where it is wrapped for tracing, is recognised.
 // The plugin leaves the stamping to it.
@@ -54,8 +59,8 @@
 // Use it before the first statement: what a session with PrepareStmt has prepared
 // before, where the Config itself does not say PrepareStmt, goes on without stamps.
 //
-// Over pgx's driver, which is GORM's own, PrepareStmt prepares in the cache of the
-// connection: the first time that it runs a statement, on each. If the cache is off in
-// the connection string (statement_cache_capacity=0), and over drivers of others, a
-// statement is prepared each time, which costs two round trips.
+// Over pgx's driver PrepareStmt prepares in the cache of the connection: the first time
+// that it runs a statement, on each. If the cache is off in the connection string
+// (statement_cache_capacity=0), and over drivers of others, a statement is prepared each
+// time, which costs two round trips, for reads, too.
 package auditgorm

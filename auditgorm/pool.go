@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"runtime"
 	"sync"
@@ -123,18 +124,28 @@ func (lent) Connect(ctx context.Context) (driver.Conn, error) {
 
 func (lent) Driver() driver.Driver { return nil }
 
-// Connect is of driver.Connector. The driver's connection is used beyond Raw, but only
-// as long as it is lent: nobody else has it meanwhile.
+// Connect is of driver.Connector.
 func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
-	lease, err := c.bare.Conn(ctx)
+	stamping, lease, err := c.lend(ctx)
 	if err != nil {
 		return nil, err
+	}
+	return &conn{stampingConn: stamping, lease: lease, of: c}, nil
+}
+
+// lend takes a connection from the pool, and makes one that stamps out of it. The
+// driver's connection is used beyond Raw, but only as long as it is lent: nobody else has
+// it meanwhile.
+func (c *connector) lend(ctx context.Context) (stampingConn, *sql.Conn, error) {
+	lease, err := c.bare.Conn(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
 	var bare driver.Conn
 	err = lease.Raw(func(conn any) error { bare = conn.(driver.Conn); return nil })
 	if err != nil {
 		_ = lease.Close() // err says more
-		return nil, err
+		return nil, nil, err
 	}
 	c.once.Do(func() {
 		if conn, ok := bare.(*stdlib.Conn); ok {
@@ -149,9 +160,9 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	}
 	if err != nil {
 		_ = lease.Close() // err says more
-		return nil, err
+		return nil, nil, err
 	}
-	return &conn{stampingConn: stamping, lease: lease, of: c}, nil
+	return stamping, lease, nil
 }
 
 // stampingConn is what all connections of auditsql have.
@@ -168,22 +179,60 @@ type conn struct {
 	stampingConn
 	lease *sql.Conn
 	of    *connector
+	used  bool // something depends on the connection: a transaction, a statement, rows
+	dead  bool // the driver said driver.ErrBadConn
+}
+
+// first runs what may be the first thing on c. When the driver says that the connection
+// was dead before, and so nothing was sent, it goes on to the next: database/sql makes a
+// new connection after two dead ones, but of our pool, for which each is a new one. It
+// has no more dead ones to offer than are open.
+func first[T any](ctx context.Context, c *conn, run func(stampingConn) (T, error)) (T, error) {
+	for left := -1; ; left-- {
+		result, err := run(c.stampingConn)
+		if !errors.Is(err, driver.ErrBadConn) {
+			c.used = c.used || !errors.Is(err, driver.ErrSkip)
+			return result, err
+		}
+		c.dead = true
+		if left < 0 {
+			left = c.of.bare.Stats().OpenConnections
+		}
+		if c.used || left == 0 {
+			return result, err
+		}
+		c.giveBack()
+		stamping, lease, err := c.of.lend(ctx)
+		if err != nil {
+			return result, err
+		}
+		c.stampingConn, c.lease, c.dead = stamping, lease, false
+	}
+}
+
+// BeginTx is of driver.ConnBeginTx.
+func (c *conn) BeginTx(ctx context.Context, options driver.TxOptions) (driver.Tx, error) {
+	return first(ctx, c, func(on stampingConn) (driver.Tx, error) { return on.BeginTx(ctx, options) })
 }
 
 // ExecContext is of driver.ExecerContext.
 func (c *conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	if execer, ok := c.stampingConn.(driver.ExecerContext); ok {
-		return execer.ExecContext(ctx, query, args)
-	}
-	return nil, driver.ErrSkip
+	return first(ctx, c, func(on stampingConn) (driver.Result, error) {
+		if execer, ok := on.(driver.ExecerContext); ok {
+			return execer.ExecContext(ctx, query, args)
+		}
+		return nil, driver.ErrSkip
+	})
 }
 
 // QueryContext is of driver.QueryerContext.
 func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	if queryer, ok := c.stampingConn.(driver.QueryerContext); ok {
-		return queryer.QueryContext(ctx, query, args)
-	}
-	return nil, driver.ErrSkip
+	return first(ctx, c, func(on stampingConn) (driver.Rows, error) {
+		if queryer, ok := on.(driver.QueryerContext); ok {
+			return queryer.QueryContext(ctx, query, args)
+		}
+		return nil, driver.ErrSkip
+	})
 }
 
 // PrepareContext is of driver.ConnPrepareContext. The connection goes back before the
@@ -191,7 +240,7 @@ func (c *conn) QueryContext(ctx context.Context, query string, args []driver.Nam
 // prepared.
 func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
 	if !c.of.caches || query == "" {
-		return c.stampingConn.PrepareContext(ctx, query)
+		return first(ctx, c, func(on stampingConn) (driver.Stmt, error) { return on.PrepareContext(ctx, query) })
 	}
 	s := &stmt{conn: c, query: query}
 	if c.of.mode != pgx.QueryExecModeCacheStatement {
@@ -206,11 +255,17 @@ func (c *conn) IsValid() bool { return false }
 
 // Close is of driver.Conn. It gives the connection back.
 func (c *conn) Close() error {
-	if v, ok := c.stampingConn.(driver.Validator); ok && !v.IsValid() {
+	c.giveBack()
+	return nil
+}
+
+// giveBack gives the connection back, or has it closed.
+func (c *conn) giveBack() {
+	v, ok := c.stampingConn.(driver.Validator)
+	if c.dead || ok && !v.IsValid() {
 		_ = c.lease.Raw(func(any) error { return driver.ErrBadConn }) // has it closed
 	}
 	_ = c.lease.Close() // it is given back, or was closed
-	return nil
 }
 
 // stmt is a statement that pgx prepares when it is run.

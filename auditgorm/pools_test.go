@@ -243,20 +243,48 @@ func TestOtherPools_FailedTransaction(t *testing.T) {
 // A connection stamps in transactions, and counts what it could not stamp.
 func TestOtherPools_Connection(t *testing.T) {
 	t.Parallel()
-	a, db, plugin := newDB(t, gorm.Config{})
-	must(t, db.WithContext(by(t.Context(), "ann")).Connection(func(tx *gorm.DB) error {
-		return errors.Join(
-			tx.Exec("INSERT INTO todos (task) VALUES ('alone')").Error,
-			tx.Transaction(func(tx *gorm.DB) error {
-				return errors.Join(tx.Create(&Todo{Task: "inner"}).Error, tx.Exec("INSERT INTO todos (task) VALUES ('exec')").Error)
-			}),
-			tx.Create(&Todo{Task: "create"}).Error)
-	}))
-	if diff := cmp.Diff([]string{"CREATE alone", "CREATE inner by ann", "CREATE exec by ann", "CREATE create by ann"}, history(t, a)); diff != "" {
-		t.Error(diff)
+	for _, driverName := range []string{"pgx", "postgres"} {
+		a := audittest.New(t, audit.Config{}, todoSQL)
+		db := open(t, postgres.New(postgres.Config{DriverName: driverName, DSN: a.URL()}), gorm.Config{})
+		plugin := use(t, db)
+		must(t, db.WithContext(by(t.Context(), "ann")).Connection(func(tx *gorm.DB) error {
+			return errors.Join(
+				tx.Exec("INSERT INTO todos (task) VALUES ('alone')").Error,
+				tx.Transaction(func(tx *gorm.DB) error {
+					return errors.Join(tx.Create(&Todo{Task: "inner"}).Error, tx.Exec("INSERT INTO todos (task) VALUES ('exec')").Error)
+				}),
+				tx.Create(&Todo{Task: "create"}).Error)
+		}))
+		if diff := cmp.Diff([]string{"CREATE alone", "CREATE inner by ann", "CREATE exec by ann", "CREATE create by ann"}, history(t, a)); diff != "" {
+			t.Errorf("%s: %s", driverName, diff)
+		}
+		if stats := plugin.Stats(); stats.Stamped != 3 || stats.Lost != 1 {
+			t.Errorf("%s: %+v", driverName, stats)
+		}
 	}
-	if stats := plugin.Stats(); stats.Stamped != 3 || stats.Lost != 1 {
-		t.Errorf("%+v", stats)
+}
+
+// What has no context is counted in pools of others, too.
+func TestOtherPools_Without(t *testing.T) {
+	t.Parallel()
+	for _, driverName := range []string{"pgx", "postgres"} {
+		database := audittest.NewDatabase(t)
+		database.Exec(t, todoSQL)
+		pool := openPool(t, connectorOf(t, driverName, database.URL()))
+		tx, err := pool.BeginTx(t.Context(), nil)
+		must(t, err)
+		conn, err := pool.Conn(t.Context())
+		must(t, err)
+		for _, other := range []gorm.ConnPool{tx, conn} {
+			db := open(t, postgres.New(postgres.Config{Conn: other}), gorm.Config{SkipDefaultTransaction: true})
+			plugin := use(t, db)
+			must(t, db.Create(&Todo{Task: "create"}).Error)
+			must(t, db.Find(new([]Todo)).Error)
+			if stats := plugin.Stats(); stats.Without != 1 || stats.Lost+stats.Stamped != 0 {
+				t.Errorf("%s: %T: %+v", driverName, other, stats)
+			}
+		}
+		must(t, errors.Join(tx.Commit(), conn.Close()))
 	}
 }
 

@@ -5,9 +5,11 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/lib/pq"
 	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
 
@@ -73,6 +75,26 @@ func openCounted(t *testing.T, database *audittest.Database, simple bool, config
 	return db, counts
 }
 
+// Dial and DialTimeout are of pq.Dialer.
+func (c *trips) Dial(network, addr string) (net.Conn, error) { return c.DialTimeout(network, addr, 0) }
+
+func (c *trips) DialTimeout(network, addr string, timeout time.Duration) (net.Conn, error) {
+	conn, err := (&net.Dialer{Timeout: timeout}).DialContext(context.Background(), network, addr)
+	return countedConn{conn, c}, err
+}
+
+// openCountedPQ is openCounted over lib/pq.
+func openCountedPQ(t *testing.T, database *audittest.Database, config gorm.Config) (*gorm.DB, *trips) {
+	t.Helper()
+	counts := &trips{}
+	connector, err := pq.NewConnector(database.URL())
+	must(t, err)
+	connector.Dialer(counts)
+	pool := openPool(t, connector)
+	pool.SetMaxOpenConns(1)
+	return open(t, postgres.New(postgres.Config{Conn: pool}), config), counts
+}
+
 // A stamped write takes no more round trips than one without the plugin, once a
 // connection has prepared what it runs. In a transaction GORM prepares each time what it
 // has prepared outside of this one, so there it takes less.
@@ -94,6 +116,45 @@ func TestRoundTrips(t *testing.T) {
 			if stats := plugin.Stats(); stats.Stamped != 6*4 {
 				t.Errorf("%s, simple protocol %v: %+v", name, simple, stats)
 			}
+		}
+	}
+}
+
+// Over lib/pq a lone write takes two more, for the transaction around it, and a
+// transaction one, for the stamp. Where GORM has prepared a statement before, that is
+// prepared again, which takes another two.
+func TestRoundTrips_OtherDriver(t *testing.T) {
+	t.Parallel()
+	database := audittest.NewDatabase(t)
+	database.Exec(t, todoSQL)
+	for name, config := range modes {
+		bare, bareTrips := openCountedPQ(t, database, config)
+		db, stampedTrips := openCountedPQ(t, database, config)
+		plugin := use(t, db)
+		want, got := tripsOf(t, bare, bareTrips), tripsOf(t, db, stampedTrips)
+		for act, n := range got {
+			most := want[act]
+			switch act {
+			case "find":
+			case "exec", "raw":
+				most += 2
+			case "transaction":
+				most++
+			default:
+				most++
+				if config.SkipDefaultTransaction {
+					most++
+				}
+			}
+			if config.PrepareStmt {
+				most += 2
+			}
+			if n > most || n == 0 {
+				t.Errorf("%s: %s takes %d round trips, without the plugin %d", name, act, n, want[act])
+			}
+		}
+		if stats := plugin.Stats(); stats.Stamped != 6*4 {
+			t.Errorf("%s: %+v", name, stats)
 		}
 	}
 }
