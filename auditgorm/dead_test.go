@@ -78,13 +78,13 @@ func TestDeadConnections(t *testing.T) {
 					}},
 				} {
 					must(t, act.do(act.name+" before"))
-					die(t, a.Database, pool, 8)
+					die(t, a.Database, pool, 5)
 					if err := act.do(act.name + " behind"); err != nil {
 						t.Errorf("%s: %v", act.name, err)
 					}
 					want = append(want, "CREATE "+act.name+" before by ann", "CREATE "+act.name+" behind by ann")
 				}
-				die(t, a.Database, pool, 8)
+				die(t, a.Database, pool, 5)
 				must(t, db.Find(new([]Todo)).Error)
 				if diff := cmp.Diff(want, history(t, a)); diff != "" {
 					t.Error(diff)
