@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -124,6 +125,24 @@ func TestSync_MessagesOfStrangers(t *testing.T) {
 	a.Sync(t)
 	if n := audittest.Value[int](t, a.Database, "SELECT count(*) FROM audit.barriers WHERE nonce LIKE '%0123456789abcdef%'"); n != 1 {
 		t.Errorf("%d messages of strangers are kept, want 1", n)
+	}
+}
+
+// A trial that fails for another reason does not say that the server does not decode.
+func TestStart_WALLevelOfAnotherNameAndNoSlotLeft(t *testing.T) {
+	t.Parallel()
+	db := audittest.NewServer(t, audittest.ServerOptions{Settings: map[string]string{"max_replication_slots": "1"}}).NewDatabase(t)
+	db.Exec(t, todoTable+"; SELECT pg_create_physical_replication_slot('taken')")
+	proxy := faulttest.NewProxy(t, db.URL())
+	proxy.Rewrite(func(answer []byte) {
+		for at := bytes.Index(answer, []byte("logical")); at >= 0; at = bytes.Index(answer, []byte("logical")) {
+			copy(answer[at:], "decoded")
+		}
+	})
+	client := openClient(t, audit.Config{SourceURL: proxy.URL(), StoreURL: db.URL()})
+	err := client.Start(t.Context())
+	if err == nil || strings.Contains(err.Error(), "wal_level is") || !strings.Contains(err.Error(), "all 1 replication slots are in use") {
+		t.Errorf("Start: %v, want that no slot is left, and nothing of wal_level", err)
 	}
 }
 

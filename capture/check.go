@@ -128,7 +128,11 @@ func (s *Setup) serverState(ctx context.Context) (v serverState, err error) {
 		return v, fmt.Errorf("check source: %w", err)
 	}
 	if v.walLevel != "logical" && !v.standby {
-		v.decodes = v.slotExists || s.decodes(ctx)
+		if v.decodes = v.slotExists; !v.decodes {
+			if v.decodes, err = s.decodes(ctx); err != nil {
+				return v, err
+			}
+		}
 	}
 	if v.publication, err = s.publicationState(ctx); err != nil {
 		return v, err
@@ -140,10 +144,23 @@ func (s *Setup) serverState(ctx context.Context) (v serverState, err error) {
 // decodes reports whether the server decodes its WAL, by trying: servers that differ, and
 // later ones, name the level otherwise. A server that does not says so at once; one that
 // does may have to wait for open transactions, and is not waited for.
-func (s *Setup) decodes(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, 2*decodeTrial)
+func (s *Setup) decodes(ctx context.Context) (bool, error) {
+	trying, cancel := context.WithTimeout(ctx, 2*decodeTrial)
 	defer cancel()
-	err := pgx.BeginFunc(ctx, s.DB, func(tx pgx.Tx) error {
+	err := s.tryDecoding(trying)
+	switch {
+	case err == nil, isCode(err, "57014"), ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded):
+		return true, nil // or it was about to, and had to wait
+	case isCode(err, "53400"):
+		return true, nil // the level is looked at before slots are counted
+	case isCode(err, "55000", "42501"):
+		return false, nil
+	}
+	return false, fmt.Errorf("find out whether the source decodes its WAL: %w", err)
+}
+
+func (s *Setup) tryDecoding(ctx context.Context) error {
+	return pgx.BeginFunc(ctx, s.DB, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL statement_timeout = %d", decodeTrial.Milliseconds())); err != nil {
 			return err
 		}
@@ -154,7 +171,6 @@ func (s *Setup) decodes(ctx context.Context) bool {
 		_, err := tx.Exec(ctx, "SELECT pg_catalog.pg_drop_replication_slot($1)", name)
 		return err
 	})
-	return err == nil || isCode(err, "57014") // it was about to, and had to wait
 }
 
 // decodeTrial bounds the trial.
