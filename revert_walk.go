@@ -221,7 +221,7 @@ func (w *historyWalk) bringBack(index map[string][]*rowHistory, key string, by *
 	}
 	for _, h := range w.all {
 		n := len(h.left)
-		if h.row.firstKey != key || h.guest != nil || n == 0 || h.presence.top().value != rowGone || !by.revert.Of.covers(&h.left[n-1].by.change) {
+		if h.key == key || h.row.firstKey != key || h.guest != nil || n == 0 || h.presence.top().value != rowGone || !by.revert.Of.covers(&h.left[n-1].by.change) {
 			continue
 		}
 		index[h.key] = slices.DeleteFunc(slices.Clone(index[h.key]), func(o *rowHistory) bool { return o == h })
